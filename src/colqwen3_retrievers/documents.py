@@ -125,9 +125,9 @@ class Page:
         return Path(self._image) if isinstance(self._image, str | Path) else None
 
     @property
-    def has_image(self) -> bool:
-        """Whether the page has an image, without opening it."""
-        return self._image is not None
+    def image_source(self) -> ImageSource | None:
+        """The image as it was given, unopened: a PIL image, a path, bytes, or None."""
+        return self._image
 
     @property
     def sha256(self) -> str:
@@ -163,7 +163,7 @@ class Page:
 
     def __repr__(self) -> str:
         """Name the page; never its pixels."""
-        kind = "video" if self.video is not None else "image" if self.has_image else "text"
+        kind = "video" if self.video is not None else "image" if self._image is not None else "text"
         return f"Page(id={self.id!r}, source={self.source!r}, number={self.number}, {kind})"
 
 

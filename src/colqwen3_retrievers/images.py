@@ -1,19 +1,26 @@
 """Opening pictures: one place that decides what RGB pixels a file, some bytes or a PIL image stand for.
 
 EXIF orientation is applied, transparency is laid over white, palettes, CMYK, greyscale and 16-bit images become 8-bit
-RGB, and of an animation the first frame counts. Sizes are checked from the header, before anything is decoded.
+RGB, and of an animation the first frame counts. Sizes are checked from the header, before anything is decoded, and only
+plain raster formats are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 """
 
 from __future__ import annotations
 
 import io
+import re
+import stat
 import struct
+import threading
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from colqwen3_retrievers.errors import ConfigError, PageError
 
@@ -26,7 +33,22 @@ MAX_IMAGE_BYTES = 256 * 2**20
 ImageSource = Image.Image | str | Path | bytes
 """What counts as an image everywhere: a PIL image, a path, or the bytes of an image file."""
 
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "AVIF", "MPO")
+"""Pillow's names of the formats that are read, where this build of Pillow has them."""
+
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_URL = re.compile(r"(?:https?|ftps?|s3|gs|az|file):/|data:", re.IGNORECASE)  # one slash: a Path folds "//" into "/"
+_ORIENTATION = 0x0112  # the EXIF and TIFF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None) -> Image.Image:
@@ -51,21 +73,78 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name:
     """
     label = name or _label(source)
     if isinstance(source, Image.Image):
-        _check_size(source, max_pixels, label)
-        return _guarded(lambda: to_rgb(source), label)
-    with warnings.catch_warnings():
+        check_size(source, max_pixels, label)
+        with decoding(label):
+            return to_rgb(source)
+    opened = open_header(io.BytesIO(read_image_bytes(source, name=label)), max_pixels=max_pixels, name=label)
+    with opened, decoding(label):
+        return to_rgb(opened)
+
+
+def open_header(stream: IO[bytes], *, max_pixels: int = MAX_IMAGE_PIXELS, name: str) -> Image.Image:
+    """Read an image's header and check its size; no pixel is decoded.
+
+    Args:
+        stream: the image file, open for reading; it must stay open until the pixels have been read.
+        max_pixels: most pixels (width x height) the header may declare.
+        name: what to call it in an error.
+
+    Returns:
+        Pillow's lazy image.
+
+    Raises:
+        PageError: not an image of :data:`IMAGE_FORMATS`, or too large.
+
+    >>> open_header(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0"), name="drawing.eps")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: drawing.eps: not an image that can be read
+    """
+    Image.init()
+    formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
+    with decoding(name), _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is ours and exact
-        opened = _guarded(lambda: Image.open(io.BytesIO(read_image_bytes(source, name=label))), label)
-        with opened:
-            _check_size(opened, max_pixels, label)
-            return _guarded(lambda: to_rgb(opened), label)
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on damaged metadata, which is not used
+        opened = Image.open(stream, formats=formats)
+    check_size(opened, max_pixels, name)
+    return opened
+
+
+def checked_size(image: Image.Image) -> tuple[int, int]:
+    """Decode an image of :func:`open_header` to its end, keep nothing, and give its upright size.
+
+    A JPEG is decoded at an eighth of its size, which reads all of its bytes.
+
+    Args:
+        image: of :func:`open_header`; afterwards it holds reduced pixels, and only its header should be used.
+
+    Returns:
+        Width and height in pixels, as :func:`open_image` gives them.
+
+    Raises:
+        Exception: whatever Pillow makes of a broken file; call it under :func:`decoding`.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (40, 30)).save(file, "JPEG")
+    >>> checked_size(open_header(file, name="a.jpg"))
+    (40, 30)
+    """
+    size = image.size
+    if image.format in ("JPEG", "MPO"):
+        image.draft(None, (1, 1))
+        image.load()
+    else:
+        image.load()
+        size = image.size  # Pillow turns a TIFF as it is loaded
+    method = _upright_method(image)
+    swapped = method is not None and Image.new("L", (2, 1)).transpose(method).size == (1, 2)
+    return (size[1], size[0]) if swapped else size
 
 
 def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> bytes:
     """Give the bytes of an image file, within :data:`MAX_IMAGE_BYTES`.
 
     Raises:
-        PageError: no such file, a folder, empty, or too many bytes.
+        PageError: no such file, a folder, a pipe or device, empty, or too many bytes.
         ConfigError: a URL, or a type that holds no image.
 
     >>> read_image_bytes(b"abc")
@@ -73,14 +152,16 @@ def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> 
     """
     label = name or _label(source)
     if isinstance(source, str | Path):
-        text = str(source)
-        if text.startswith(("http://", "https://", "data:", "ftp://", "s3://")):
+        if _URL.match(str(source)):
             raise ConfigError(f"{label}: an image URL is not fetched; download it and give the file or its bytes")
         try:
-            size = Path(source).stat().st_size
-            if size > MAX_IMAGE_BYTES:
-                raise PageError(f"{size:,} bytes, more than {MAX_IMAGE_BYTES:,}", source=label)
-            source = Path(source).read_bytes()
+            status = Path(source).stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, a device might never end
+                raise PageError("not a regular file", source=label)
+            if status.st_size > MAX_IMAGE_BYTES:
+                raise PageError(f"{status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}", source=label)
+            with Path(source).open("rb") as file:
+                source = file.read(MAX_IMAGE_BYTES + 1)  # the file may be growing
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             raise PageError(f"cannot be read: {reason}", source=label) from exc
@@ -100,25 +181,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image: any mode; left as it was.
 
     Returns:
-        A new image of mode ``RGB``.
+        A new image of mode ``RGB``, without metadata.
 
     >>> from PIL import Image
     >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
     (255, 255, 255)
     """
-    if getattr(image, "n_frames", 1) > 1:
-        image = image.copy() if image.tell() == 0 else _first_frame(image)
-    image = ImageOps.exif_transpose(image)
+    if image.tell() != 0:
+        image = _first_frame(image)
+    image.load()
+    turn = _upright_method(image)
+    image = image if turn is None else image.transpose(turn)
     if image.mode in _SIXTEEN_BIT:
         high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        image = Image.fromarray(high_byte, "L")
+        image = Image.fromarray(high_byte)
     elif image.mode in ("I", "F"):
         image = _stretch(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+        image = Image.alpha_composite(white, rgba)
+    image = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    image.info = {}  # an orientation left here would turn the picture a second time
+    return image
+
+
+def _upright_method(image: Image.Image) -> Image.Transpose | None:
+    """How to turn by the EXIF orientation; a picture whose EXIF cannot be read stays as it is, as in viewers."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # the EXIF parser raises whatever the bytes lead it to, and no pixel depends on it
+        return None
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
@@ -138,10 +231,15 @@ def _stretch(image: Image.Image) -> Image.Image:
         values = values * 255.0
     elif top > 255.0:
         values = values * (255.0 / max(top, 65535.0))
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), "L")
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _check_size(image: Image.Image, max_pixels: int, label: str) -> None:
+def check_size(image: Image.Image, max_pixels: int, label: str) -> None:
+    """Refuse an image that has no pixels or more than ``max_pixels``.
+
+    Raises:
+        PageError: it does; the message names ``label``.
+    """
     width, height = image.size
     if width < 1 or height < 1:
         raise PageError(f"the image has no pixels ({width} x {height})", source=label)
@@ -158,17 +256,22 @@ def _label(source: object) -> str:
     return f"<{len(source):,} bytes>" if isinstance(source, bytes | bytearray) else f"<{type(source).__name__}>"
 
 
-def _guarded(work: Callable[[], Image.Image], label: str) -> Image.Image:
-    """Run a decoder; whatever Pillow's decoders throw at a broken file becomes a PageError."""
+@contextmanager
+def decoding(label: str) -> Iterator[None]:
+    """Make whatever Pillow's decoders throw at a broken file a PageError naming ``label``.
+
+    >>> with decoding("a.png"):
+    ...     raise SyntaxError("broken PNG file")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: a.png: the image is broken: broken PNG file
+    """
     try:
-        return work()
-    except (PageError, ConfigError, MemoryError):
-        raise
+        yield
     except UnidentifiedImageError as exc:
         raise PageError("not an image that can be read", source=label) from exc
     except Image.DecompressionBombError as exc:
         raise PageError("the image declares too many pixels", source=label) from exc
-    except (OSError, ValueError, TypeError, SyntaxError, IndexError, KeyError, EOFError, OverflowError) as exc:
-        raise PageError(f"the image is broken: {exc}", source=label) from exc
-    except (ZeroDivisionError, AttributeError, struct.error) as exc:
+    except (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, ArithmeticError) as exc:
+        raise exc if isinstance(exc, ConfigError) else PageError(f"the image is broken: {exc}", source=label) from exc
+    except (AttributeError, AssertionError, NotImplementedError, struct.error, zlib.error) as exc:
         raise PageError(f"the image is broken: {exc}", source=label) from exc

@@ -1,0 +1,63 @@
+"""ColQwen3 late interaction for LlamaIndex and LangChain: exact encoding, MaxSim retrieval, reranking.
+
+Importing this package costs nothing: every name is loaded when it is first used, and torch, transformers and the
+frameworks only when something needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from colqwen3_retrievers.datatypes import EncoderInfo as EncoderInfo
+    from colqwen3_retrievers.datatypes import MultiVector as MultiVector
+    from colqwen3_retrievers.datatypes import PackedEmbeddings as PackedEmbeddings
+    from colqwen3_retrievers.documents import Hit as Hit
+    from colqwen3_retrievers.documents import Page as Page
+    from colqwen3_retrievers.documents import Query as Query
+    from colqwen3_retrievers.documents import Video as Video
+    from colqwen3_retrievers.encoder import ColQwen3Encoder as ColQwen3Encoder
+    from colqwen3_retrievers.errors import ColQwen3Error as ColQwen3Error
+    from colqwen3_retrievers.index import PageIndex as PageIndex
+    from colqwen3_retrievers.late_interaction import maxsim as maxsim
+    from colqwen3_retrievers.options import TorchOptions as TorchOptions
+    from colqwen3_retrievers.pages import load_pages as load_pages
+    from colqwen3_retrievers.stores import open_store as open_store
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ColQwen3Encoder": "encoder",
+    "ColQwen3Error": "errors",
+    "EncoderInfo": "datatypes",
+    "Hit": "documents",
+    "MultiVector": "datatypes",
+    "PackedEmbeddings": "datatypes",
+    "Page": "documents",
+    "PageIndex": "index",
+    "Query": "documents",
+    "TorchOptions": "options",
+    "Video": "documents",
+    "load_pages": "pages",
+    "maxsim": "late_interaction",
+    "open_store": "stores",
+}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

@@ -1,0 +1,354 @@
+"""The encoder: pages and queries in, multi-vectors out, whatever the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from colqwen3_retrievers import sharing
+from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
+from colqwen3_retrievers.documents import Page, Query, Video
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, require
+from colqwen3_retrievers.images import ImageSource
+from colqwen3_retrievers.late_interaction import maxsim
+from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.rendering import EncoderInput
+from colqwen3_retrievers.settings import EncoderSettings, OpenedSettings
+from colqwen3_retrievers.worker import WorkerStats, gather
+
+T = TypeVar("T")
+
+
+class ColQwen3Encoder:
+    """Encodes queries and pages into multi-vectors with a ColQwen3 checkpoint.
+
+    Nothing is loaded or downloaded before it is needed; encoders with equal settings share one model in a process; it
+    may be called from any number of threads, whose inputs are gathered into batches.
+
+    Args:
+        model: hub name, folder, or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes TomoroAI's 4B checkpoint.
+        engine: ``"auto"``, ``"torch"``, or a :class:`TorchOptions`; ``"auto"`` reads ``COLQWEN3_ENGINE``.
+        device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the best there is.
+        dtype: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``, of the backbone; projection and L2 stay float32.
+        dim: Matryoshka dim, one the checkpoint was trained for; None keeps its full dim.
+        pool_factor: document tokens pooled into one, from 1 (none); queries are never pooled.
+        max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
+        revision: branch, tag or commit of a hub model.
+        family: overrules the family told from the checkpoint: tomoro, ops, nemotron, sauerkraut or colpali.
+        include_text: whether a page's text joins its image in the prompt.
+        truncate: whether a text beyond the limit is cut to fit instead of refused.
+
+    Raises:
+        ConfigError: a setting that cannot be used. What depends on the checkpoint is checked at the first use.
+
+    Example:
+        >>> encoder = ColQwen3Encoder("tiny", dim=64)        # nothing is loaded yet
+        >>> encoder.to_dict()["dim"], encoder
+        (64, ColQwen3Encoder(model='tiny', dim=64))
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        engine: str | TorchOptions = "auto",
+        device: str | None = None,
+        dtype: str = "auto",
+        dim: int | None = None,
+        pool_factor: int = 1,
+        max_visual_tokens: int | None = None,
+        revision: str | None = None,
+        family: str | None = None,
+        include_text: bool = False,
+        truncate: bool = False,
+    ) -> None:
+        self._settings = EncoderSettings.resolve(
+            model,
+            engine,
+            device=device,
+            dtype=dtype,
+            dim=dim,
+            pool_factor=pool_factor,
+            max_visual_tokens=max_visual_tokens,
+            revision=revision,
+            family=family,
+            include_text=include_text,
+            truncate=truncate,
+        )
+        self._lock = threading.Lock()
+        self._opened: OpenedSettings | None = None
+        self._handle: tuple[sharing.SharedEngine, int] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._closed = False
+
+    # -- encoding ------------------------------------------------------------------------------------------------------
+
+    def encode_queries(self, queries: Sequence[str | Query], *, show_progress: bool = False) -> list[MultiVector]:
+        """Encode queries.
+
+        Args:
+            queries: texts, or :class:`Query` for an image, or an image with text.
+            show_progress: whether to draw a progress bar.
+
+        Returns:
+            For each query in order, a multi-vector (n_tokens, dim); prompt and augmentation tokens count, as trained.
+
+        Raises:
+            EncodeError: one cannot be encoded; ``.index`` says which.
+            InputTooLongError: one is beyond the family's limit and ``truncate`` is off.
+        """
+        return self._collect(_items(queries, "queries"), self._submit_query, "queries", show_progress)
+
+    def encode_pages(self, pages: Iterable[Page], *, show_progress: bool = False) -> list[MultiVector]:
+        """Encode pages: the image alone (with its text when ``include_text``), else the text, or the video.
+
+        Args:
+            pages: any iterable; a generator is read only as far ahead as memory allows.
+            show_progress: whether to draw a progress bar.
+
+        Returns:
+            For each page in order, a multi-vector (n_tokens, dim), pooled when ``pool_factor`` > 1.
+
+        Raises:
+            EncodeError: one cannot be encoded; ``.index`` says which.
+        """
+        return self._collect(_items(pages, "pages"), self._submit_page, "pages", show_progress)
+
+    def encode_images(self, images: Iterable[ImageSource], *, show_progress: bool = False) -> list[MultiVector]:
+        """Encode images as documents.
+
+        Args:
+            images: PIL images, paths, or bytes of image files.
+            show_progress: whether to draw a progress bar.
+
+        Raises:
+            EncodeError: one cannot be read; ``.index`` says which.
+        """
+        pages = (_page(i, image=image) for i, image in enumerate(_items(images, "images")))
+        return self.encode_pages(pages, show_progress=show_progress)
+
+    def encode_texts(self, texts: Iterable[str], *, show_progress: bool = False) -> list[MultiVector]:
+        """Encode texts as documents.
+
+        Args:
+            texts: non-empty texts within the context length.
+            show_progress: whether to draw a progress bar.
+
+        Raises:
+            EncodeError: one is empty or too long; ``.index`` says which.
+        """
+        pages = (_page(i, text=text) for i, text in enumerate(_items(texts, "texts")))
+        return self.encode_pages(pages, show_progress=show_progress)
+
+    def encode_videos(
+        self, videos: Iterable[Video | str | Path | Sequence[ImageSource]], *, fps: float = 1.0
+    ) -> list[MultiVector]:
+        """Encode videos as documents, where the family has a prompt for them.
+
+        Args:
+            videos: files (need the ``video`` extra), lists of frames already sampled, or :class:`Video`.
+            fps: frames sampled a second from a file, and the pace of a list of frames.
+
+        Raises:
+            EncodeError: one cannot be read, or the family has no video prompt; ``.index`` says which.
+        """
+        if not fps > 0:
+            raise ConfigError(f"fps: expected a number above 0, got {fps!r}")
+        pages = (_page(i, video=_video(video, fps, i)) for i, video in enumerate(_items(videos, "videos")))
+        return self.encode_pages(pages)
+
+    def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
+        """Start encoding queries; the future's result is that of :meth:`encode_queries`."""
+        return gather([self._submit_query(query, i) for i, query in enumerate(_items(queries, "queries"))])
+
+    def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
+        """Start encoding pages; the future's result is that of :meth:`encode_pages`."""
+        return gather([self._submit_page(page, i) for i, page in enumerate(_items(pages, "pages"))])
+
+    def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: str = "sum") -> Float32:
+        """Compare multi-vectors by MaxSim, in float32.
+
+        Args:
+            queries: from :meth:`encode_queries`.
+            documents: from the other encode methods.
+            mode: ``"sum"`` over query tokens, or ``"mean"``.
+
+        Returns:
+            float32 (n_queries, n_documents).
+        """
+        return maxsim(queries, documents, mode=mode)
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What shapes its multi-vectors. Reads the checkpoint's headers, not its weights."""
+        return self._open().info
+
+    @property
+    def stats(self) -> WorkerStats:
+        """How often the shared engine was loaded, and how many batches and inputs it has encoded."""
+        return self._engine().worker.stats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give its settings as JSON values: no weights, no secrets."""
+        return self._settings.to_dict()
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> ColQwen3Encoder:
+        """Make an encoder from :meth:`to_dict`'s settings; nothing is loaded.
+
+        Raises:
+            ConfigError: an unknown setting.
+
+        >>> ColQwen3Encoder.from_dict(ColQwen3Encoder("tiny").to_dict())
+        ColQwen3Encoder(model='tiny')
+        """
+        known = EncoderSettings.from_dict(settings)
+        return cls(**{item.name: getattr(known, item.name) for item in dataclasses.fields(known)})
+
+    def close(self) -> None:
+        """Let go of the model; it is freed when no other encoder shares it. Further use is an error."""
+        with self._lock:
+            self._closed = True
+            handle, self._handle = self._handle, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
+        if handle is not None:
+            sharing.release(*handle)
+
+    def __enter__(self) -> Self:
+        """Give itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle as settings; a copy in the same process shares the model, one in another process loads its own."""
+        return ColQwen3Encoder.from_dict, (self.to_dict(),)
+
+    def __repr__(self) -> str:
+        """Name the model and the settings that are not the default."""
+        return f"ColQwen3Encoder({', '.join(f'{key}={value!r}' for key, value in self._settings.changed.items())})"
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> OpenedSettings:
+        with self._lock:
+            if self._opened is None:
+                self._opened = OpenedSettings.open(self._settings)
+            return self._opened
+
+    def _engine(self) -> sharing.SharedEngine:
+        opened = self._open()
+        with self._lock:
+            if self._closed:
+                raise EngineError("the encoder is closed")
+            if self._handle is None or self._handle[1] != sharing.current_generation():
+                self._handle = sharing.acquire(
+                    opened.engine_key, opened.load_engine, prepare_threads=opened.prepare_threads
+                )
+                self._finalizer = weakref.finalize(self, _release_later, *self._handle)
+                self._finalizer.atexit = False
+            return self._handle[0]
+
+    def _submit_query(self, query: str | Query, index: int) -> Future[MultiVector]:
+        opened = self._open()
+
+        def render() -> EncoderInput:
+            with _about(index):
+                asked = Query(query) if isinstance(query, str) else query
+                if not isinstance(asked, Query):
+                    raise ConfigError(f"a query is a text or a Query, not {type(query).__name__}")
+                return opened.renderer.query(asked)
+
+        return self._engine().submit_query(render, opened.finish)
+
+    def _submit_page(self, page: Page, index: int) -> Future[MultiVector]:
+        opened = self._open()
+
+        def render() -> EncoderInput:
+            with _about(index):
+                if not isinstance(page, Page):
+                    raise ConfigError(f"expected a Page, not {type(page).__name__}")
+                return opened.renderer.document(page)
+
+        return self._engine().submit_page(render, opened.finish)
+
+    def _collect(
+        self, items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]], unit: str, show_progress: bool
+    ) -> list[MultiVector]:
+        """Keep a bounded number of inputs under way, and give the results in order."""
+        results: list[MultiVector] = []
+        pending: deque[Future[MultiVector]] = deque()
+        bar: Any = None
+        if show_progress:
+            total = len(items) if isinstance(items, Sequence) else None
+            bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
+
+        def take() -> None:
+            results.append(pending.popleft().result())
+            if bar is not None:
+                bar.update()
+
+        try:
+            for index, item in enumerate(items):
+                pending.append(submit(item, index))
+                if len(pending) > 2 * sharing.IN_FLIGHT_PAGES:
+                    take()
+            while pending:
+                take()
+        finally:
+            for future in pending:
+                future.cancel()
+            if bar is not None:
+                bar.close()
+        return results
+
+
+@contextmanager
+def _about(index: int) -> Iterator[None]:
+    """Whatever is wrong inside is wrong with input ``index`` of the call."""
+    try:
+        yield
+    except EncodeError as exc:
+        raise exc.at(index) from exc
+    except ColQwen3Error as exc:
+        raise EncodeError(f"input {index}: {exc}", index=index) from exc
+
+
+def _items(values: Iterable[T], name: str) -> Iterable[T]:
+    if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
+    return values
+
+
+def _page(index: int, *, image: ImageSource | None = None, text: str = "", video: Video | None = None) -> Page:
+    with _about(index):
+        return Page(id=f"input {index}", image=image, text=text, video=video)
+
+
+def _video(video: Video | str | Path | Sequence[ImageSource], fps: float, index: int) -> Video:
+    with _about(index):
+        if isinstance(video, Video):
+            return video
+        if isinstance(video, str | Path):
+            from colqwen3_retrievers.video import load_video
+
+            return load_video(video, fps=fps)
+        return Video(tuple(video), tuple(i / fps for i in range(len(video))))
+
+
+def _release_later(engine: sharing.SharedEngine, generation: int) -> None:
+    """Release from a thread of its own: the garbage collector may run in one of the engine's."""
+    threading.Thread(target=sharing.release, args=(engine, generation), daemon=True).start()

@@ -1,0 +1,146 @@
+"""The in-process PyTorch engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from colqwen3_retrievers.checkpoint import Checkpoint
+from colqwen3_retrievers.datatypes import Float32
+from colqwen3_retrievers.errors import ConfigError, EngineError
+from colqwen3_retrievers.model import ColQwen3Model, load_model
+from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.rendering import EncoderInput
+
+_BATCH_TOKENS = {"cuda": 16_384, "mps": 4_096, "cpu": 4_096}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class TorchEngine:
+    """A checkpoint on one device of this process.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the first of cuda, mps, cpu that is there.
+        dtype: the backbone's; ``"auto"`` is bfloat16 on CUDA (float16 before Ampere) and float32 elsewhere.
+        options: see :class:`TorchOptions`.
+
+    Raises:
+        ConfigError: no such device or dtype, or flash attention without its package.
+        CheckpointError: the weights do not fill the model.
+        EngineError: the device does not work in this process.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str | None, dtype: str = "auto", options: TorchOptions | None = None
+    ) -> None:
+        options = options or TorchOptions()
+        self.device = _pick_device(device)
+        self.dtype = _pick_dtype(dtype, self.device)
+        self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, 4_096)
+        self.n_halvings = 0
+        self._model: ColQwen3Model | None = None
+        try:
+            self._model = load_model(
+                checkpoint, device=self.device, dtype=self.dtype, attention=options.attn_implementation
+            )
+        except ImportError as exc:
+            raise ConfigError(f"attn_implementation {options.attn_implementation!r} is not to be had: {exc}") from exc
+        except RuntimeError as exc:
+            raise EngineError(f"{checkpoint.model} cannot be loaded on {self.device}: {_first_line(exc)}") from exc
+
+    def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
+        """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`.
+
+        Inputs of like length are batched together, and a batch with its padding stays within ``batch_tokens``. When
+        memory runs out the batch is halved, and later ones start at the size that fitted.
+
+        Raises:
+            EngineError: a single input does not fit, or the device failed.
+        """
+        results: list[Float32 | None] = [None] * len(inputs)
+        by_length = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
+        while by_length:
+            batch = self._take(by_length, inputs)
+            for index, rows in zip(batch, self._forward([inputs[i] for i in batch]), strict=True):
+                results[index] = rows
+        return [rows for rows in results if rows is not None]
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take(self, waiting: list[int], inputs: Sequence[EncoderInput]) -> list[int]:
+        """Cut the next batch off the end of ``waiting``, longest inputs first, so that memory runs out early or not."""
+        longest = len(inputs[waiting[-1]])
+        count = max(1, self.batch_tokens // longest)
+        batch = waiting[-count:]
+        del waiting[-count:]
+        return batch
+
+    def _forward(self, inputs: list[EncoderInput]) -> list[Float32]:
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        try:
+            with torch.inference_mode():
+                rows = self._model(inputs)
+                return [np.ascontiguousarray(part.cpu().numpy(), dtype=np.float32) for part in rows]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+            if not _is_out_of_memory(exc):
+                raise EngineError(f"the model failed on {self.device}: {_first_line(exc)}") from exc
+            if len(inputs) == 1:
+                raise EngineError(
+                    f"out of memory on {self.device} with a single input of {len(inputs[0])} tokens; "
+                    "lower max_visual_tokens, or choose a smaller dtype or model"
+                ) from exc
+        # outside the handler, for the exception's traceback keeps the failed tensors alive
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        self.n_halvings += 1
+        self.batch_tokens = max(1, min(self.batch_tokens, half * max(len(item) for item in inputs)))
+        return self._forward(inputs[:half]) + self._forward(inputs[half:])
+
+
+def _pick_device(device: str | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except (RuntimeError, TypeError) as exc:
+        raise ConfigError(f"device {device!r}: {_first_line(exc)}") from exc
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: this torch ({torch.__version__}) sees no CUDA device")
+    if picked.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device {device!r}: this torch sees no MPS device")
+    if picked.type not in _BATCH_TOKENS:
+        raise ConfigError(f"device {device!r}: expected cuda, mps or cpu")
+    return picked
+
+
+def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    try:
+        return _DTYPES[dtype]
+    except KeyError:
+        raise ConfigError(f"dtype {dtype!r}: expected auto, {', '.join(_DTYPES)}") from None
+
+
+def _is_out_of_memory(exc: BaseException) -> bool:
+    if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(exc)  # the CPU and MPS allocators raise a bare RuntimeError
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__

@@ -1,0 +1,135 @@
+"""What a checkpoint's safetensors hold, read from their headers alone.
+
+The format: eight bytes of header length, a JSON header, then the tensors' bytes
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colqwen3_retrievers.errors import CheckpointError
+
+_HEADER_LIMIT = 100 * 2**20  # the format's own bound
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """Where one tensor lies.
+
+    Attributes:
+        name: its name in the file.
+        file: the safetensors file.
+        dtype: as the header spells it ("F16", "BF16", "F32", ...).
+        shape: its shape.
+        start: first byte, from the beginning of the file.
+        end: one past its last byte.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_json(path: Path, model: str) -> dict[str, Any]:
+    """Read a JSON object from a checkpoint's folder.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not a JSON object; it names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{model}: no {path.name} in {path.parent}") from exc
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{model}: {path.name} cannot be read: {exc}") from exc
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{model}: {path.name} holds no JSON object")
+    return value
+
+
+def read_tensor_table(folder: Path, name: str) -> dict[str, TensorRecord]:
+    """Read the headers of a checkpoint's safetensors, one file or shards.
+
+    Args:
+        folder: where they lie.
+        name: what to call the checkpoint in an error.
+
+    Returns:
+        Each tensor's record by its name in the files.
+
+    Raises:
+        CheckpointError: none there, a file torn or missing, or the index and the shards disagree.
+    """
+    index = folder / "model.safetensors.index.json"
+    promised: dict[str, str] = {}
+    if index.exists():
+        promised = read_json(index, name).get("weight_map", {})
+        shards = sorted({str(shard) for shard in promised.values()}) if isinstance(promised, dict) else []
+        if not shards or any(Path(shard).name != shard for shard in shards):
+            raise CheckpointError(f"{name}: {index.name} names no shards, or shards outside the folder")
+        files = [folder / shard for shard in shards]
+    else:
+        single = folder / "model.safetensors"
+        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f" ({pickled[0]} is a pickle, which is never read: convert it)" if pickled else ""
+        raise CheckpointError(f"{name}: no safetensors in {folder}{hint}")
+    if files[0].name == "adapter_model.safetensors":
+        raise CheckpointError(f"{name}: a LoRA adapter, not a model: merge it into its base first")
+    table: dict[str, TensorRecord] = {}
+    for file in files:
+        for record in _read_header(file, name):
+            if record.name in table:
+                raise CheckpointError(f"{name}: tensor {record.name} lies in two shards", unexpected=[record.name])
+            table[record.name] = record
+    missing = sorted(set(promised) - set(table))
+    if missing:
+        raise CheckpointError(f"{name}: {some_names(missing)} named in {index.name} but in no shard", missing=missing)
+    return table
+
+
+def _read_header(file: Path, name: str) -> list[TensorRecord]:
+    """Read a safetensors header: eight bytes of length, then JSON, then the tensors' bytes."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(_HEADER_LIMIT, size - 8):
+                raise CheckpointError(f"{name}: {file.name} is torn or not safetensors ({size:,} bytes)")
+            header = json.loads(stream.read(length))
+        records = [
+            TensorRecord(
+                tensor, file, item["dtype"], tuple(item["shape"]),
+                8 + length + item["data_offsets"][0], 8 + length + item["data_offsets"][1],
+            )
+            for tensor, item in header.items() if tensor != "__metadata__"
+        ]  # fmt: skip
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{name}: {file.name} is missing", missing=[file.name]) from exc
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+        raise CheckpointError(f"{name}: {file.name} has no readable safetensors header: {exc}") from exc
+    for record in records:
+        if record.end > size:
+            raise CheckpointError(
+                f"{name}: {file.name} is cut short: {record.name} ends at byte {record.end:,} of {size:,}"
+            )
+    return records
+
+
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """Join a list of names, shortened when it is long.
+
+    >>> some_names(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

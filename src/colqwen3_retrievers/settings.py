@@ -1,0 +1,222 @@
+"""An encoder's settings: checked, comparable, serialisable, and what they lead to once the checkpoint is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from colqwen3_retrievers.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
+from colqwen3_retrievers.compression import pool_tokens, truncate
+from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
+from colqwen3_retrievers.engines import Engine
+from colqwen3_retrievers.errors import ConfigError, EngineError, require
+from colqwen3_retrievers.families import VISUAL_TOKEN_SIDE, get_family
+from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.rendering import EncoderInput, Renderer
+from colqwen3_retrievers.tokens import PromptTokenizer
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+_PIXELS_A_TOKEN = VISUAL_TOKEN_SIDE**2
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """What :class:`colqwen3_retrievers.ColQwen3Encoder` was asked for; the arguments are described there.
+
+    Raises:
+        ConfigError: a value that no checkpoint could take.
+
+    >>> EncoderSettings(model="tiny", dim=0)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: dim: expected an integer from 1, got 0
+    """
+
+    model: str
+    engine: TorchOptions = dataclasses.field(default_factory=TorchOptions)
+    device: str | None = None
+    dtype: str = "auto"
+    dim: int | None = None
+    pool_factor: int = 1
+    max_visual_tokens: int | None = None
+    revision: str | None = None
+    family: str | None = None
+    include_text: bool = False
+    truncate: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the checkpoint."""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r}: expected {', '.join(DTYPES)}")
+        for name in ("dim", "pool_factor", "max_visual_tokens"):
+            value = getattr(self, name)
+            optional = value is None and name != "pool_factor"
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name}: expected an integer from 1, got {value!r}")
+        for name in ("include_text", "truncate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        for name in ("device", "revision"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigError(f"{name}: expected a string, got {getattr(self, name)!r}")
+        if self.family is not None:
+            get_family(self.family)
+
+    @classmethod
+    def resolve(cls, model: object, engine: object, **others: Any) -> EncoderSettings:
+        """Fill in the model and the engine from the environment where the arguments leave them open.
+
+        Raises:
+            ConfigError: a setting that cannot be used.
+        """
+        if model is None:
+            model = os.environ.get("COLQWEN3_MODEL") or DEFAULT_MODEL
+        if not isinstance(model, str | os.PathLike) or not os.fspath(model):
+            raise ConfigError(f"model: expected a hub name or a folder, got {model!r}")
+        if engine == "auto":
+            engine = os.environ.get("COLQWEN3_ENGINE") or "auto"
+        if engine in ("auto", "torch"):
+            engine = TorchOptions()
+        if not isinstance(engine, TorchOptions):
+            raise ConfigError(f"engine {engine!r}: expected auto, torch or a TorchOptions")
+        return cls(model=str(os.fspath(model)), engine=engine, **others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON values by name."""
+        return {**dataclasses.asdict(self), "engine": {"name": "torch", **dataclasses.asdict(self.engine)}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderSettings:
+        """Make settings from :meth:`to_dict`'s values.
+
+        Raises:
+            ConfigError: an unknown engine or setting.
+        """
+        try:
+            engine = dict(values["engine"])
+            if engine.pop("name") != "torch":
+                raise ConfigError(f"engine: expected torch, got {values['engine']!r}")
+            return cls(**{**values, "engine": TorchOptions(**engine)})
+        except (KeyError, TypeError) as exc:
+            raise ConfigError(f"encoder settings: {exc}") from exc
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the default, the model first."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name == "model" or getattr(self, item.name) != getattr(EncoderSettings(self.model), item.name)
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedSettings:
+    """Settings that met their checkpoint.
+
+    Attributes:
+        settings: as asked for.
+        checkpoint: opened; its weights are not loaded.
+        info: what shapes the multi-vectors.
+        renderer: makes engine inputs.
+    """
+
+    settings: EncoderSettings
+    checkpoint: Checkpoint
+    info: EncoderInfo
+    renderer: Renderer
+
+    @classmethod
+    def open(cls, settings: EncoderSettings) -> OpenedSettings:
+        """Open the checkpoint and check the settings against it.
+
+        Raises:
+            CheckpointError: it cannot be had or understood.
+            ConfigError: a dim it was not trained for, or more visual tokens than it reads.
+        """
+        checkpoint = open_checkpoint(settings.model, revision=settings.revision, family=settings.family)
+        family = checkpoint.family
+        dim = settings.dim or checkpoint.dim
+        if dim not in checkpoint.matryoshka_dims:
+            allowed = ", ".join(map(str, checkpoint.matryoshka_dims))
+            raise ConfigError(f"dim {dim}: {settings.model} was trained for {allowed}")
+        bound = checkpoint.max_pixels // _PIXELS_A_TOKEN
+        tokens = settings.max_visual_tokens or bound
+        if tokens > bound:
+            raise ConfigError(f"max_visual_tokens {tokens}: {settings.model} reads at most {bound} a page")
+        info = EncoderInfo(
+            fingerprint=checkpoint.fingerprint,
+            model=settings.model,
+            family=family.name,
+            dim=dim,
+            pool_factor=settings.pool_factor,
+            max_visual_tokens=tokens,
+            include_text=settings.include_text,
+            rendering_version=family.rendering_version,
+            verified=family.verified,
+            unverified=family.unverified,
+        )
+        renderer = Renderer(
+            family,
+            PromptTokenizer(checkpoint.folder, model=settings.model),
+            min_pixels=checkpoint.min_pixels,
+            max_pixels=min(checkpoint.max_pixels, tokens * _PIXELS_A_TOKEN),
+            context_length=checkpoint.context_length,
+            include_text=settings.include_text,
+            truncate=settings.truncate,
+        )
+        return cls(settings, checkpoint, info, renderer)
+
+    def finish(self, item: EncoderInput, rows: Float32) -> MultiVector:
+        """Apply the tail, which every engine's token embeddings go through here and nowhere else.
+
+        Args:
+            item: what was encoded.
+            rows: float32 (n_tokens, full dim) from an engine.
+
+        Returns:
+            The multi-vector: truncated to the Matryoshka dim, L2-normalised in float32, documents pooled.
+
+        Raises:
+            EngineError: the rows are not one a token, or not finite.
+        """
+        if len(rows) != len(item):
+            raise EngineError(f"the engine gave {len(rows)} rows for {len(item)} tokens")
+        if not np.isfinite(rows).all():
+            raise EngineError("the engine gave NaN or infinity; float16 overflows in some models, bfloat16 does not")
+        vectors, clusters = truncate(rows, self.info.dim), None
+        if self.info.pool_factor > 1 and not item.is_query:
+            vectors, clusters = pool_tokens(vectors, self.info.pool_factor)
+        return MultiVector(
+            vectors, content=item.content, visual=item.visual, tokens=item.tokens, grid=item.grid, clusters=clusters
+        )
+
+    @property
+    def engine_key(self) -> Hashable:
+        """What two encoders must have in common to share a model: nothing of the rendering, nothing of the tail."""
+        s = self.settings
+        return (str(self.checkpoint.folder.resolve()), self.checkpoint.family.name, s.engine, s.device, s.dtype)
+
+    @property
+    def prepare_threads(self) -> int:
+        """Threads that render pages; one core is left to whoever feeds the device."""
+        return self.settings.engine.prepare_threads or min(8, max(1, (os.cpu_count() or 2) - 1))
+
+    def load_engine(self) -> Engine:
+        """Load the weights.
+
+        Raises:
+            MissingExtraError: torch or transformers is not installed.
+            CheckpointError, ConfigError, EngineError: see the engine.
+        """
+        require("torch", "torch")
+        require("torch", "transformers")
+        from colqwen3_retrievers.engines.torch import TorchEngine
+
+        s = self.settings
+        return TorchEngine(self.checkpoint, device=s.device, dtype=s.dtype, options=s.engine)
