@@ -1,9 +1,11 @@
-"""What every engine must do, as a class to subclass: give ``open_encoder`` and inherit the tests."""
+"""What every engine must do, as a class to subclass in a module that gives the fixture ``open_encoder``.
+
+``open_encoder(folder, **settings)`` makes a ``ColQwen3Encoder`` of the engine under test.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, Query, Video
 from colqwen3_retrievers.errors import EncodeError
-from tests.checkpoints import FAMILY_NAMES, TinyCheckpoint, make_checkpoint
+from tests.checkpoints import TinyCheckpoint
 from tests.reference import QUERY, TEXT, image_prompt, reference_embeddings, reference_video
 
 SENTENCE = "what was the revenue of 2024?"
@@ -44,20 +46,6 @@ def _smooth(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 class EngineContract:
     """Exactness against plain transformers, for five families and every kind of input."""
-
-    @pytest.fixture(scope="class")
-    def open_encoder(self) -> Callable[..., ColQwen3Encoder]:
-        """Make an encoder of the engine under test; keyword arguments go to ``ColQwen3Encoder``."""
-        raise AssertionError("an engine's suite gives its own")
-
-    @pytest.fixture(scope="class", params=FAMILY_NAMES)
-    def checkpoint(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
-        folder: Path = tmp_path_factory.mktemp(request.param)
-        return make_checkpoint(folder, request.param)
-
-    @pytest.fixture(scope="class")
-    def encoder(self, checkpoint: TinyCheckpoint, open_encoder: Callable[..., ColQwen3Encoder]) -> ColQwen3Encoder:
-        return open_encoder(checkpoint.folder, dtype="float32")
 
     def test_family_and_dim_are_told(self, encoder: ColQwen3Encoder, checkpoint: TinyCheckpoint) -> None:
         assert encoder.info.family == checkpoint.family
