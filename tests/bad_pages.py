@@ -89,15 +89,17 @@ def tiff_stack(count: int, *, size: tuple[int, int] = (40, 30)) -> bytes:
     return file.getvalue()
 
 
-def _tiff_with_broken_second_page() -> bytes:
+def _tiff_with_second_page(tag_values: dict[int, int]) -> bytes:
+    """A TIFF of three pages, with tags of the second overwritten."""
     data = bytearray(tiff_stack(3))
     first = struct.unpack_from("<I", data, 4)[0]
     entries = struct.unpack_from("<H", data, first)[0]
     second = struct.unpack_from("<I", data, first + 2 + 12 * entries)[0]
     for i in range(struct.unpack_from("<H", data, second)[0]):
         at = second + 2 + 12 * i
-        if struct.unpack_from("<H", data, at)[0] == 273:  # StripOffsets: beyond the file's end
-            struct.pack_into("<I", data, at + 8, 2**31)
+        tag = struct.unpack_from("<H", data, at)[0]
+        if tag in tag_values:
+            struct.pack_into("<HHII", data, at, tag, 4, 1, tag_values[tag])
     return bytes(data)
 
 
@@ -242,8 +244,48 @@ BAD_PAGES: list[BadPage] = [
     BadPage("truncated BMP", _file("a.bmp", lambda: _half(image_bytes("BMP"))), PageError, _BROKEN),
     BadPage("truncated TIFF", _file("a.tif", lambda: _half(image_bytes("TIFF"))), PageError, "a.tif: "),
     BadPage("BMP of endless width", _file("a.bmp", lambda: _wide_bmp()), PageError, _TOO_BIG),
-    BadPage("TIFF page broken", _file("a.tiff", _tiff_with_broken_second_page), PageError, "page 2: "),
+    BadPage(
+        "TIFF page beyond the end", _file("a.tiff", lambda: _tiff_with_second_page({273: 2**31})), PageError, "page 2: "
+    ),
+    BadPage(
+        "TIFF page a bomb",
+        _file("a.tiff", lambda: _tiff_with_second_page({256: 100_000, 257: 100_000})),
+        PageError,
+        "page 2: 100000 x 100000 pixels, more than the bound",
+    ),
 ]
+
+
+def make_pdf(path: Path, pages: int = 3, *, size: tuple[float, float] = (595.28, 841.89)) -> Path:
+    """A sound PDF; each page says its file and number."""
+    from reportlab.pdfgen.canvas import Canvas
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas = Canvas(str(path), pagesize=size, invariant=1)
+    for number in range(1, pages + 1):
+        canvas.drawString(size[0] * 0.1, size[1] * 0.5, f"{path.stem} sheet {number}")
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+def make_image(path: Path, size: tuple[int, int] = (40, 30), colour: str = "white") -> Path:
+    """A sound image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def open_files() -> int:
+    """How many files this process holds open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def live_pdfium_objects() -> int:
+    """How many documents, pages, text layers and bitmaps of PDFium are open."""
+    from pypdfium2.internal import bases
+
+    return sum(len(objects) for objects in bases.ObjectTracker.values())
 
 
 def _wide_bmp() -> bytes:

@@ -43,7 +43,7 @@ def make_tokenizer(path: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [word for word in PROMPT_WORDS.split()] + [f" {word}" for word in PROMPT_WORDS.split()]
+    corpus = [*PROMPT_WORDS.split()] + [f" {word}" for word in PROMPT_WORDS.split()]
     trainer = trainers.BpeTrainer(
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -128,7 +128,8 @@ def make_checkpoint(folder: Path, family: str, *, dim: int = 48, seed: int = 7) 
         "tomoro": {"architectures": ["ColQwen3"], "model_type": "colqwen3", "embed_dim": dim},
         "ops": {"architectures": ["OpsColQwen3Model"], "model_type": "ops_colqwen3", "dims": dim},
         "nemotron": {
-            "architectures": ["Qwen3VLNemotronEmbedModel"], "model_type": "qwen3_vl_nemotron_embed", "pooling": "colbert",
+            "architectures": ["Qwen3VLNemotronEmbedModel"], "model_type": "qwen3_vl_nemotron_embed",
+            "pooling": "colbert",
         },
         "sauerkraut": {"architectures": ["ColQwen3"], "model_type": "colqwen3", "dim": dim},
         "colpali": {"architectures": ["ColQwen3"], "model_type": "qwen3_vl"},

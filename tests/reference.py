@@ -55,9 +55,7 @@ def image_prompt(family: str, text: str = "") -> str:
     return IMAGE[family] % (text if family == "nemotron" else f" {text}")
 
 
-def reference_embeddings(
-    checkpoint: TinyCheckpoint, prompts: list[str], images: list[Image.Image]
-) -> list[np.ndarray]:
+def reference_embeddings(checkpoint: TinyCheckpoint, prompts: list[str], images: list[Image.Image]) -> list[np.ndarray]:
     """Unit token embeddings of one left-padded batch of prompts; images in the order of their placeholders."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(checkpoint.folder / "tokenizer.json"), pad_token="<|endoftext|>", padding_side="left"
@@ -112,8 +110,8 @@ def reference_video(
 ) -> np.ndarray:
     """Unit token embeddings of one video: transformers' own resizing arithmetic, patches and time marks.
 
-    The prompt's whole ``vision_start video_pad vision_end`` makes way for the time steps, each between marks of its own,
-    as Qwen3-VL was trained (Qwen3VLProcessor of transformers 4.57).
+    The prompt's whole ``vision_start video_pad vision_end`` makes way for the time steps, each between marks of its
+    own, as Qwen3-VL was trained (Qwen3VLProcessor of transformers 4.57).
     """
     high, wide = smart_resize(
         len(frames), frames[0].height, frames[0].width, factor=32, min_pixels=131_072, max_pixels=786_432

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.late_interaction import maxsim as maxsim
     from colqwen3_retrievers.options import TorchOptions as TorchOptions
     from colqwen3_retrievers.pages import load_pages as load_pages
+    from colqwen3_retrievers.similarity_maps import SimilarityMap as SimilarityMap
+    from colqwen3_retrievers.similarity_maps import similarity_map as similarity_map
     from colqwen3_retrievers.stores import open_store as open_store
 
 __version__ = "0.1.0"
@@ -37,11 +39,13 @@ _WHERE = {
     "Page": "documents",
     "PageIndex": "index",
     "Query": "documents",
+    "SimilarityMap": "similarity_maps",
     "TorchOptions": "options",
     "Video": "documents",
     "load_pages": "pages",
     "maxsim": "late_interaction",
     "open_store": "stores",
+    "similarity_map": "similarity_maps",
 }
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies

@@ -18,7 +18,7 @@ from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, require
 from colqwen3_retrievers.images import ImageSource
-from colqwen3_retrievers.late_interaction import maxsim
+from colqwen3_retrievers.late_interaction import Mode, maxsim
 from colqwen3_retrievers.options import TorchOptions
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.settings import EncoderSettings, OpenedSettings
@@ -37,7 +37,7 @@ class ColQwen3Encoder:
         model: hub name, folder, or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes TomoroAI's 4B checkpoint.
         engine: ``"auto"``, ``"torch"``, or a :class:`TorchOptions`; ``"auto"`` reads ``COLQWEN3_ENGINE``.
         device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the best there is.
-        dtype: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``, of the backbone; projection and L2 stay float32.
+        dtype: of the backbone: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``; the rest stays float32.
         dim: Matryoshka dim, one the checkpoint was trained for; None keeps its full dim.
         pool_factor: document tokens pooled into one, from 1 (none); queries are never pooled.
         max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
@@ -173,7 +173,7 @@ class ColQwen3Encoder:
         """Start encoding pages; the future's result is that of :meth:`encode_pages`."""
         return gather([self._submit_page(page, i) for i, page in enumerate(_items(pages, "pages"))])
 
-    def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: str = "sum") -> Float32:
+    def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: Mode = "sum") -> Float32:
         """Compare multi-vectors by MaxSim, in float32.
 
         Args:

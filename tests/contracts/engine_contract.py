@@ -112,7 +112,9 @@ class EngineContract:
             with pytest.raises(EncodeError, match="has no prompt for videos"):
                 encoder.encode_videos([video])
             return
-        prompt = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>Describe the video.<|im_end|><|endoftext|>"
+        prompt = (
+            "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>Describe the video.<|im_end|><|endoftext|>"
+        )
         expected = reference_video(checkpoint, prompt, frames, times)
         assert_exact([expected], encoder.encode_videos([video]))
 

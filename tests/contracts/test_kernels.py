@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,7 +109,7 @@ class KernelContract:
         for size in (1, 7, 59):
             groups = [list(documents)[i : i + size] for i in range(0, 60, size)]
             parts = [maxsim(queries, PackedEmbeddings.pack(group), kernel=kernel) for group in groups]
-            np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-6)
+            np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-6, atol=1e-6)
 
     def test_top_k(self, kernel: Kernel) -> None:
         rng = np.random.default_rng(3)
@@ -273,6 +277,42 @@ class TestTorchCPUKernel(TorchContract):
     def test_says_where_it_computes(self) -> None:
         pytest.importorskip("torch")
         assert repr(torch_kernel("cpu")) == "TorchKernel('cpu')"
+
+
+class TestTorchCPUKernelWithWorkers(TorchContract):
+    """The same, shared out between three worker threads whatever the machine."""
+
+    @pytest.fixture(autouse=True)
+    def three_threads(self) -> Iterator[None]:
+        torch = pytest.importorskip("torch")
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        yield
+        torch.set_num_threads(before)
+
+    def test_an_error_of_a_worker_is_raised(self, kernel: Kernel) -> None:
+        with pytest.raises(RuntimeError, match="shape"):
+            kernel(PackedEmbeddings.pack([np.ones((1, 2))]), PackedEmbeddings.pack([np.ones((5000, 3))] * 200))
+
+    def test_a_forked_child_gets_its_own_workers(self) -> None:
+        code = """
+import os, warnings
+import numpy as np, torch
+from colqwen3_retrievers.datatypes import PackedEmbeddings
+from colqwen3_retrievers.kernels import torch_kernel
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+torch.set_num_threads(2)
+kernel, documents = torch_kernel("cpu"), PackedEmbeddings.pack([np.eye(4)] * 9)
+kernel(documents, documents)
+child = os.fork()
+if child == 0:
+    os._exit(7 if (kernel(documents, documents) == 4).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        if not hasattr(os, "fork"):
+            pytest.skip("no fork here")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.strip() == "7", done.stderr
 
 
 def _has_cuda() -> bool:

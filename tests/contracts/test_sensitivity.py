@@ -1,6 +1,6 @@
 """The exactness check must be able to fail: each classic fault, made on purpose, must turn it red.
 
-The fault is made in the loaded model or in what it is handed; ``assert_exact`` is the very check of the engine contract.
+The fault is made in the loaded model or in what it is handed; ``assert_exact`` is the engine contract's own check.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def bench(tmp_path: Path) -> Callable[[str], Bench]:
         checkpoint = open_checkpoint(tiny.folder)
         expected = reference_embeddings(tiny, [QUERY[family] % SENTENCE, image_prompt(family)], [pictures()[1]])
         engine = TorchEngine(checkpoint, device="cpu", dtype="float32")
-        result = Bench(
-            engine, checkpoint.family, tiny.folder, expected, checkpoint.max_pixels, checkpoint.min_pixels
-        )
+        result = Bench(engine, checkpoint.family, tiny.folder, expected, checkpoint.max_pixels, checkpoint.min_pixels)
         result.check()  # whole before it is broken
         return result
 
@@ -98,7 +96,7 @@ def test_a_wrong_prompt_is_seen(bench: Callable[[str], Bench], family: str) -> N
         dataclasses.replace(broken.family, query=broken.family.query.removesuffix("<|endoftext|>") + "\n"),
         dataclasses.replace(broken.family, image=same_length),
     ):
-        with pytest.raises(AssertionError, match="cosine|instead of"):
+        with pytest.raises(AssertionError, match=r"cosine|instead of"):
             broken.check(broken.inputs(wrong))
 
 

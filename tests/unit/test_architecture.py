@@ -18,7 +18,7 @@ FLOORS = {
     "errors": 0.0, "images": 0.1, "datatypes": 0.2, "documents": 0.3,
     "late_interaction": 1.0, "compression": 1.0, "families": 1.0, "options": 1.0, "safetensors_table": 1.0,
     "page_files": 1.1, "pdf": 1.2, "video": 1.2, "pages": 1.3,
-    "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1,
+    "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
     "kernels": 3.0, "model": 3.0,
     "engines": 4.0, "engines.torch": 4.1, "worker": 4.2, "sharing": 4.3,
     "settings": 5.0, "encoder": 5.1, "stores": 5.2,
@@ -26,7 +26,17 @@ FLOORS = {
     "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0,
 }  # fmt: skip
 TORCH_FREE_BELOW = 3.0
-HEAVY = {"torch", "transformers", "scipy", "pypdfium2", "av", "llama_index", "langchain_core", "tokenizers", "reportlab"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "scipy",
+    "pypdfium2",
+    "av",
+    "llama_index",
+    "langchain_core",
+    "tokenizers",
+    "reportlab",
+}
 
 
 def room_of(path: Path) -> str:
@@ -94,7 +104,7 @@ def test_no_module_bears_a_public_name() -> None:
 def test_public_names() -> None:
     assert colqwen3_retrievers.__all__ == [
         "ColQwen3Encoder", "ColQwen3Error", "EncoderInfo", "Hit", "MultiVector", "PackedEmbeddings", "Page", "PageIndex",
-        "Query", "TorchOptions", "Video", "load_pages", "maxsim", "open_store",
+        "Query", "SimilarityMap", "TorchOptions", "Video", "load_pages", "maxsim", "open_store", "similarity_map",
     ]  # fmt: skip
     for name in colqwen3_retrievers.__all__:
         assert getattr(colqwen3_retrievers, name).__name__ == name

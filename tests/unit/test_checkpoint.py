@@ -48,7 +48,9 @@ def test_outer_prefixes(tiny: Callable[[str], TinyCheckpoint], outer: str, head:
     checkpoint.write({**names, f"{head}.weight": checkpoint.weight, f"{head}.bias": checkpoint.bias})
     have = load(checkpoint.folder).state_dict()
     assert torch.equal(have["projection.bias"], checkpoint.bias)
-    assert torch.equal(have["backbone.visual.patch_embed.proj.weight"], checkpoint.backbone["visual.patch_embed.proj.weight"])
+    assert torch.equal(
+        have["backbone.visual.patch_embed.proj.weight"], checkpoint.backbone["visual.patch_embed.proj.weight"]
+    )
 
 
 def test_a_projection_without_bias_has_none(tiny: Callable[[str], TinyCheckpoint]) -> None:
@@ -210,8 +212,16 @@ BAD_CHECKPOINTS: list[tuple[str, Callable[[TinyCheckpoint], None], str]] = [
     ("a tensor is left over", _add("vlm.model.language_model.extra", torch.zeros(2)), "left over vlm.model.language_"),
     ("a foreign head", _add("classifier.weight", torch.zeros(2, 2)), "no place for classifier.weight"),
     ("an unmerged LoRA", _add("base_model.model.q.lora_A.weight", torch.zeros(2)), "an unmerged LoRA"),
-    ("a projection of the wrong width", _add("embedding_proj_layer.weight", torch.zeros(48, 63)), r"expected \(dim, 64\)"),
-    ("a bias of the wrong size", _add("embedding_proj_layer.bias", torch.zeros(47)), r"bias \(47,\) instead of \(48,\)"),
+    (
+        "a projection of the wrong width",
+        _add("embedding_proj_layer.weight", torch.zeros(48, 63)),
+        r"expected \(dim, 64\)",
+    ),
+    (
+        "a bias of the wrong size",
+        _add("embedding_proj_layer.bias", torch.zeros(47)),
+        r"bias \(47,\) instead of \(48,\)",
+    ),
     ("a norm of the wrong shape", _add("vlm.model.language_model.norm.weight", torch.zeros(65)), "of the wrong shape"),
     ("the same tensor twice", _add("model.visual.merger.norm.bias", torch.zeros(32)), "are the same tensor"),
     ("two projections", _add("custom_text_proj.weight", torch.zeros(48, 64)), "two projections"),

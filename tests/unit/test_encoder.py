@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, Query, TorchOptions, Video
+from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, TorchOptions, Video
 from colqwen3_retrievers.errors import (
     CheckpointError,
     ColQwen3Error,
@@ -440,14 +440,18 @@ BAD_CALLS: list[tuple[str, Callable[[ColQwen3Encoder], object], type[ColQwen3Err
     ("a missing video", lambda e: e.encode_videos(["no.mp4"]), EncodeError, "input 0: no.mp4"),
     ("no pace", lambda e: e.encode_videos([], fps=0), ConfigError, "fps: expected a number above 0"),
     ("a surrogate", lambda e: e.encode_queries(["a", "\udc00"]), EncodeError, "input 1: the text holds a lone"),
-    ("too long", lambda e: e.encode_queries(["é" * 3000]), InputTooLongError, "input 0: the prompt has .* limit is 4,096"),
-    ("another mode", lambda e: e.score(e.encode_queries(["a"]), e.encode_queries(["a"]), mode="max"), ConfigError, "mode"),
+    ("too long", lambda e: e.encode_queries(["é" * 3000]), InputTooLongError, "input 0: the prompt .* limit is 4,096"),
+    ("another mode", lambda e: e.score(*[e.encode_queries(["a"])] * 2, mode="max"), ConfigError, "mode"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "call", "kind", "message"), BAD_CALLS, ids=[row[0] for row in BAD_CALLS])
 def test_bad_calls(
-    encoder: ColQwen3Encoder, name: str, call: Callable[[ColQwen3Encoder], object], kind: type[ColQwen3Error], message: str
+    encoder: ColQwen3Encoder,
+    name: str,
+    call: Callable[[ColQwen3Encoder], object],
+    kind: type[ColQwen3Error],
+    message: str,
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
         call(encoder)

@@ -55,7 +55,8 @@ PROMPTS = {
     "tomoro": (["revenue", *PAD], [*IMAGE_HEAD, "Describe", "Ġthe", "Ġimage", ".", "<|im_end|>", "<|endoftext|>"]),
     "ops": (
         ["Query", ":", "Ġrevenue", *PAD],
-        [*IMAGE_HEAD, "Describe", "Ġthe", "Ġimage", ".", "<|im_end|>", "<|im_start|>", "assistant", "Ċ", "<|endoftext|>"],
+        [*IMAGE_HEAD, "Describe", "Ġthe", "Ġimage", ".", "<|im_end|>", "<|im_start|>", "assistant", "Ċ",
+         "<|endoftext|>"],
     ),
     "nemotron": (
         ["<|im_start|>", "user", "Ċ", "Query", ":", "Ġquery", ":", "Ġrevenue", "<|im_end|>", "Ċ",
@@ -101,7 +102,9 @@ def test_special_tokens_in_a_text_are_characters(renderer: Callable[..., Rendere
     plain, spiked = made.query(Query("a b")), made.query(Query(f"a {special} b"))
     assert (spiked.token_ids == number).sum() == (plain.token_ids == number).sum()
     picture = Image.new("RGB", (320, 256))
-    plain, spiked = (made.document(Page(id="p", image=picture, text=text)) for text in ("a", f"a{special}<|im_{special}"))
+    plain, spiked = (
+        made.document(Page(id="p", image=picture, text=text)) for text in ("a", f"a{special}<|im_{special}")
+    )
     assert (spiked.token_ids == number).sum() == (plain.token_ids == number).sum()
     assert spiked.grid == plain.grid
 

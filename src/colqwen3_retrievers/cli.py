@@ -1,0 +1,212 @@
+"""The command line: ``colqwen3 index``, ``search``, ``info`` and ``demo``.
+
+Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
+2 a wrong command line, 130 an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Hit, Page, Query
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.similarity_maps import similarity_map
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+
+    >>> main(["search", "revenue", "--index", "/nowhere/at/all"])
+    1
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ColQwen3Error as exc:
+        print(f"colqwen3: {' '.join(str(exc).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("colqwen3: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _index(options: argparse.Namespace) -> int:
+    encoder = _encoder(options)
+    with PageIndex.open(options.index, encoder, images=options.images) as index:
+        pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")
+        done = index.add(pages, show_progress=True, batch_size=options.batch_size)
+        print(
+            f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {len(index)} pages in the index"
+        )
+    encoder.close()
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    query = Query(options.query or None, options.image)
+    where = _json_object(options.where) if options.where else None
+    with PageIndex.open(options.index, read_only=True) as index:
+        [asked] = index.encoder.submit_queries([query]).result()
+        hits = index.search(asked, k=options.k, where=where)
+        if options.heatmap:
+            _draw(index, asked, hits, Path(options.heatmap))
+    if options.json:
+        print(json.dumps([_hit(hit) for hit in hits], ensure_ascii=False, indent=1))
+        return 0
+    for rank, hit in enumerate(hits, start=1):
+        print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}")
+    if not hits:
+        print("colqwen3: no pages", file=sys.stderr)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    if options.index:
+        with PageIndex.open(options.index, read_only=True) as index:
+            found: dict[str, Any] = {"index": str(options.index), "pages": len(index), **index.info.to_dict()}
+    else:
+        found = _encoder(options).info.to_dict()
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+        return 0
+    for name, value in found.items():
+        print(f"{name:18} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from colqwen3_retrievers.demo.run import run_demo
+
+    run_demo(Path(options.out), options.paths, model=options.model, questions=options.question)
+    return 0
+
+
+def describe(page: Page) -> str:
+    """Name a page as a reader would look for it.
+
+    >>> describe(Page(source="a.pdf", number=7, label="iv"))
+    'a.pdf, page 7 (iv)'
+    """
+    label = f" ({page.label})" if page.label and page.label != str(page.number) else ""
+    return f"{page.source or page.id}, page {page.number}{label}"
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    page = hit.page
+    return {
+        "id": page.id,
+        "score": hit.score,
+        "source": page.source,
+        "page": page.number,
+        "label": page.label,
+        "image": str(page.image_path) if page.image_path else None,
+        "metadata": page.metadata,
+    }
+
+
+def _draw(index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Path) -> None:
+    """Write each hit's picture with the regions that answered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, hit in enumerate(hits, start=1):
+        [record] = index.get([hit.page.id], vectors=True)
+        picture, page = hit.page.image, record.multi_vector
+        if picture is not None and page is not None and page.grid is not None:
+            path = folder / f"{rank:02}-{Path(hit.page.source).stem}-{hit.page.number}.png"
+            similarity_map(query, page).overlay(picture, boxes=3).save(path)
+            print(path, file=sys.stderr)
+
+
+def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
+    return ColQwen3Encoder(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        dim=options.dim,
+        pool_factor=options.pool_factor,
+        max_visual_tokens=options.max_visual_tokens,
+        revision=options.revision,
+        family=options.family,
+        include_text=options.include_text,
+    )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise ConfigError(f"--where: not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise ConfigError("--where: expected a JSON object")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="colqwen3", description="Late-interaction retrieval over page images.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    index = commands.add_parser("index", help="add PDFs and images to an index")
+    index.add_argument("paths", nargs="+", metavar="PATH", help="file, folder or pattern")
+    index.add_argument("--index", required=True, metavar="DIR", help="the index's folder, made when it is new")
+    index.add_argument("--images", choices=("store", "reference", "none"), default="store", help="what to keep of them")
+    index.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together")
+    index.add_argument("--skip-errors", action="store_true", help="go on after a page that cannot be read")
+    _model_options(index)
+    index.set_defaults(run=_index)
+
+    search = commands.add_parser("search", help="ask an index")
+    search.add_argument("query", nargs="?", default="", metavar="QUERY", help="a text")
+    search.add_argument("--image", metavar="FILE", help="an image to search by, alone or beside the text")
+    search.add_argument("--index", required=True, metavar="DIR")
+    search.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
+    search.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
+    search.add_argument("--heatmap", metavar="DIR", help="write the pages with the answering regions drawn")
+    search.add_argument("--json", action="store_true", help="print JSON")
+    search.set_defaults(run=_search)
+
+    info = commands.add_parser("info", help="tell what an index or a model is")
+    info.add_argument("--index", metavar="DIR", help="the index's folder; without it, the model is told about")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    _model_options(info)
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser("demo", help="index some PDFs, ask questions, write a report")
+    demo.add_argument("paths", nargs="*", metavar="PDF", help="PDFs of yours, beside the demo's own")
+    demo.add_argument("--out", default="demo-output", metavar="DIR", help="where to write (demo-output)")
+    demo.add_argument("--model", default="tiny", metavar="MODEL", help="checkpoint (tiny)")
+    demo.add_argument("--question", action="append", default=[], metavar="TEXT", help="a question of yours; repeatable")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="MODEL", help="hub name, folder or 'tiny' (COLQWEN3_MODEL)")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    group.add_argument("--family", metavar="NAME", help="overrule the family told from the checkpoint")
+    group.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
+    group.add_argument("--dtype", default="auto", metavar="NAME", help="auto, bfloat16, float16 or float32")
+    group.add_argument("--dim", type=int, metavar="N", help="Matryoshka dim")
+    group.add_argument("--pool-factor", type=int, default=1, metavar="N", help="document tokens pooled into one")
+    group.add_argument("--max-visual-tokens", type=int, metavar="N", help="most visual tokens a page")
+    group.add_argument("--include-text", action="store_true", help="put the text layer into the prompt")

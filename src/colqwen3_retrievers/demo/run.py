@@ -1,0 +1,116 @@
+"""The demo: real PDFs in, ranked pages out, with a picture of where each answer was found."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
+from colqwen3_retrievers.demo.html_report import Answer, ShownPage, write_report
+from colqwen3_retrievers.documents import Hit
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.similarity_maps import similarity_map
+
+N_SHOWN = 3
+"""Pages shown for each question."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What a run found.
+
+    Attributes:
+        n_pages: pages indexed.
+        n_questions: the demo's own questions, whose page is known.
+        n_first: how many of them had that page first.
+        report: the HTML file.
+    """
+
+    n_pages: int
+    n_questions: int
+    n_first: int
+    report: Path
+
+
+def run_demo(
+    out: Path, documents: Sequence[str] = (), *, model: str = "tiny", questions: Sequence[str] = ()
+) -> DemoResult:
+    """Index the demo's documents, ask its questions, and write the answers.
+
+    Prints the ranking of each question, writes ``report.html`` (one file, no server) and, under ``best/``, the first
+    page of each question as PNG with the answering regions drawn.
+
+    Args:
+        out: folder to write into; what an earlier run left there is replaced.
+        documents: PDFs or images of the user's, indexed beside the demo's own.
+        model: checkpoint, as for :class:`ColQwen3Encoder`.
+        questions: the user's questions, asked after the demo's.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ConfigError: ``out`` holds something that no demo wrote.
+        ColQwen3Error: see what it calls.
+    """
+    _clear(out)
+    write_demo_documents(out / "documents")
+    asked: list[tuple[str, tuple[str, int] | None]] = [
+        (question, (source, page)) for question, source, page in DEMO_QUESTIONS
+    ]
+    asked += [(question, None) for question in questions]
+    answers: list[Answer] = []
+    with ColQwen3Encoder(model) as encoder, PageIndex.open(out / "index", encoder) as index:
+        index.add(load_pages(out / "documents"), show_progress=True)
+        if documents:
+            index.add(load_pages(list(documents)), show_progress=True)
+        n_pages = len(index)
+        print(f"{n_pages} pages indexed with {encoder.info.model} (dim {encoder.info.dim}).\n")
+        vectors = encoder.encode_queries([question for question, _ in asked])
+        found = index.search_many(vectors, k=N_SHOWN)
+        (out / "best").mkdir()
+        for number, ((question, wanted), query, hits) in enumerate(zip(asked, vectors, found, strict=True), start=1):
+            shown = []
+            for hit, record in zip(hits, index.get([hit.page.id for hit in hits], vectors=True), strict=True):
+                picture = hit.page.image or Image.new("RGB", (640, 400), "white")
+                if record.multi_vector is not None and record.multi_vector.grid is not None:
+                    picture = similarity_map(query, record.multi_vector).overlay(picture, boxes=2)
+                shown.append(ShownPage(hit.page.source, hit.page.number, hit.page.label, hit.score, picture))
+            first = (hits[0].page.source, hits[0].page.number) if hits else None
+            right = None if wanted is None else first == wanted
+            _print_answer(question, hits, right)
+            if shown:
+                stem = Path(shown[0].source).stem
+                shown[0].picture.save(out / "best" / f"{number:02}-{stem}-page-{shown[0].number}.png")
+            answers.append(Answer(question, tuple(shown), right))
+        judged = [answer.right for answer in answers if answer.right is not None]
+        report = write_report(out / "report.html", answers, info=encoder.info, n_pages=n_pages)
+    print(f"\n{sum(judged)} of {len(judged)} questions had the page they quote first.")
+    print(f"Report: {report}\nBest pages: {out / 'best'}")
+    return DemoResult(n_pages, len(judged), sum(judged), report)
+
+
+def _print_answer(question: str, hits: Sequence[Hit], right: bool | None) -> None:
+    mark = {True: "+", False: "-", None: " "}[right]
+    ranked = "   ".join(f"{hit.page.source} p.{hit.page.number} {hit.score:.2f}" for hit in hits)
+    print(f"{mark} {question[:34]:34}  {ranked}")
+    sys.stdout.flush()
+
+
+def _clear(out: Path) -> None:
+    """Empty a folder that an earlier run wrote; refuse any other."""
+    mark = out / ".colqwen3-demo"
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: exists and is not a demo's folder; choose another --out")
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    mark.write_text("Written by colqwen3 demo; the next run replaces this folder.\n", encoding="utf-8")
