@@ -120,7 +120,7 @@ class SimilarityMap:
         heat = np.clip((values - middle) / max(peak - middle, 1e-6), 0, 1).astype(np.float32)
         smooth = np.asarray(Image.fromarray(heat, "F").resize(image.size, Image.Resampling.BILINEAR))
         page = np.asarray(image.convert("RGB"), dtype=np.float32)
-        share = (opacity * np.clip(smooth, 0, 1))[..., None]
+        share = (opacity * np.clip(smooth, 0, 1) ** 1.5)[..., None]
         colours = heat_colours()[np.clip(smooth * 255, 0, 255).astype(np.uint8)]
         mixed = Image.fromarray(np.rint(page * (1 - share) + colours * share).astype(np.uint8))
         if boxes:

@@ -103,8 +103,8 @@ def test_no_module_bears_a_public_name() -> None:
 
 def test_public_names() -> None:
     assert colqwen3_retrievers.__all__ == [
-        "ColQwen3Encoder", "ColQwen3Error", "EncoderInfo", "Hit", "MultiVector", "PackedEmbeddings", "Page", "PageIndex",
-        "Query", "SimilarityMap", "TorchOptions", "Video", "load_pages", "maxsim", "open_store", "similarity_map",
+        "ColQwen3Encoder", "ColQwen3Error", "EncoderInfo", "Hit", "MultiVector", "PackedEmbeddings", "Page",
+        "PageIndex", "Query", "SimilarityMap", "TorchOptions", "Video", "load_pages", "maxsim", "open_store", "similarity_map",
     ]  # fmt: skip
     for name in colqwen3_retrievers.__all__:
         assert getattr(colqwen3_retrievers, name).__name__ == name

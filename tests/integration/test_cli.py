@@ -1,0 +1,139 @@
+"""The command line, over real PDFs and a random checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.demo import write_demo_documents
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tomoro"), "tomoro").folder
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("documents")
+    write_demo_documents(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def indexed(model: Path, documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "pages"
+    small = ["--model", str(model), "--max-visual-tokens", "100", "--device", "cpu"]
+    assert main(["index", str(documents), "--index", str(folder), *small]) == 0
+    return folder
+
+
+def test_indexing_again_encodes_nothing_again(
+    model: Path, documents: Path, indexed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--model", str(model), "--max-visual-tokens", "100", "--device", "cpu"]
+    assert main(["index", str(documents), "--index", str(indexed), *small]) == 0
+    assert capsys.readouterr().out == "0 added, 0 updated, 17 unchanged; 17 pages in the index\n"
+
+
+def test_search_prints_a_ranking(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "revenue", "--index", str(indexed), "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    scores = [float(line.split()[1]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert all(".pdf, page " in line for line in lines)
+
+
+def test_search_as_json_with_a_filter(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = json.dumps({"source": "slides.pdf"})
+    assert main(["search", "revenue", "--index", str(indexed), "--json", "--where", where, "-k", "20"]) == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert len(hits) == 6
+    assert {hit["source"] for hit in hits} == {"slides.pdf"}
+    assert all(Path(hit["image"]).is_file() for hit in hits)
+
+
+def test_search_by_image_finds_that_page(indexed: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["search", "x", "--index", str(indexed), "--json", "-k", "17"]) == 0
+    stored = {hit["id"]: hit["image"] for hit in json.loads(capsys.readouterr().out)}
+    wanted = "report.pdf#page=4"
+    picture = tmp_path / "page.png"
+    picture.write_bytes(Path(stored[wanted]).read_bytes())
+    assert main(["search", "--image", str(picture), "--index", str(indexed), "--json", "-k", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == wanted
+
+
+def test_heatmaps_are_written(indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "revenue", "--index", str(indexed), "-k", "2", "--heatmap", str(tmp_path / "why")]) == 0
+    written = sorted((tmp_path / "why").glob("*.png"))
+    assert len(written) == 2
+    with Image.open(written[0]) as drawn:
+        assert drawn.size[0] > 500
+    assert str(written[0]) in capsys.readouterr().err
+
+
+def test_info_of_an_index_and_of_a_model(indexed: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--index", str(indexed), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pages"], found["family"], found["dim"], found["max_visual_tokens"]) == (17, "tomoro", 48, 100)
+    assert main(["info", "--model", str(model)]) == 0
+    shown = capsys.readouterr().out
+    assert "fingerprint        " + found["fingerprint"] in shown
+    assert "the lower pixel bound" in shown
+
+
+BAD_LINES = [
+    (["search", "x", "--index", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["search", "", "--index", "INDEX"], "query: give a text, an image, or both"),
+    (["search", "x", "--index", "INDEX", "-k", "0"], "k"),
+    (["search", "x", "--index", "INDEX", "--where", "{"], "--where: not JSON"),
+    (["search", "x", "--index", "INDEX", "--where", "[]"], "--where: expected a JSON object"),
+    (["search", "x", "--index", "INDEX", "--where", '{"year": {"$near": 3}}'], "$near"),
+    (["search", "--image", "no.png", "--index", "INDEX"], "no.png"),
+    (["info", "--model", "nowhere/at/all"], "no such folder, and not a hub name"),
+    (["index", "/no/such.pdf", "--index", "NEW", "--model", "MODEL"], "/no/such.pdf"),
+    (["index", "DOCS", "--index", "INDEX", "--model", "MODEL", "--dim", "7"], "dim 7"),
+    (["demo", "--out", "DOCS"], "is not a demo's folder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), BAD_LINES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_errors_are_one_line_and_exit_code_1(
+    line: list[str], message: str, indexed: Path, model: Path, documents: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    places = {"INDEX": str(indexed), "MODEL": str(model), "DOCS": str(documents), "NEW": str(tmp_path / "new")}
+    assert main([places.get(word, word) for word in line]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.strip().splitlines()) == 1
+    assert shown.err.startswith("colqwen3: ")
+    assert message in shown.err
+
+
+@pytest.mark.parametrize("line", [[], ["dance"], ["search", "x"], ["index", "--index", "d"]])
+def test_a_wrong_command_line_is_exit_code_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(line)
+    assert caught.value.code == 2
+    assert "usage: colqwen3" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs(indexed: Path) -> None:
+    command = Path(sys.executable).parent / "colqwen3"
+    for start in ([str(command)], [sys.executable, "-m", "colqwen3_retrievers"]):
+        done = subprocess.run(
+            [*start, "info", "--index", str(indexed)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("index ")

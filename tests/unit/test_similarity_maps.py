@@ -1,0 +1,113 @@
+"""Similarity maps: which tokens count, which cells they light, pooled pages, boxes and overlays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colqwen3_retrievers import MultiVector, SimilarityMap, similarity_map
+from colqwen3_retrievers.errors import ConfigError, DimensionError
+from colqwen3_retrievers.similarity_maps import heat_colours
+
+UNIT = np.eye(8, dtype=np.float32)
+
+
+def page(rows: int = 2, cols: int = 3) -> MultiVector:
+    """A prompt token, a grid of visual tokens that each point their own way, a prompt token."""
+    visual = UNIT[1 : 1 + rows * cols]
+    return MultiVector(
+        np.concatenate([UNIT[:1], visual, UNIT[:1]]), visual=slice(1, 1 + rows * cols), grid=(rows, cols)
+    )
+
+
+def test_each_query_token_lights_its_own_cell() -> None:
+    query = MultiVector(UNIT[[1, 6]], tokens=("a", "b"))
+    found = similarity_map(query, page())
+    assert found.values.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert found.per_token.shape == (2, 2, 3)
+    assert found.per_token[1].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert found.tokens == ("a", "b")
+    assert not found.pooled
+
+
+def test_prompt_augmentation_and_punctuation_are_left_out() -> None:
+    query = MultiVector(UNIT[[2, 1, 3, 6, 5]], content=slice(1, 4), tokens=("Query:", "a", " ?", " b", "<|endoftext|>"))
+    found = similarity_map(query, page())
+    assert found.tokens == ("a", " b")
+    assert found.values.tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_a_query_of_punctuation_alone_still_has_a_map() -> None:
+    found = similarity_map(MultiVector(UNIT[[1]], tokens=("?",)), page())
+    assert found.tokens == ("?",)
+
+
+def test_pooled_pages_share_values_by_their_clusters() -> None:
+    whole = page()
+    clusters = np.array([0, 1, 1, 2, 2, 3, 3, 0])
+    pooled = MultiVector(UNIT[[0, 1, 3, 6]], visual=whole.visual, grid=whole.grid, clusters=clusters)
+    found = similarity_map(MultiVector(UNIT[[1]]), pooled)
+    assert found.pooled
+    assert found.values.tolist() == [[1, 1, 0], [0, 0, 0]]
+
+
+def test_boxes_are_connected_regions_best_first_in_pixels() -> None:
+    values = np.zeros((4, 5), dtype=np.float32)
+    values[0, 0] = values[1, 0] = 0.9
+    values[3, 3] = 1.0
+    values[2, 2] = 0.95  # touches (3, 3) by a corner only
+    found = SimilarityMap(values, values[None])
+    boxes = found.boxes((500, 800))
+    assert [(box.left, box.top, box.right, box.bottom) for box in boxes] == [
+        (300, 600, 400, 800), (200, 400, 300, 600), (0, 0, 100, 400),
+    ]  # fmt: skip
+    assert [round(box.score, 2) for box in boxes] == [1.0, 0.95, 0.9]
+    assert len(found.boxes(top=2)) == 2
+    assert found.boxes(threshold=0.99)[0].right == 0.8
+
+
+def test_a_flat_map_has_no_boxes() -> None:
+    flat = np.full((3, 3), 0.4, dtype=np.float32)
+    assert SimilarityMap(flat, flat[None]).boxes() == []
+    assert SimilarityMap(flat, flat[None]).overlay(Image.new("RGB", (9, 9), "white")).getpixel((4, 4)) == (255,) * 3
+
+
+def test_an_overlay_colours_what_answered_and_little_else() -> None:
+    values = np.zeros((10, 10), dtype=np.float32)
+    values[8, 1] = 1
+    white = Image.new("RGB", (500, 500), "white")
+    made = SimilarityMap(values, values[None]).overlay(white, boxes=1)
+    assert made.size == white.size
+    assert made.getpixel((450, 50)) == (255, 255, 255)
+    assert made.getpixel((75, 425)) != (255, 255, 255)
+    assert made.getpixel((50, 400)) == (200, 30, 30), "the frame"
+    assert white.getpixel((75, 425)) == (255, 255, 255), "the page itself is left alone"
+
+
+def test_one_tokens_overlay_differs_from_anothers() -> None:
+    found = similarity_map(MultiVector(UNIT[[1, 6]]), page())
+    white = Image.new("RGB", (300, 200), "white")
+    assert found.overlay(white, token=0).tobytes() != found.overlay(white, token=1).tobytes()
+
+
+def test_lightness_of_the_colours_never_falls() -> None:
+    grey = heat_colours() @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(grey) > -0.5).all()
+    assert grey[-1] - grey[0] > 150
+
+
+def test_errors() -> None:
+    text = MultiVector(UNIT[:2])
+    with pytest.raises(ConfigError, match="no grid of visual tokens"):
+        similarity_map(text, text)
+    with pytest.raises(DimensionError, match="expected dim 8, got 2"):
+        similarity_map(MultiVector(np.eye(2, dtype=np.float32)), page())
+    found = similarity_map(text, page())
+    white = Image.new("RGB", (30, 20))
+    with pytest.raises(ConfigError, match="opacity: expected 0 to 1, got 2"):
+        found.overlay(white, opacity=2)
+    with pytest.raises(ConfigError, match="token: expected 0 to 1, got 2"):
+        found.overlay(white, token=2)
+    with pytest.raises(ConfigError, match="top from 1"):
+        found.boxes(top=0)
