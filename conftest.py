@@ -1,0 +1,59 @@
+"""What a test file needs beyond numpy and Pillow: where it is not installed, the file is left out and named.
+
+So the suite runs bare too, which shows that the lower floors need no extra.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+
+# From the repository's root; a folder stands for all that is in it.
+NEEDS = {
+    "torch": [
+        "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
+        "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
+        "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
+        "src/colqwen3_retrievers/kernels", "src/colqwen3_retrievers/errors.py",
+    ],
+    "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
+    "pypdfium2": ["tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py"],
+    "reportlab": [
+        "tests/bad_pages.py", "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
+        "tests/unit/test_demo_documents.py", "src/colqwen3_retrievers/demo", "tests/unit/test_video.py",
+        "tests/unit/test_images.py",
+    ],
+    "av": ["tests/unit/test_video.py"],
+    "llama_index": [
+        "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index", "tests/integration/test_llama_index.py",
+    ],
+    "langchain_core": [
+        "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain.py",
+    ],
+}  # fmt: skip
+
+_missing = [module for module in NEEDS if importlib.util.find_spec(module) is None]
+_left_out: set[str] = set()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave a file out when something it needs is not installed."""
+    if not collection_path.is_relative_to(ROOT):
+        return None
+    here = collection_path.relative_to(ROOT)
+    for module in _missing:
+        for pattern in NEEDS[module]:
+            if here.match(pattern) or Path(pattern) in here.parents:
+                _left_out.add(f"{here} ({module})")
+                return True
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    if _left_out:
+        terminalreporter.write_line(f"left out for want of an extra: {', '.join(sorted(_left_out))}")
