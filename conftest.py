@@ -29,7 +29,8 @@ NEEDS = {
     ],
     "av": ["tests/unit/test_video.py"],
     "llama_index": [
-        "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index", "tests/integration/test_llama_index.py",
+        "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index",
+        "tests/integration/test_llama_index.py",
     ],
     "langchain_core": [
         "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain.py",

@@ -40,6 +40,8 @@ def as_token_embeddings(value: ArrayLike, *, name: str = "vectors") -> Float32:
         array = np.asarray(value)
     except ValueError as exc:
         raise ConfigError(f"{name}: rows of unequal length are not a (n_tokens, dim) array") from exc
+    except (TypeError, RuntimeError) as exc:  # tensors that numpy cannot take: bfloat16, with gradients, on a GPU
+        raise ConfigError(f"{name}: cannot be read as an array: {exc}") from exc
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 1:
         raise ConfigError(f"{name}: expected shape (n_tokens >= 1, dim >= 1), got {array.shape}")
     if not np.issubdtype(array.dtype, np.floating):

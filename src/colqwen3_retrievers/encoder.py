@@ -18,6 +18,7 @@ from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, require
 from colqwen3_retrievers.images import ImageSource
+from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.late_interaction import Mode, maxsim
 from colqwen3_retrievers.options import TorchOptions
 from colqwen3_retrievers.rendering import EncoderInput
@@ -184,7 +185,7 @@ class ColQwen3Encoder:
         Returns:
             float32 (n_queries, n_documents).
         """
-        return maxsim(queries, documents, mode=mode)
+        return maxsim(queries, documents, mode=mode, kernel=default_kernel())
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 

@@ -338,11 +338,7 @@ def _members(value: object, name: str) -> Sequence[object]:
 def _one(value: object, name: str) -> Float32:
     try:
         array = np.asarray(value)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as exc:  # ragged rows; tensors on a device, in bfloat16, with gradients
+    except (TypeError, ValueError, RuntimeError) as exc:  # ragged rows; tensors in bfloat16, with gradients, on a GPU
         raise ConfigError(f"{name}: not a (n_tokens, dim) array: {exc}") from exc
     return as_token_embeddings(array, name=name)
 

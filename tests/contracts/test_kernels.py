@@ -127,6 +127,8 @@ class KernelContract:
         assert np.array_equal(kernel(queries, PackedEmbeddings(mapped, documents.offsets)), expected)
         wide = np.repeat(documents.vectors, 2, axis=1)[:, ::2]
         assert np.array_equal(kernel(queries, PackedEmbeddings(wide, documents.offsets)), expected)
+        backwards = documents.vectors[:, ::-1].copy()[:, ::-1]
+        assert np.array_equal(kernel(queries, PackedEmbeddings(backwards, documents.offsets)), expected)
 
     def test_inputs_are_not_changed(self, kernel: Kernel) -> None:
         rng = np.random.default_rng(5)
@@ -237,14 +239,14 @@ class TorchContract(KernelContract):
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(3)
-            kernel = torch_kernel(self.device)
-            np.testing.assert_allclose(kernel(queries, documents), expected, rtol=1e-6)
-            assert torch.get_num_threads() == 3
             seen: list[int] = []
-            thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-            thread.start()
-            thread.join()
-            assert seen == [3]
+            for _ in range(20):
+                np.testing.assert_allclose(torch_kernel(self.device)(queries, documents), expected, rtol=1e-6)
+                thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+                thread.start()
+                thread.join()
+            assert seen == [3] * 20
+            assert torch.get_num_threads() == 3
         finally:
             torch.set_num_threads(before)
 
@@ -257,7 +259,9 @@ class TestTorchCPUKernel(TorchContract):
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(3)
-            pool = TorchKernel()._pool()
+            kernel = TorchKernel()
+            pool = kernel._pool(3)
+            assert kernel._pool(2) is kernel._pool(3) is pool
             barrier = threading.Barrier(3, timeout=60)
 
             def seen() -> int:

@@ -122,9 +122,9 @@ def test_a_given_kernel_is_the_one_that_computes() -> None:
 
 
 def test_memory_is_bounded_whatever_the_corpus() -> None:
-    """All similarities at once would be 600 MB and the corpus in float32 102 MB; 15 are allowed."""
-    documents = PackedEmbeddings(np.ones((200_000, 128), dtype=np.float16), np.arange(0, 200_001, 500))
-    query = np.ones((750, 128), dtype=np.float32)
+    """All similarities would be 480 MB, those of one chunk 48 MB, the corpus in float32 20 MB; 15 are allowed."""
+    documents = PackedEmbeddings(np.ones((40_000, 128), dtype=np.float16), np.arange(0, 40_001, 500))
+    query = np.ones((3000, 128), dtype=np.float32)
     for compute in (lambda: maxsim(query, documents), lambda: top_k(query, documents, 5)):
         tracemalloc.start()
         compute()

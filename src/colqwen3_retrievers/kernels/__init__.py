@@ -6,8 +6,11 @@ Each function here makes a :class:`~colqwen3_retrievers.late_interaction.Kernel`
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 from colqwen3_retrievers.errors import require
-from colqwen3_retrievers.late_interaction import Kernel
+from colqwen3_retrievers.late_interaction import Kernel, numpy_kernel
 
 
 def torch_kernel(device: str = "cpu") -> Kernel:
@@ -32,3 +35,16 @@ def torch_kernel(device: str = "cpu") -> Kernel:
     from colqwen3_retrievers.kernels.torch import TorchKernel  # torch is imported only when asked for
 
     return TorchKernel(device)
+
+
+@functools.cache
+def default_kernel() -> Kernel:
+    """Give the kernel that whoever has no wish of his own should use: torch's on the CPU, or numpy's without torch.
+
+    Beside its speed, the torch kernel does not stall when another process holds a core, as numpy's BLAS does.
+
+    >>> from colqwen3_retrievers.late_interaction import maxsim
+    >>> maxsim([[1.0, 0.0]], [[-0.5, 0.0]], kernel=default_kernel()).tolist()
+    [[-0.5]]
+    """
+    return torch_kernel("cpu") if importlib.util.find_spec("torch") is not None else numpy_kernel

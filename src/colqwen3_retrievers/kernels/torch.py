@@ -89,9 +89,10 @@ class TorchKernel:
                     scores[first:last] = self._sums(tokens, owners, len(queries), chunk, lengths)
 
         with _exact_matmul:
-            if self.device.type == "cpu" and torch.get_num_threads() > 1:
-                pool = self._pool()
-                for future in [pool.submit(work) for _ in range(min(torch.get_num_threads(), len(bounds) - 1))]:
+            n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+            if n_workers > 1:
+                pool = self._pool(n_workers)
+                for future in [pool.submit(work) for _ in range(min(n_workers, len(bounds) - 1))]:
                     future.result()
             else:
                 work()
@@ -120,23 +121,32 @@ class TorchKernel:
         """
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _pool(self) -> ThreadPoolExecutor:
-        """Give the worker threads: those kept, unless torch's number changed or a fork left them behind."""
-        key = (os.getpid(), torch.get_num_threads())
-        if self._workers is None or self._workers[:2] != key:
-            pool = ThreadPoolExecutor(key[1], thread_name_prefix="maxsim", initializer=_use_one_thread)
-            self._workers = (*key, pool)
-        return self._workers[2]
+    def _pool(self, n_workers: int) -> ThreadPoolExecutor:
+        """Give at least ``n_workers`` worker threads: those kept, unless they are fewer or a fork left them behind."""
+        kept = self._workers
+        if kept is None or kept[0] != os.getpid() or kept[1] < n_workers:
+            kept = self._workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
+        return kept[2]
 
 
 _one_thread_lock = threading.Lock()
+
+
+def _one_thread_workers(n_workers: int) -> ThreadPoolExecutor:
+    """Start worker threads that each compute alone; every one is ready when this returns."""
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="maxsim", initializer=_use_one_thread)
+    ready = threading.Barrier(n_workers)
+    for future in [pool.submit(ready.wait) for _ in range(n_workers)]:
+        future.result()
+    return pool
 
 
 def _use_one_thread() -> None:
     """Let the calling thread, and no other, compute alone.
 
     ``torch.set_num_threads`` sets the calling thread's number and the one that threads to come will start with. The
-    second is put back from a thread that ends at once, so that only this worker keeps the 1.
+    second is put back at once, from a thread made for it, so that only this worker keeps the 1. torch has no call that
+    leaves the second alone: a thread that first uses torch in those microseconds would compute alone, too.
     """
     with _one_thread_lock:
         before = torch.get_num_threads()
