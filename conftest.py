@@ -18,7 +18,7 @@ NEEDS = {
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
         "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
         "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
-        "src/colqwen3_retrievers/kernels", "src/colqwen3_retrievers/errors.py",
+        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
     ],
     "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
     "pypdfium2": ["tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py"],

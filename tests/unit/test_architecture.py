@@ -22,8 +22,8 @@ FLOORS = {
     "kernels": 3.0, "model": 3.0,
     "engines": 4.0, "engines.torch": 4.1, "worker": 4.2, "sharing": 4.3,
     "settings": 5.0, "encoder": 5.1, "stores": 5.2,
-    "index": 6.0, "page_images": 5.9,
-    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0,
+    "page_images": 5.9, "page_cache": 5.9, "adding": 5.95, "searching": 5.95, "index": 6.0,
+    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0, "__main__": 9.0,
 }  # fmt: skip
 TORCH_FREE_BELOW = 3.0
 HEAVY = {

@@ -1,0 +1,97 @@
+"""One writer at a time: a lock on a file that the system drops when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from colqwen3_retrievers.errors import StoreError, StoreUnavailableError
+
+if sys.platform == "win32":  # pragma: no cover - the same lock by the other system's call
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+_LOCKED_BYTE = 1 << 30  # past the text that says who, which others must be able to read
+
+
+class WriterLock:
+    """The right to write into a folder, held until :meth:`release` or the end of the process.
+
+    A forked child shares the open file but not the right: its :meth:`release` only closes its copy.
+
+    Args:
+        folder: the folder; ``writer.lock`` in it is made when missing, and never removed, for removing a lock file
+            lets two writers in.
+
+    Raises:
+        StoreUnavailableError: somebody else holds it, in this process or another; the message says who.
+        StoreError: the folder cannot be written to or its file system knows no locks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "writer.lock"
+        try:
+            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as exc:
+            raise StoreError(f"{folder}: cannot be written to: {exc.strerror}") from exc
+        self._pid = os.getpid()
+        try:
+            _lock(self._descriptor)
+        except (BlockingIOError, PermissionError) as exc:
+            who = _holder(path)
+            os.close(self._descriptor)
+            raise StoreUnavailableError(
+                f"{folder}: another writer has it open: {who}; read_only=True opens it"
+            ) from exc
+        except OSError as exc:
+            os.close(self._descriptor)
+            raise StoreError(f"{folder}: its file system gives no lock: {exc.strerror}") from exc
+        told = {
+            "pid": self._pid,
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(told).encode(), 0) if hasattr(os, "pwrite") else None
+        except OSError:  # a full disk must not keep anybody from opening, perhaps in order to delete
+            pass
+
+    def release(self) -> None:
+        """Give the right back; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        if os.getpid() == self._pid:
+            _unlock(descriptor)
+        os.close(descriptor)
+
+
+def _holder(path: Path) -> str:
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        mine = told["pid"] == os.getpid() and told["host"] == socket.gethostname()
+        return f"process {told['pid']}{' (this one)' if mine else ''} on {told['host']} since {told['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "an unknown process"

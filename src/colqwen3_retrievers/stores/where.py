@@ -1,0 +1,303 @@
+"""The filter language of every store: parsed once into a small frozen tree, with one reference meaning in Python.
+
+::
+
+    {"source": "a.pdf"}                                       equality
+    {"year": {"$gte": 2020, "$lt": 2024}}                     several operators on one name: all must hold
+    {"source": "a.pdf", "year": 2020}                         several names: all must hold
+    {"$or": [{"tags": {"$contains": "tax"}}, {"$not": {"author.name": "Ada"}}]}
+
+**Names.** ``id``, ``source``, ``number``, ``label``, ``sha256`` and ``text`` are the page's own fields. Any other name
+is a metadata key, a dot going into nested objects (``author.name``). ``metadata.`` in front always means metadata, so
+``metadata.source`` reaches a metadata key called ``source``. When a key itself contains a dot, the key nearest to the
+surface wins.
+
+**Values.** Texts, numbers and booleans are three kinds that never equal each other and are never ordered against each
+other: ``True`` is not ``1`` and ``"3"`` is not ``3``. Integers beyond 64 bits are compared as floats. Texts are ordered
+by code point, so ISO dates compare as dates. ``None`` and a missing name are the same thing.
+
+=================  ===========================================================================  ======================
+operator           holds when                                                                   LlamaIndex
+=================  ===========================================================================  ======================
+``$eq`` ``$ne``    the value is (not) this one; ``None`` asks for a missing one                 EQ, NE
+``$gt`` ``$gte``
+``$lt`` ``$lte``   it is of the same kind and so ordered; numbers and texts only                GT, GTE, LT, LTE
+``$in`` ``$nin``   it is (not) one of these                                                     IN, NIN
+``$contains``      the list has this element, or the text has this text inside                  CONTAINS
+``$any`` ``$all``  it ``$contains`` at least one, every one of these                            ANY, ALL
+``$text``          it is a text with this text inside                                           TEXT_MATCH
+``$itext``         the same, whatever the case                                                  TEXT_MATCH_INSENSITIVE
+``$empty``         (``True``) it is missing, ``""``, ``[]`` or ``{}``; ``False`` the contrary   IS_EMPTY
+``$exists``        (``True``) it is there and not null; ``False`` the contrary
+``$not``           ``{"$not": filter}`` or ``{name: {"$not": {operator: ...}}}``                NOT: ``$not``, ``$or``
+``$and`` ``$or``   all, at least one, of a list of filters                                      AND, OR
+=================  ===========================================================================  ======================
+
+Every filter is true or false of a page, never unknown: ``$ne`` and ``$nin`` hold where the name is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.stores.values import Value, facts, scalar
+
+Where = Mapping[str, Any]
+"""A filter as users write it."""
+
+FIELDS: Final = {"id": "text", "source": "text", "number": "number", "label": "text", "sha256": "text", "text": "text"}
+"""The page's own fields that can be asked for, and the kind of each."""
+
+OPERATORS: Final = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$any", "$all", "$text",
+                    "$itext", "$empty", "$exists", "$not")  # fmt: skip
+"""What may stand under a name."""
+
+MAX_DEPTH: Final = 32
+"""Deepest nesting of ``$and``, ``$or`` and ``$not``."""
+
+MAX_VALUES: Final = 10_000
+"""Most values in one filter, all operators together."""
+
+Test = Literal["in", "gt", "gte", "lt", "lte", "contains", "text", "itext", "empty", "exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One name put to one test; ``field`` tells the page's own fields from metadata names."""
+
+    name: str
+    field: bool
+    test: Test
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """Every part holds; true without parts."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """At least one part holds; false without parts."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The part does not hold."""
+
+    part: Filter
+
+
+Filter = Condition | And | Or | Not
+"""A parsed filter: what stores compile."""
+
+
+def parse(where: Where | Filter | None) -> Filter | None:
+    """Check a filter and turn it into a tree.
+
+    Args:
+        where: as in this module's table; an already parsed tree is given back; None and ``{}`` mean every page.
+
+    Returns:
+        The tree, or None for every page.
+
+    Raises:
+        ConfigError: an unknown operator, a value of a kind the operator cannot take, too deep or too long; it names
+            the key, the operator and the value.
+
+    >>> parse({"year": {"$gte": 2020}})
+    Condition(name='year', field=False, test='gte', values=(Value(kind='number', payload=2020, size=0),))
+    >>> parse({"year": {"$above": 2020}})
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: where: 'year': unknown operator '$above'; known: $eq, $ne, ...
+    """
+    if where is None or isinstance(where, Condition | And | Or | Not):
+        return where
+    tree = _filter(where, 0)
+    if (count := _count(tree)) > MAX_VALUES:
+        raise ConfigError(f"where: {count:,} values in one filter, at most {MAX_VALUES:,}")
+    return None if tree == And(()) else tree
+
+
+def matches(where: Where | Filter | None, page: Page) -> bool:
+    """Tell whether a filter holds for a page: the meaning every store's own evaluation is tested against.
+
+    >>> page = Page(source="a.pdf", number=3, metadata={"year": 2021, "tags": ["tax"], "author": {"name": "Ada"}})
+    >>> matches({"year": {"$gte": 2020}, "tags": {"$contains": "tax"}, "author.name": "Ada"}, page)
+    True
+    >>> matches({"$or": [{"number": {"$lt": 3}}, {"year": True}]}, page)
+    False
+    """
+    tree = parse(where)
+    return tree is None or _holds(tree, page, facts(page.metadata))
+
+
+def _filter(where: object, depth: int) -> Filter:
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"where: nested deeper than {MAX_DEPTH}")
+    if not isinstance(where, Mapping):
+        raise ConfigError(f"where: expected a filter {{name: value}}, got {_short(where)}")
+    parts: list[Filter] = []
+    for key, value in where.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"where: names are strings, got {_short(key)}")
+        if key in ("$and", "$or"):
+            if not isinstance(value, list | tuple) or not value:
+                raise ConfigError(f"where: {key}: expected a list of at least one filter, got {_short(value)}")
+            branches = tuple(_filter(item, depth + 1) for item in value)
+            parts.append(And(branches) if key == "$and" else Or(branches))
+        elif key == "$not":
+            parts.append(Not(_filter(value, depth + 1)))
+        elif key.startswith("$"):
+            raise ConfigError(f"where: unknown operator {key!r}; known here: $and, $or, $not, or a name")
+        else:
+            parts.append(_named(key, value, depth))
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def _named(key: str, value: object, depth: int) -> Filter:
+    """Read everything that stands under one name."""
+    _valid_text(key, f"where: {_short(key)}")
+    if not isinstance(value, Mapping):
+        return _operator(key, "$eq", value, depth)
+    if not value:
+        raise ConfigError(f"where: {key!r}: an empty object; give a value or operators such as $eq")
+    for name in value:
+        if name not in OPERATORS:
+            hint = "" if str(name).startswith("$") else f"; a nested key is written {f'{key}.{name}'!r}"
+            raise ConfigError(f"where: {key!r}: unknown operator {name!r}; known: {', '.join(OPERATORS)}{hint}")
+    parts = tuple(_operator(key, name, item, depth) for name, item in value.items())
+    return parts[0] if len(parts) == 1 else And(parts)
+
+
+def _operator(key: str, operator: str, value: object, depth: int) -> Filter:
+    label = f"where: {key!r}: {operator}"
+    if operator == "$not":
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{label}: expected operators such as {{'$gt': 3}}, got {_short(value)}")
+        if depth >= MAX_DEPTH:
+            raise ConfigError(f"where: nested deeper than {MAX_DEPTH}")
+        return Not(_named(key, value, depth + 1))
+    if operator in ("$empty", "$exists"):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{label}: expected True or False, got {_short(value)}")
+        asked = _condition(key, "empty" if operator == "$empty" else "exists")
+        return asked if value else Not(asked)
+    if operator in ("$in", "$nin", "$any", "$all"):
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            raise ConfigError(f"{label}: expected a list, got {_short(value)}")
+        if operator in ("$in", "$nin"):
+            return _among(key, label, tuple(value)) if operator == "$in" else Not(_among(key, label, tuple(value)))
+        each = tuple(_condition(key, "contains", _value(item, label, key, contains=True)) for item in value)
+        return Or(each) if operator == "$any" else And(each)
+    if operator == "$eq":
+        return _among(key, label, (value,))
+    if operator == "$ne":
+        return Not(_among(key, label, (value,)))
+    if operator == "$contains":
+        return _condition(key, "contains", _value(value, label, key, contains=True))
+    given = _value(value, label, key)
+    if operator in ("$text", "$itext"):
+        if given.kind != "text" or FIELDS.get(key) == "number":
+            raise ConfigError(f"{label}: a text is looked for in texts, got {_short(value)}")
+        return _condition(key, "text" if operator == "$text" else "itext", given)
+    if given.kind == "boolean":
+        raise ConfigError(f"{label}: a boolean has no order, got {_short(value)}")
+    return _condition(key, operator[1:], given)
+
+
+def _among(key: str, label: str, items: tuple[object, ...]) -> Filter:
+    """Equality with one of ``items``; a null among them asks for a missing name."""
+    values = tuple(_value(item, label, key) for item in items if item is not None)
+    tree: Filter = _condition(key, "in", *values)
+    if len(values) == len(items):
+        return tree
+    missing = Not(_condition(key, "exists"))
+    return Or((missing, tree)) if values else missing
+
+
+def _condition(key: str, test: str, *values: Value) -> Condition:
+    field = key in FIELDS
+    name = key if field else key.removeprefix("metadata.")
+    return Condition(name, field, test, values)  # type: ignore[arg-type]  # callers pass the literals of Test
+
+
+def _value(item: object, label: str, key: str, *, contains: bool = False) -> Value:
+    if isinstance(item, list | tuple | set | Mapping):
+        raise ConfigError(f"{label}: expected one text, number or boolean, got {_short(item)}; use $in, $any or $all")
+    value = scalar(item)
+    if value is None:
+        raise ConfigError(f"{label}: expected a text, a number or a boolean, got {_short(item)}")
+    if value.kind == "text":
+        _valid_text(value.payload, label)
+    kind = FIELDS.get(key)
+    if kind is not None and (value.kind != kind or (contains and kind != "text")):
+        raise ConfigError(f"{label}: {key} is a {kind}, got {_short(item)}")
+    return value
+
+
+def _valid_text(text: str, label: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{label}: not valid Unicode: {_short(text)}") from exc
+
+
+def _short(item: object) -> str:
+    shown = repr(item)
+    return shown if len(shown) <= 80 else f"{shown[:79]}…"
+
+
+def _count(tree: Filter) -> int:
+    if isinstance(tree, Condition):
+        return max(1, len(tree.values))
+    return _count(tree.part) if isinstance(tree, Not) else sum(map(_count, tree.parts))
+
+
+_ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "gt": lambda a, b: bool(a > b),
+    "gte": lambda a, b: bool(a >= b),
+    "lt": lambda a, b: bool(a < b),
+    "lte": lambda a, b: bool(a <= b),
+}
+
+
+def _holds(tree: Filter, page: Page, known: Mapping[str, Value]) -> bool:
+    if isinstance(tree, And):
+        return all(_holds(part, page, known) for part in tree.parts)
+    if isinstance(tree, Or):
+        return any(_holds(part, page, known) for part in tree.parts)
+    if isinstance(tree, Not):
+        return not _holds(tree.part, page, known)
+    value = scalar(getattr(page, tree.name)) if tree.field else known.get(tree.name)
+    return _passes(tree, value)
+
+
+def _passes(condition: Condition, value: Value | None) -> bool:
+    test = condition.test
+    if test == "empty":
+        return value is None or value.payload == "" or (value.kind in ("list", "object") and value.size == 0)
+    if test == "exists" or value is None:
+        return value is not None
+    if test == "in":
+        return value in condition.values
+    asked = condition.values[0]
+    if test == "contains" and value.kind == "list":
+        return asked in value.payload
+    if value.kind != asked.kind:
+        return False
+    if test in _ORDER:
+        return _ORDER[test](value.payload, asked.payload)
+    if value.kind != "text":  # $contains of a number or boolean that is not a list
+        return False
+    if test == "itext":
+        return asked.payload.casefold() in value.payload.casefold()
+    return asked.payload in value.payload
