@@ -572,9 +572,10 @@ def test_reading_where_nothing_can_be_written(tmp_path: Path) -> None:
         for path in [folder, *folder.iterdir()]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         code = """
+        from colqwen3_retrievers.late_interaction import numpy_kernel
         query = tokens(0)  # imports what it needs while that can still be read
         os.setuid(65534)
-        with EmbeddedStore(sys.argv[1], read_only=True) as store:
+        with EmbeddedStore(sys.argv[1], read_only=True, kernel=numpy_kernel) as store:
             print(len(store.search([query], 99)[0]))
         try:
             EmbeddedStore(sys.argv[1])

@@ -388,7 +388,7 @@ with PageIndex.open(sys.argv[1]) as index:
     print(hit.page.id, hit.page.image.size, len(index), index.ids({"n": 3}), index.info.model)
     record = index.get([hit.page.id], vectors=True)[0]
     print(record.multi_vector.grid, record.multi_vector.visual, index.delete(["a.pdf#page=1"]))
-    assert not {"torch", "transformers"} & set(sys.modules)
+    assert "transformers" not in sys.modules and "colqwen3_retrievers.model" not in sys.modules  # torch compares
 """
     arguments = [sys.executable, "-c", code, str(moved), str(folder.parent / "query.npy")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
