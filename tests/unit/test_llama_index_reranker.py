@@ -356,10 +356,12 @@ class Gated(ColQwen3Encoder):
         super().__init__(*args, **kwargs)
         self.gate = threading.Event()
         self.held: list[Future[list[MultiVector]]] = []
+        self.threads: set[int] = set()
 
     def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
         real, late = super().submit_pages(pages), Future[list[MultiVector]]()
         self.held.append(late)
+        self.threads.add(threading.get_ident())
 
         def give() -> None:
             opened = self.gate.wait(5)
@@ -406,6 +408,7 @@ def test_the_event_loop_runs_on_while_pages_are_encoded(folder: Path, gated: Gat
     both = asyncio.run(asyncio.wait_for(run(), 10))
     assert [len(ranked) for ranked in both] == [N_PICTURES, N_PICTURES]
     assert len(gated.held) == N_PICTURES, "both share the pages"
+    assert threading.get_ident() not in gated.threads, "opening files and checkpoints is not for the loop's thread"
 
 
 def test_cancelling_the_task_cancels_the_encoding(folder: Path, gated: Gated) -> None:
