@@ -6,6 +6,7 @@ a single weight is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,17 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from colqwen3_retrievers.errors import CheckpointError, require
-from colqwen3_retrievers.families import PROJECTION_NAMES, Family, find_dim_key, get_family, tell_family
+from colqwen3_retrievers.families import (
+    PROJECTION_NAMES,
+    VISUAL_TOKEN_SIDE,
+    Family,
+    find_dim_key,
+    get_family,
+    tell_family,
+)
 from colqwen3_retrievers.safetensors_table import TensorRecord, read_json, read_tensor_table, some_names
 
 DEFAULT_MODEL = "TomoroAI/tomoro-colqwen3-embed-4b"
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 
 _OUTER_PREFIXES = ("base_model.model.", "vlm.", "model.")
-_VOLATILE_KEYS = {
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "pad_token_id",
-    "torch_dtype", "transformers_version", "use_cache", "_attn_implementation_autoset", "tie_word_embeddings",
+_TEXT_FACTS: dict[str, Any] = {  # what of a config shapes a vector, and what transformers takes where it is left out
+    "hidden_size": None, "intermediate_size": None, "num_hidden_layers": None, "num_attention_heads": None,
+    "num_key_value_heads": None, "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
 }  # fmt: skip
+_VISION_FACTS: dict[str, Any] = {
+    "depth": None, "hidden_size": None, "intermediate_size": None, "num_heads": None, "out_hidden_size": None,
+    "num_position_embeddings": 2304, "deepstack_visual_indexes": None, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
+_SAMPLE = 4096  # bytes of each tensor that go into a fingerprint
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -71,7 +84,7 @@ class Checkpoint:
     @property
     def context_length(self) -> int:
         """Most tokens a whole prompt may have."""
-        return int(self.config["text_config"].get("max_position_embeddings", 32_768))
+        return int(self.config["text_config"]["max_position_embeddings"])
 
 
 def locate(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -130,11 +143,10 @@ def open_checkpoint(
     tensors = _canonical(source, row, name)
     hidden = int(config["text_config"]["hidden_size"])
     dim = _dim(config, tensors, hidden, name)
-    if not config.get("matryoshka_dims"):
-        extra = row.matryoshka_dims
-    else:
-        extra = tuple(int(d) for d in config["matryoshka_dims"])
-    low, high = _pixel_bounds(folder, row)
+    extra = config.get("matryoshka_dims") or row.matryoshka_dims
+    if not isinstance(extra, list | tuple) or not all(_is_whole(value) for value in extra):
+        raise CheckpointError(f"{name}: config.json matryoshka_dims is {extra!r}, expected a list of whole numbers")
+    low, high = _pixel_bounds(folder, row, name)
     return Checkpoint(
         folder=folder,
         model=name,
@@ -150,13 +162,28 @@ def open_checkpoint(
     )
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _whole(value: Any, what: str, name: str) -> int:
+    if not _is_whole(value):
+        raise CheckpointError(f"{name}: {what} is {value!r}, expected a whole number above 0")
+    return int(value)
+
+
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
     config = read_json(folder / "config.json", name)
     for part in ("text_config", "vision_config"):
         if not isinstance(config.get(part), dict):
             raise CheckpointError(f"{name}: config.json has no {part}: not a Qwen3-VL checkpoint")
-    if not isinstance(config["text_config"].get("hidden_size"), int):
-        raise CheckpointError(f"{name}: config.json has no text_config.hidden_size")
+    text = config["text_config"]
+    for key in ("hidden_size", "num_hidden_layers", "max_position_embeddings"):
+        _whole(text.get(key), f"text_config.{key}", name)
+    architectures = config.get("architectures")
+    if architectures is not None and not isinstance(architectures, list):
+        raise CheckpointError(f"{name}: config.json architectures is {architectures!r}, expected a list")
+    rope_facts(config, name)
     vision = config["vision_config"]
     for key, value in (("patch_size", 16), ("spatial_merge_size", 2), ("temporal_patch_size", 2)):
         if vision.get(key, value) != value:
@@ -209,44 +236,78 @@ def _dim(config: dict[str, Any], tensors: dict[str, TensorRecord], hidden: int, 
     return weight.shape[0]
 
 
-def _pixel_bounds(folder: Path, family: Family) -> tuple[int, int]:
+def _pixel_bounds(folder: Path, family: Family, name: str) -> tuple[int, int]:
     low, high = family.min_pixels, family.max_pixels
-    path = folder / "preprocessor_config.json"
-    if family.processor_pixels and path.exists():
-        processor = read_json(path, str(folder))
-        size = processor.get("size")
-        size = size if isinstance(size, dict) else {}
-        low = int(processor.get("min_pixels") or size.get("shortest_edge") or low)
-        tokens = processor.get("max_num_visual_tokens")
-        stated = tokens * 1024 if tokens else processor.get("max_pixels") or size.get("longest_edge") or high
-        high = min(high, int(stated))  # the stock bound of 16,777,216 would make one scan 16,384 visual tokens
+    processor = _image_processor(folder, name) if family.processor_pixels else {}
+    size = processor.get("size")
+    size = size if isinstance(size, dict) else {}
+    low = _whole(processor.get("min_pixels") or size.get("shortest_edge") or low, "the processor's lower bound", name)
+    tokens = processor.get("max_num_visual_tokens")
+    stated = processor.get("max_pixels") or size.get("longest_edge") or high
+    if tokens:
+        stated = _whole(tokens, "max_num_visual_tokens", name) * VISUAL_TOKEN_SIDE**2
+    # the stock bound of 16,777,216 would make one scan 16,384 visual tokens
+    high = min(high, _whole(stated, "the processor's upper bound", name))
     return min(low, high), high
+
+
+def _image_processor(folder: Path, name: str) -> dict[str, Any]:
+    """Read the image processor's settings: a file of their own, or, as transformers 5 writes it, part of another."""
+    found: dict[str, Any] = {}
+    if (folder / "processor_config.json").exists():
+        whole = read_json(folder / "processor_config.json", name)
+        found.update({key: whole[key] for key in ("max_num_visual_tokens",) if key in whole})
+        if isinstance(whole.get("image_processor"), dict):
+            found.update(whole["image_processor"])
+    if (folder / "preprocessor_config.json").exists():
+        found.update(read_json(folder / "preprocessor_config.json", name))
+    return found
 
 
 def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord]) -> str:
     """Digest what makes two checkpoints' embeddings comparable.
 
-    Beside the projection, the final norm's gain and the last layer's output matrix are taken in, so that two fine-tunes
-    of one base without a projection, or with a frozen one, do not pass for each other.
+    Of the config, what shapes a vector, however it is spelled; of the tensors, the projection whole and some bytes from
+    the middle of every other, so that a fine-tune that left the projection alone does not pass for its base.
     """
-    digest = hashlib.sha256(json.dumps(_stable(config), sort_keys=True).encode())
-    last = int(config["text_config"].get("num_hidden_layers", 0)) - 1
-    for name in (
-        "projection.weight",
-        "projection.bias",
-        "language_model.norm.weight",
-        f"language_model.layers.{last}.self_attn.o_proj.weight",
-    ):
-        record = tensors.get(name)
-        if record is not None:
-            digest.update(f"{name}\0{record.dtype}\0{record.shape}\0".encode())
-            with record.file.open("rb") as stream:
-                stream.seek(record.start)
-                digest.update(stream.read(record.end - record.start))
+    text, vision = config["text_config"], config["vision_config"]
+    facts = {
+        "text": {key: text.get(key, default) for key, default in _TEXT_FACTS.items()},
+        "vision": {key: vision.get(key, default) for key, default in _VISION_FACTS.items()},
+        "rope": rope_facts(config, "checkpoint"),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    with contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(path.open("rb")) for path in {record.file for record in tensors.values()}}
+        for name, record in sorted(tensors.items()):
+            digest.update(f"\0{name}\0{record.dtype}\0{record.shape}\0".encode())
+            start, length = record.start, record.end - record.start
+            if not name.startswith("projection.") and length > _SAMPLE:
+                start, length = start + (length - _SAMPLE) // 2, _SAMPLE
+            files[record.file].seek(start)
+            digest.update(files[record.file].read(length))
     return digest.hexdigest()
 
 
-def _stable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _stable(item) for key, item in value.items() if key not in _VOLATILE_KEYS}
-    return value
+def rope_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give the rotary settings of a text config, in whichever of transformers' spellings they stand.
+
+    Raises:
+        CheckpointError: no theta or no section: transformers' defaults are not Qwen3-VL's, and would silently be taken.
+
+    >>> old = {"rope_theta": 5e6, "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]}}
+    >>> new = {"rope_parameters": {"rope_theta": 5000000, "rope_type": "default", "mrope_section": [24, 20, 20]}}
+    >>> rope_facts({"text_config": old}, "m") == rope_facts({"text_config": new}, "m")
+    True
+    """
+    text = config["text_config"]
+    merged: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(text.get(key), dict):
+            merged.update(text[key])
+    theta = merged.get("rope_theta", text.get("rope_theta"))
+    section = merged.get("mrope_section")
+    if not isinstance(theta, int | float) or not isinstance(section, list):
+        lacking = "rope_theta" if not isinstance(theta, int | float) else "mrope_section"
+        raise CheckpointError(f"{name}: config.json names no text_config {lacking}")
+    return {"theta": float(theta), "section": section, "type": merged.get("rope_type", merged.get("type", "default"))}

@@ -107,6 +107,11 @@ class MultiVector:
                 raise ConfigError(f"grid: {rows} x {cols} for {n_visual} visual tokens")
         object.__setattr__(self, "vectors", vectors)
 
+    def __reduce__(self) -> tuple[type[MultiVector], tuple[Any, ...]]:
+        """Pickle by the constructor, so that a copy is checked and read-only too."""
+        fields = (self.vectors, self.content, self.visual, self.tokens, self.grid, self.clusters)
+        return MultiVector, fields
+
     @property
     def dim(self) -> int:
         """Components of each token embedding."""
@@ -217,6 +222,7 @@ class EncoderInfo:
         rendering_version: version of the family's prompts and pixels.
         verified: whether the family's prompts and pixel bounds were confirmed by its authors' files.
         unverified: what was not.
+        revision: the revision of a hub model that was asked for; told, not compared.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> EncoderInfo.from_dict(info.to_dict()) == info
@@ -233,6 +239,7 @@ class EncoderInfo:
     rendering_version: int
     verified: bool = True
     unverified: tuple[str, ...] = ()
+    revision: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values by field name."""

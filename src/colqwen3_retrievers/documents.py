@@ -6,6 +6,7 @@ Plain data, checked once when it is made. A page may be a picture, a text, or bo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ class Video:
             raise ConfigError("video: expected at least one frame")
         if self.timestamps is not None:
             times = tuple(float(t) for t in self.timestamps)
-            if len(times) != len(self.frames) or any(not math.isfinite(t) or t < 0 for t in times):
-                raise ConfigError(f"video: expected {len(self.frames)} times in seconds >= 0, got {list(times)[:5]}")
+            if len(times) != len(self.frames) or not _rising(times):
+                raise ConfigError(f"video: expected {len(self.frames)} rising times in seconds, got {list(times)[:5]}")
             object.__setattr__(self, "timestamps", times)
 
 
@@ -94,6 +95,8 @@ class Page:
             raise ConfigError(f"page {id or source!r}: expected a page number from 1, got {number!r}")
         if not isinstance(text, str):
             raise ConfigError(f"page {id or source!r}: expected text as a string, got {type(text).__name__}")
+        if isinstance(image, bytearray | memoryview):
+            image = bytes(image)
         if image is not None and not isinstance(image, Image.Image | str | Path | bytes):
             raise ConfigError(
                 f"page {id or source!r}: an image is a PIL image, a path or bytes, got {type(image).__name__}"
@@ -214,6 +217,10 @@ def _json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: metadata must be JSON values by name: {exc}") from exc
     assert isinstance(copy, dict)  # noqa: S101 - narrows the type for the checker
     return copy
+
+
+def _rising(times: tuple[float, ...]) -> bool:
+    return all(math.isfinite(t) and t >= 0 for t in times) and all(a <= b for a, b in itertools.pairwise(times))
 
 
 def _hash_picture(digest: Any, picture: ImageSource, name: str) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Self
 
 
 class ColQwen3Error(Exception):
@@ -33,6 +34,17 @@ class ColQwen3Error(Exception):
     >>> issubclass(ConfigError, ColQwen3Error) and issubclass(ConfigError, ValueError)
     True
     """
+
+    def copy(self) -> Self:
+        """Give the same error as a new object, so that two callers who wait for one thing do not share a traceback.
+
+        >>> EngineError("gone", retryable=True).copy().retryable
+        True
+        """
+        copy = _rebuild(type(self), self.args, self.__dict__)
+        copy.__cause__ = self.__cause__
+        assert isinstance(copy, type(self))  # noqa: S101 - narrows the type for the checker
+        return copy
 
 
 class ConfigError(ColQwen3Error, ValueError):
@@ -105,15 +117,15 @@ class EncodeError(ColQwen3Error):
         super().__init__(message)
         self.index = index
 
-    def at(self, index: int) -> EncodeError:
+    def at(self, index: int) -> Self:
         """The same error for the input at ``index`` of a list.
 
         >>> print(EncodeError("the text is empty").at(3), EncodeError("x").at(3).index)
         input 3: the text is empty 3
         """
-        copy = _rebuild(type(self), (f"input {index}: {self}",), {**self.__dict__, "index": index})
-        copy.__cause__ = self.__cause__
-        assert isinstance(copy, EncodeError)  # noqa: S101 - narrows the type for the checker
+        copy = self.copy()
+        copy.args = (f"input {index}: {self}",)
+        copy.index = index
         return copy
 
 

@@ -49,6 +49,14 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
+_GIVEN_IMAGES = threading.Lock()  # Pillow's lazy load changes an image, and the same one may be handed in twice
+
+
+def forget_locks() -> None:
+    """Make the locks anew: in a forked child another thread of the parent may seem to hold them for ever."""
+    global _WARNING_FILTERS, _GIVEN_IMAGES
+    _WARNING_FILTERS = threading.Lock()
+    _GIVEN_IMAGES = threading.Lock()
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None) -> Image.Image:
@@ -75,7 +83,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name:
     if isinstance(source, Image.Image):
         check_size(source, max_pixels, label)
         with decoding(label):
-            return to_rgb(source)
+            with _GIVEN_IMAGES:
+                loaded = _loaded(source)
+            return _converted(*loaded)
     opened = open_header(io.BytesIO(read_image_bytes(source, name=label)), max_pixels=max_pixels, name=label)
     with opened, decoding(label):
         return to_rgb(opened)
@@ -187,10 +197,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
     (255, 255, 255)
     """
+    return _converted(*_loaded(image))
+
+
+def _loaded(image: Image.Image) -> tuple[Image.Image, Image.Transpose | None]:
+    """Read the first frame's pixels, and how to turn them."""
     if image.tell() != 0:
         image = _first_frame(image)
     image.load()
-    turn = _upright_method(image)
+    return image, _upright_method(image)
+
+
+def _converted(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """Turn loaded pixels upright and into RGB; reads the image only."""
     image = image if turn is None else image.transpose(turn)
     if image.mode in _SIXTEEN_BIT:
         high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -198,9 +217,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode in ("I", "F"):
         image = _stretch(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, (255, 255, 255))
+        image.paste(rgba, mask=rgba)
     image = image.convert("RGB") if image.mode != "RGB" else image.copy()
     image.info = {}  # an orientation left here would turn the picture a second time
     return image
@@ -225,13 +244,14 @@ def _first_frame(image: Image.Image) -> Image.Image:
 
 def _stretch(image: Image.Image) -> Image.Image:
     """32-bit integer and float images: 0..1, 0..255 or 0..65535 by what they hold, for no header says which."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max(initial=0.0))
     if image.mode == "F" and top <= 1.0:
         values = values * 255.0
     elif top > 255.0:
         values = values * (255.0 / max(top, 65535.0))
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    np.rint(values, out=values)
+    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
 
 
 def check_size(image: Image.Image, max_pixels: int, label: str) -> None:

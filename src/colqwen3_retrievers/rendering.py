@@ -19,7 +19,7 @@ from colqwen3_retrievers.documents import Page, Query, Video
 from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError
 from colqwen3_retrievers.families import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, VISUAL_TOKEN_SIDE, Family
 from colqwen3_retrievers.images import ImageSource, open_image
-from colqwen3_retrievers.tokens import PromptTokenizer, Tokens, neutralise
+from colqwen3_retrievers.tokens import PromptTokenizer, Tokens
 
 MAX_ASPECT_RATIO = 200
 """Longest side over shortest beyond which Qwen3-VL's resizing is not defined."""
@@ -99,8 +99,8 @@ def fit_size(width: int, height: int, *, min_pixels: int, max_pixels: int, frame
     """Give the size an image is resized to: multiples of 32, aspect ratio kept, area within bounds.
 
     The arithmetic is Qwen2-VL's "smart resize", kept to the letter because another rounding gives other visual tokens.
-    Only where that arithmetic itself would leave ``max_pixels`` (a very long strip, or bounds closer than one visual
-    token) the longer side is cut down.
+    Only where that arithmetic would itself leave ``max_pixels`` with an image (a very long strip, or bounds closer than
+    one visual token) its longer side is cut down. A video of an odd number of frames may pass the bound, by a frame.
 
     Args:
         width: in pixels.
@@ -135,8 +135,8 @@ def fit_size(width: int, height: int, *, min_pixels: int, max_pixels: int, frame
         grow = math.sqrt(min_pixels / (frames * width * height))
         wide = math.ceil(width * grow / _SIDE) * _SIDE
         high = math.ceil(height * grow / _SIDE) * _SIDE
-    budget = max(1, max_pixels // (steps * _SIDE * _SIDE))
-    if (wide // _SIDE) * (high // _SIDE) > budget:
+    budget = max(1, max_pixels // _SIDE**2)
+    if frames == 1 and (wide // _SIDE) * (high // _SIDE) > budget:
         if wide >= high:
             wide = max(1, budget // (high // _SIDE)) * _SIDE
         else:
@@ -208,7 +208,7 @@ class Renderer:
 
     def _text(self, template: str, text: str, *, limit: int, is_query: bool) -> EncoderInput:
         before, after = template.split("{text}")
-        text = neutralise(text.strip() if self._family.strip else text)
+        text = self._tokenizer.neutralise(text.strip() if self._family.strip else text)
         prompt, tokens, content = self._fit(before, text, after, limit)
         return EncoderInput(
             is_query=is_query,
@@ -255,7 +255,7 @@ class Renderer:
         is_query: bool,
     ) -> EncoderInput:
         before, after = template.replace("{visual}", placeholder).split("{text}")
-        text = neutralise(text.strip())
+        text = self._tokenizer.neutralise(text.strip())
         beside = self._family.beside if text else ""
         extra = sum(rows * cols - 1 for rows, cols in grids)
         prompt, tokens, content = self._fit(before, beside + text, after, limit - extra, extra=extra)
@@ -305,6 +305,8 @@ class Renderer:
         try:
             images = [open_image(source) for source in sources]
             width, height = images[0].size
+            if any(image.size != (width, height) for image in images):
+                raise ConfigError("video: expected frames of one size")
             if len(images) == 1:
                 size = fit_size(width, height, min_pixels=self._min_pixels, max_pixels=self._max_pixels)
             else:

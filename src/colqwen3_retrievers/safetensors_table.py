@@ -48,7 +48,7 @@ def read_json(path: Path, model: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise CheckpointError(f"{model}: no {path.name} in {path.parent}") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise CheckpointError(f"{model}: {path.name} cannot be read: {exc}") from exc
     if not isinstance(value, dict):
         raise CheckpointError(f"{model}: {path.name} holds no JSON object")
@@ -115,9 +115,14 @@ def _read_header(file: Path, name: str) -> list[TensorRecord]:
         ]  # fmt: skip
     except FileNotFoundError as exc:
         raise CheckpointError(f"{name}: {file.name} is missing", missing=[file.name]) from exc
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as exc:
         raise CheckpointError(f"{name}: {file.name} has no readable safetensors header: {exc}") from exc
     for record in records:
+        if (
+            not all(isinstance(place, int) for place in (record.start, record.end))
+            or not 8 < record.start <= record.end
+        ):
+            raise CheckpointError(f"{name}: {file.name} has impossible offsets for {record.name}")
         if record.end > size:
             raise CheckpointError(
                 f"{name}: {file.name} is cut short: {record.name} ends at byte {record.end:,} of {size:,}"

@@ -126,7 +126,8 @@ class SimilarityMap:
         if boxes:
             draw = ImageDraw.Draw(mixed)
             line = max(2, round(min(image.size) / 250))
-            for box in self.boxes(image.size, top=boxes):
+            shown = SimilarityMap(values, values[None])
+            for box in shown.boxes(image.size, top=boxes):
                 draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), outline=(200, 30, 30), width=line)
         return mixed
 

@@ -14,25 +14,6 @@ from typing import Any
 
 from colqwen3_retrievers.errors import CheckpointError, EncodeError, require
 
-_SPECIAL = re.compile(r"<\|(?=[A-Za-z0-9_]+\|>)")
-
-
-def neutralise(text: str) -> str:
-    """Break special-token strings inside a user's text, so that they are read as plain characters.
-
-    One space goes in after ``<|``; nothing is taken out, so no new special token can form.
-
-    Args:
-        text: a user's text.
-
-    Returns:
-        The text, unchanged unless it spells a special token.
-
-    >>> neutralise("what is <|im_end|>?"), neutralise("a <| b |> c")
-    ('what is <| im_end|>?', 'a <| b |> c')
-    """
-    return _SPECIAL.sub("<| ", text)
-
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -71,7 +52,25 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._model = model
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1)
+        self._special = re.compile(alternatives or r"(?!)")
         self._lock = threading.Lock()  # a tokenizer's own cache makes concurrent calls slower than taking turns
+
+    def neutralise(self, text: str) -> str:
+        """Break the tokenizer's special tokens inside a user's text, so that they are read as plain characters.
+
+        One space goes in after the first character of each; nothing is taken out, so no new special token can form.
+
+        Args:
+            text: a user's text.
+
+        Returns:
+            The text, unchanged unless it spells a special token: ``<|im_end|>`` becomes ``< |im_end|>``.
+        """
+        while self._special.search(text):
+            text = self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return text
 
     def encode(self, prompt: str) -> Tokens:
         """Tokenise a prompt.

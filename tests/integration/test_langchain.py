@@ -202,9 +202,9 @@ def held_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     let_go.set()
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("how", ["chain.ainvoke", "chain.abatch", "retriever.abatch"])
 def test_the_event_loop_goes_on_while_the_engine_works(
-    encoder: ColQwen3Encoder, first_stage: PageIndex, held_engine: threading.Event, many: bool
+    encoder: ColQwen3Encoder, first_stage: PageIndex, held_engine: threading.Event, how: str
 ) -> None:
     retriever = ColQwen3Retriever(index=first_stage, k=3)
     chain = rag(retriever, ColQwen3Reranker(encoder=encoder, top_n=1))
@@ -220,12 +220,16 @@ def test_the_event_loop_goes_on_while_the_engine_works(
     async def main() -> list[Any]:
         ticking = asyncio.create_task(tick())
         try:
-            return await chain.abatch(["one", "two"]) if many else [await chain.ainvoke("one")]
+            if how == "retriever.abatch":
+                return await retriever.abatch(["one", "two"])
+            return await chain.abatch(["one", "two"]) if how == "chain.abatch" else [await chain.ainvoke("one")]
         finally:
             ticking.cancel()
 
     answers = asyncio.run(main())
-    assert [len(answer["shown"]) for answer in answers] == [1] * len(answers)
+    assert [len(answer) if how == "retriever.abatch" else len(answer["shown"]) for answer in answers] == {
+        "chain.ainvoke": [1], "chain.abatch": [1, 1], "retriever.abatch": [3, 3],
+    }[how]  # fmt: skip
 
 
 def settled(encoder: ColQwen3Encoder) -> int:
@@ -237,14 +241,17 @@ def settled(encoder: ColQwen3Encoder) -> int:
     return seen
 
 
-def test_cancelling_a_chain_cancels_its_encoding(encoder: ColQwen3Encoder, held_engine: threading.Event) -> None:
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.5])  # while it opens files and submits, and while it waits
+def test_cancelling_a_chain_cancels_its_encoding(
+    encoder: ColQwen3Encoder, held_engine: threading.Event, after_s: float
+) -> None:
     # Pages that are rendered already are encoded all the same; there is room for so many, and these are more.
     documents = [Document(f"text number {n}") for n in range(IN_FLIGHT_PAGES + 40)]
     reranker = ColQwen3Reranker(encoder=encoder)
 
     async def main() -> None:
         task = asyncio.create_task(reranker.acompress_documents(documents, QUESTION))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(after_s)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -120,6 +120,29 @@ def test_pixel_bounds_of_a_native_checkpoint(
     assert (opened.min_pixels, opened.max_pixels) == bounds
 
 
+def test_pixel_bounds_as_transformers_5_writes_them(tiny: Callable[[str], TinyCheckpoint]) -> None:
+    checkpoint = tiny("colpali")
+    (checkpoint.folder / "preprocessor_config.json").unlink()
+    settings = {"image_processor": {"size": {"shortest_edge": 4096, "longest_edge": 786_432}}, "processor_class": "x"}
+    (checkpoint.folder / "processor_config.json").write_text(json.dumps(settings))
+    opened = open_checkpoint(checkpoint.folder)
+    assert (opened.min_pixels, opened.max_pixels) == (4096, 786_432)
+
+
+def test_the_published_spelling_of_the_rotary_settings(tiny: Callable[[str], TinyCheckpoint]) -> None:
+    checkpoint = tiny("ops")
+    expected = load(checkpoint.folder).backbone.language_model.rotary_emb
+    before = open_checkpoint(checkpoint.folder).fingerprint
+    _nested(
+        "text_config", rope_parameters=None, rope_theta=10_000,
+        rope_scaling={"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+    )(checkpoint)  # fmt: skip
+    found = load(checkpoint.folder).backbone.language_model.rotary_emb
+    assert torch.equal(found.inv_freq, expected.inv_freq)
+    assert found.mrope_section == expected.mrope_section == [4, 2, 2]
+    assert open_checkpoint(checkpoint.folder).fingerprint == before, "another spelling is no other model"
+
+
 def test_the_cap_is_the_familys_not_the_files(tiny: Callable[[str], TinyCheckpoint]) -> None:
     assert open_checkpoint(tiny("tomoro").folder).max_pixels == 1_310_720  # the file says 16,777,216
 
@@ -132,9 +155,10 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert prints[0] == prints[1] != prints[2]
     same.edit_config(transformers_version="9.9", torch_dtype="float16")
     assert open_checkpoint(same.folder).fingerprint == prints[0]
-    bias = {**one.names, "embedding_proj_layer.bias": one.bias + 1}
-    one.write(bias)
-    assert open_checkpoint(one.folder).fingerprint != prints[0]
+    for name in ("embedding_proj_layer.bias", "vlm.model.language_model.layers.0.self_attn.q_proj.weight",
+                 "vlm.model.visual.blocks.2.mlp.linear_fc1.weight"):  # fmt: skip
+        one.write({**one.names, name: one.names[name] + 1})
+        assert open_checkpoint(one.folder).fingerprint != prints[0], name
 
 
 # -- everything that can be wrong -------------------------------------------------------------------------------------
@@ -196,6 +220,16 @@ def _adapter(c: TinyCheckpoint) -> None:
     (c.folder / "model.safetensors").rename(c.folder / "adapter_model.safetensors")
 
 
+def _backwards(c: TinyCheckpoint) -> None:
+    path = c.folder / "model.safetensors"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    next(entry for name, entry in header.items() if name != "__metadata__")["data_offsets"] = [64, 0]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + blob[8 + length :])
+
+
 def _nested(part: str, **changes: object) -> Callable[[TinyCheckpoint], None]:
     def edit(c: TinyCheckpoint) -> None:
         config = json.loads((c.folder / "config.json").read_text())
@@ -228,7 +262,27 @@ BAD_CHECKPOINTS: list[tuple[str, Callable[[TinyCheckpoint], None], str]] = [
     ("another dim in the config", _config(embed_dim=320), "config says embed_dim = 320"),
     ("no text config", _config(text_config=None), "no text_config: not a Qwen3-VL checkpoint"),
     ("no vision config", _config(vision_config=7), "no vision_config"),
-    ("no hidden size", _nested("text_config", hidden_size=None), "no text_config.hidden_size"),
+    ("no hidden size", _nested("text_config", hidden_size=None), "text_config.hidden_size is None, expected a whole"),
+    ("no layers", _nested("text_config", num_hidden_layers=None), "text_config.num_hidden_layers is None"),
+    ("no context", _nested("text_config", max_position_embeddings="x"), "max_position_embeddings is 'x', expected"),
+    (
+        "no rope theta",
+        _nested("text_config", rope_parameters={"mrope_section": [4, 2, 2]}),
+        "no text_config rope_theta",
+    ),
+    ("no rope section", _nested("text_config", rope_parameters={"rope_theta": 1e4}), "no text_config mrope_section"),
+    (
+        "an architecture that is no list",
+        _config(architectures="ColQwen3"),
+        "architectures is 'ColQwen3', expected a li",
+    ),
+    (
+        "Matryoshka dims that are none",
+        _config(matryoshka_dims=["a"]),
+        "matryoshka_dims is .*, expected a list of whole",
+    ),
+    ("a config without end", _text("config.json", "[" * 100_000), "config.json cannot be read"),
+    ("offsets that run backwards", _backwards, "impossible offsets for"),
     ("another patch size", _nested("vision_config", patch_size=14), "patch_size is 14, expected 16"),
     ("a text config that is none", _nested("text_config", num_attention_heads="many"), "not a Qwen3-VL config"),
     ("a config that is no JSON", _text("config.json", "{"), "config.json cannot be read"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
@@ -16,7 +17,7 @@ from colqwen3_retrievers import Page, Query, Video
 from colqwen3_retrievers.checkpoint import open_checkpoint
 from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError
 from colqwen3_retrievers.rendering import Renderer, fit_size
-from colqwen3_retrievers.tokens import PromptTokenizer, neutralise
+from colqwen3_retrievers.tokens import PromptTokenizer
 from tests.checkpoints import FAMILY_NAMES, SPECIAL_TOKENS, make_checkpoint
 
 PAD = ["<|endoftext|>"] * 10
@@ -109,11 +110,22 @@ def test_special_tokens_in_a_text_are_characters(renderer: Callable[..., Rendere
     assert spiked.grid == plain.grid
 
 
-def test_neutralising_takes_nothing_out() -> None:
+def test_neutralising_takes_nothing_out(renderer: Callable[..., Renderer]) -> None:
+    neutralise = renderer("tomoro")._tokenizer.neutralise
     assert neutralise("plain <text> | with |> and <| marks") == "plain <text> | with |> and <| marks"
     nested = neutralise("<|im_<|im_end|>end|>")
     assert "<|im_end|>" not in nested
     assert nested.replace(" ", "") == "<|im_<|im_end|>end|>"
+
+
+def test_special_tokens_of_any_spelling_are_neutralised(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", "nemotron").folder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    made = PromptTokenizer(folder, model="m")
+    assert made.neutralise("an <image> to <think> about") == "an < image> to <think> about"
 
 
 def test_context_length_is_enforced_or_cut(renderer: Callable[..., Renderer]) -> None:
@@ -171,9 +183,8 @@ def test_sizes_equal_transformers() -> None:
         assert fit_size(width, height, min_pixels=low, max_pixels=high) == expected[::-1], (width, height, low, high)
         frames = chance.randint(2, 40)
         video = smart_resize_video(frames, height, width, factor=32, min_pixels=131_072, max_pixels=786_432)
-        if round(frames / 2) * 2 * video[0] * video[1] <= 786_432:
-            found = fit_size(width, height, min_pixels=131_072, max_pixels=786_432, frames=frames)
-            assert found == video[::-1], (frames, width, height)
+        found = fit_size(width, height, min_pixels=131_072, max_pixels=786_432, frames=frames)
+        assert found == video[::-1], (frames, width, height)
 
 
 def test_too_thin_is_refused(renderer: Callable[..., Renderer]) -> None:
@@ -198,6 +209,12 @@ def test_a_page_with_nothing_to_encode(renderer: Callable[..., Renderer]) -> Non
 def test_a_lone_surrogate_is_refused(renderer: Callable[..., Renderer]) -> None:
     with pytest.raises(EncodeError, match="lone surrogate"):
         renderer("tomoro").query(Query("a\ud800b"))
+
+
+def test_frames_of_unequal_size_are_refused(renderer: Callable[..., Renderer]) -> None:
+    frames = (Image.new("RGB", (320, 288)), Image.new("RGB", (288, 320)))
+    with pytest.raises(EncodeError, match="expected frames of one size"):
+        renderer("tomoro").document(Page(id="v", video=Video(frames)))
 
 
 def test_videos(renderer: Callable[..., Renderer]) -> None:

@@ -1,0 +1,101 @@
+"""Embeddings of documents to be reranked: known ones looked up, others encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from langchain_core.documents import Document
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
+from colqwen3_retrievers.langchain.documents import document_to_page
+from colqwen3_retrievers.langchain.fields import OptionalIndexField, open_index
+from colqwen3_retrievers.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.stores.protocol import check_info
+
+
+class DocumentEmbeddings:
+    """Where a reranker's embeddings come from: the index, the cache, the encoder; put together at the first use.
+
+    The arguments are the fields of :class:`~colqwen3_retrievers.langchain.reranker.ColQwen3Reranker`.
+
+    Raises:
+        StoreError: no index there.
+        StoreMismatchError: the index was made by another model.
+
+    >>> DocumentEmbeddings("tiny", None, None, None, None).encoder                       # nothing is loaded yet
+    ColQwen3Encoder(model='tiny')
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        device: str | None,
+        encoder: ColQwen3Encoder | None,
+        index: OptionalIndexField,
+        cache: PageEmbeddingCache | None,
+    ) -> None:
+        self.made_from = (model, device, encoder, index, cache)
+        self.index = None if index is None else open_index(index, None)
+        if cache is not None:
+            self.encoder: Any = cache.encoder
+        elif encoder is not None:
+            self.encoder = encoder
+        elif self.index is not None and model is None:
+            self.encoder = self.index.encoder
+            if device is not None and isinstance(self.encoder, ColQwen3Encoder):
+                self.encoder = ColQwen3Encoder.from_dict({**self.encoder.to_dict(), "device": device})
+        else:
+            self.encoder = ColQwen3Encoder(model, device=device)
+        if self.index is not None:
+            check_info(self.index.info, self.encoder.info, self.index.location)
+        self.cache = cache if cache is not None else PageEmbeddingCache(self.encoder)
+
+    def submit(self, documents: Sequence[Document]) -> list[Future[MultiVector]]:
+        """Look documents up in the index, and start encoding the others; one future each."""
+        futures: dict[int, Future[MultiVector]] = {}
+        pages: dict[int, Page] = {}
+        known = self._known(documents)
+        for place, document in enumerate(documents):
+            if place in known:
+                futures[place] = _done(known[place])
+                continue
+            try:
+                pages[place] = document_to_page(document, f"document {place}")
+            except (ConfigError, PageError) as exc:
+                futures[place] = _failed(exc)
+        futures |= dict(zip(pages, self.cache.submit(pages.values()), strict=True))
+        return [futures[place] for place in range(len(documents))]
+
+    def _known(self, documents: Sequence[Document]) -> dict[int, MultiVector]:
+        """Embeddings the index has, by place: of the same id, and the same content where the document tells."""
+        if self.index is None:
+            return {}
+        ids = {document.id: None for document in documents if document.id}
+        records = {record.page.id: record for record in self.index.get(ids, vectors=True)}
+        known: dict[int, MultiVector] = {}
+        for place, document in enumerate(documents):
+            record = records.get(document.id or "")
+            if record is None or record.multi_vector is None:
+                continue
+            if document.metadata.get("sha256") in (None, record.page.sha256):
+                known[place] = record.multi_vector
+        return known
+
+
+def _done(embeddings: MultiVector) -> Future[MultiVector]:
+    future: Future[MultiVector] = Future()
+    future.set_result(embeddings)
+    return future
+
+
+def _failed(exc: Exception) -> Future[MultiVector]:
+    error = EncodeError(str(exc))
+    error.__cause__ = exc
+    future: Future[MultiVector] = Future()
+    future.set_exception(error)
+    return future

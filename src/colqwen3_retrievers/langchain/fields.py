@@ -1,0 +1,72 @@
+"""What the retriever and the reranker share: an index by folder or in hand, and copies that carry settings only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, PlainSerializer
+
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.stores.embedded import EmbeddedStore
+
+
+def _location(index: PageIndex | str | Path | None) -> str | None:
+    return index.location if isinstance(index, PageIndex) else None if index is None else str(index)
+
+
+def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
+    return None if encoder is None else encoder.to_dict()
+
+
+IndexField: TypeAlias = Annotated[PageIndex | str | Path, PlainSerializer(_location, when_used="json")]
+"""An open index, or where one lies; in JSON its location."""
+
+OptionalIndexField: TypeAlias = Annotated[PageIndex | str | Path | None, PlainSerializer(_location, when_used="json")]
+"""The same, or none."""
+
+EncoderField: TypeAlias = Annotated[ColQwen3Encoder | None, PlainSerializer(_settings, when_used="json")]
+"""An encoder or none; in JSON its settings, which hold no secret."""
+
+
+def open_index(index: PageIndex | str | Path, encoder: ColQwen3Encoder | None) -> PageIndex:
+    """Give an open index; one named by its place is opened for reading, beside whoever writes it.
+
+    Raises:
+        ConfigError: an open index together with an encoder that is not its own.
+        StoreError: no index there.
+        StoreMismatchError: the index was made by another model than the encoder's.
+    """
+    if not isinstance(index, PageIndex):
+        return PageIndex.open(os.fspath(index), encoder, read_only=True)
+    if encoder is not None and encoder is not index.encoder:
+        raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")
+    return index
+
+
+def pickled(model: BaseModel, *dropped: str) -> tuple[Any, ...]:
+    """Say how to pickle a model that holds an index or an encoder: as settings and the index's location.
+
+    Args:
+        model: the model; its ``index`` and ``encoder`` fields may hold live objects.
+        dropped: fields that are not carried.
+
+    Raises:
+        TypeError: the index lies in a store that cannot be opened again by its location alone.
+    """
+    fields = {name: getattr(model, name) for name in model.model_fields_set if name not in dropped}
+    index = fields.get("index")
+    if isinstance(index, PageIndex):
+        if not isinstance(index.store, EmbeddedStore):
+            raise TypeError(f"{type(model).__name__}: cannot pickle an index at {index.location}; give its location")
+        fields["index"] = str(Path(index.location).absolute())
+        if fields.get("encoder") is None and isinstance(index.encoder, ColQwen3Encoder):
+            fields["encoder"] = index.encoder
+    return _rebuild, (type(model), fields)
+
+
+def _rebuild(kind: type[BaseModel], fields: dict[str, Any]) -> BaseModel:
+    return kind(**fields)

@@ -1,0 +1,243 @@
+"""The LangChain reranker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, Self
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import Runnable, RunnableLambda
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Query
+from colqwen3_retrievers.errors import ConfigError, EncodeError
+from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
+from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE
+from colqwen3_retrievers.langchain.fields import EncoderField, OptionalIndexField, pickled
+from colqwen3_retrievers.langchain.future_group import FutureGroup
+from colqwen3_retrievers.late_interaction import maxsim, relevance
+from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
+
+RERANK_ERROR = "rerank_error"
+"""Metadata key under which ``on_error="keep"`` says why a document has no score."""
+
+_logger = logging.getLogger(__name__)
+
+
+class ColQwen3Reranker(BaseDocumentCompressor):
+    """Orders documents by late interaction with the query: page images, texts, and both mixed.
+
+    A document is scored by its page image (``metadata["image_path"]`` or ``metadata["image"]``, see
+    :func:`~colqwen3_retrievers.langchain.documents.document_image`), else by its text. A document whose id, and digest
+    if it has one, are in ``index`` is not encoded at all; the others are encoded once and kept in ``cache``. Nothing is
+    loaded before the first document is scored; retriever, reranker and index with equal settings share one model.
+
+    ``metadata["relevance_score"]`` of the results is a Python float, what ``score_mode`` says. ``score_threshold`` is
+    on the same scale and inclusive. Documents come back as copies, best first, equal scores in the order they came.
+
+    Args:
+        model: hub name, folder or ``"tiny"``; None takes the index's, else reads ``COLQWEN3_MODEL``, else the default.
+        device: ``"cuda"``, ``"cpu"``, ...; None takes the best there is.
+        top_n: most documents given back, at least 1; None gives all.
+        encoder: a ready encoder, in place of ``model`` and ``device``.
+        index: where embeddings of known pages are: an open index, or its folder or address, opened for reading.
+        cache: embeddings of other documents, to be shared; None makes one of 512 MB in memory.
+        score_mode: ``"relevance"``, 0 to 1: (1 + mean MaxSim) / 2; ``"mean"``, -1 to 1: mean MaxSim over query tokens;
+            ``"sum"``: MaxSim, which grows with the query.
+        score_threshold: documents below it are left out; None leaves out none.
+        on_error: when a document cannot be read or encoded: ``"raise"``; ``"skip"``, which leaves it out with a warning
+            in the log; ``"keep"``, which puts it behind the scored ones, the reason in ``metadata["rerank_error"]``.
+
+    Raises:
+        ValueError: an argument is wrong or unknown (pydantic's ValidationError).
+
+    Example:
+        >>> from colqwen3_retrievers.langchain import ColQwen3Reranker
+        >>> reranker = ColQwen3Reranker(top_n=2)                         # nothing is loaded yet
+        >>> reranker.compress_documents([], "what was the revenue?")
+        []
+        >>> pages = [Document("", metadata={"image_path": f"{n}.png"}) for n in range(9)]
+        >>> for page in reranker.compress_documents(pages, "what was the revenue?"):           # doctest: +SKIP
+        ...     print(page.metadata["image_path"], page.metadata["relevance_score"])
+        4.png 0.83
+        0.png 0.71
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    device: str | None = None
+    top_n: int | None = Field(default=3, ge=1)
+    encoder: EncoderField = None
+    index: OptionalIndexField = None
+    cache: PageEmbeddingCache | None = Field(default=None, exclude=True, repr=False)
+    score_mode: Literal["relevance", "mean", "sum"] = "relevance"
+    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    on_error: Literal["raise", "skip", "keep"] = "raise"
+
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _tools: DocumentEmbeddings | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        ready = self.encoder is not None or self.cache is not None
+        if ready and (self.model is not None or self.device is not None):
+            raise ConfigError("give model and device, or an encoder or cache that has them, not both")
+        if self.encoder is not None and self.cache is not None and self.cache.encoder is not self.encoder:
+            raise ConfigError("cache: it belongs to another encoder")
+        return self
+
+    # -- LangChain's -----------------------------------------------------------------------------------------------
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str | Query, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Order documents by relevance to a query.
+
+        Args:
+            documents: of any retriever; they are left as they are.
+            query: a text, or a Query for an image.
+            callbacks: not used; :meth:`as_runnable` is traced like any step.
+
+        Returns:
+            At most ``top_n`` copies, best first, with ``metadata["relevance_score"]``.
+
+        Raises:
+            ConfigError: an empty query.
+            EncodeError: the query; or, with ``on_error="raise"``, a document, whose position is ``.index``.
+        """
+        asked, listed = _checked(query), list(documents)
+        if not listed:
+            return []
+        group = FutureGroup()
+        try:
+            question, embeddings = self._start(asked, listed, group)
+            found = [self._settled(future, place, listed) for place, future in enumerate(embeddings)]
+            return self._ranked(listed, found, question.result()[0])
+        finally:
+            group.cancel()  # after an error, nobody waits for the others
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str | Query, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Order documents without blocking the event loop; cancelling it cancels the encoding."""
+        asked, listed = _checked(query), list(documents)
+        if not listed:
+            return []
+        group = FutureGroup()
+        try:  # starting reads files and may load a model
+            question, embeddings = await asyncio.to_thread(self._start, asked, listed, group)
+            await group.settled()
+            found = [self._settled(future, place, listed) for place, future in enumerate(embeddings)]
+            return await asyncio.to_thread(self._ranked, listed, found, question.result()[0])
+        finally:
+            group.cancel()
+
+    def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
+        """Give it as a step of a chain: from ``{"documents": ..., "query": ...}`` to the documents in order.
+
+        Example:
+            >>> from langchain_core.runnables import RunnablePassthrough
+            >>> retriever = RunnablePassthrough() | (lambda query: [])       # any retriever
+            >>> chain = {"documents": retriever, "query": RunnablePassthrough()} | ColQwen3Reranker().as_runnable()
+            >>> chain.invoke("what was the revenue?")
+            []
+        """
+
+        def rerank(inputs: Mapping[str, Any]) -> list[Document]:
+            return self.compress_documents(*_inputs(inputs))
+
+        async def arerank(inputs: Mapping[str, Any]) -> list[Document]:
+            return await self.acompress_documents(*_inputs(inputs))
+
+        return RunnableLambda(rerank, arerank, name=type(self).__name__)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> DocumentEmbeddings:
+        """Give the encoder, the cache and the index; made anew when a field has changed since."""
+        with self._lock:
+            fields = (self.model, self.device, self.encoder, self.index, self.cache)
+            if self._tools is None or self._tools.made_from != fields:
+                self._tools = DocumentEmbeddings(*fields)
+            return self._tools
+
+    def _start(
+        self, query: str | Query, documents: list[Document], group: FutureGroup
+    ) -> tuple[Future[list[MultiVector]], list[Future[MultiVector]]]:
+        """Start encoding the query and the documents, so that the engine may take them in one go."""
+        embeddings_of = self._opened()
+        question: Future[list[MultiVector]] = embeddings_of.encoder.submit_queries([query])
+        group.add([question])
+        embeddings = embeddings_of.submit(documents)
+        group.add(embeddings)
+        return question, embeddings
+
+    def _settled(self, future: Future[MultiVector], place: int, documents: list[Document]) -> MultiVector | Exception:
+        """Wait for a document's embeddings; an error of the document itself is the caller's choice."""
+        try:
+            return result_at(future, place)
+        except EncodeError as exc:
+            name = f"document {place}" + (f" (id {documents[place].id!r})" if documents[place].id else "")
+            message = f"{name}: {str(exc).removeprefix(f'input {place}: ')}"
+            if self.on_error == "raise":
+                raise EncodeError(message, index=place) from exc
+            _logger.warning("%s: %s", "left out" if self.on_error == "skip" else "not scored", message)
+            return exc
+
+    def _ranked(
+        self, documents: list[Document], found: list[MultiVector | Exception], query: MultiVector
+    ) -> list[Document]:
+        embedded = {place: vectors for place, vectors in enumerate(found) if isinstance(vectors, MultiVector)}
+        sums = maxsim(query, list(embedded.values()))[0].tolist() if embedded else []
+        best = sorted(zip(sums, embedded, strict=True), key=lambda pair: -pair[0])  # stable: ties as they came
+        ranked: list[Document] = []
+        for total, place in best:
+            score = self._scaled(total, len(query))
+            if self.score_threshold is None or score >= self.score_threshold:
+                ranked.append(_copy(documents[place], {RELEVANCE_SCORE: score}))
+        if self.on_error == "keep":
+            ranked += [
+                _copy(documents[place], {RERANK_ERROR: str(failure)})
+                for place, failure in enumerate(found)
+                if isinstance(failure, Exception)
+            ]
+        return ranked[: self.top_n]
+
+    def _scaled(self, total: float, n_query_tokens: int) -> float:
+        if self.score_mode == "sum":
+            return total
+        return total / n_query_tokens if self.score_mode == "mean" else relevance(total, n_query_tokens)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as settings and the index's location; the cache stays behind."""
+        return pickled(self, "cache")
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Give a copy that shares the encoder, the cache and the index."""
+        return self.model_copy()
+
+
+def _copy(document: Document, news: dict[str, Any]) -> Document:
+    old = {key: value for key, value in document.metadata.items() if key not in (RELEVANCE_SCORE, RERANK_ERROR)}
+    return document.model_copy(update={"metadata": {**old, **news}})
+
+
+def _checked(query: str | Query) -> str | Query:
+    if isinstance(query, Query):
+        return query
+    if not isinstance(query, str) or not query.strip():
+        raise ConfigError(f"query: expected a non-empty text or a Query, got {query!r}")
+    return query
+
+
+def _inputs(inputs: Mapping[str, Any]) -> tuple[Sequence[Document], str | Query]:
+    if not isinstance(inputs, Mapping) or not {"documents", "query"} <= inputs.keys():
+        raise ConfigError('reranker: expected {"documents": [...], "query": "..."}')
+    return inputs["documents"], inputs["query"]

@@ -1,0 +1,50 @@
+"""LlamaIndex: retrieve and rerank pages by late interaction.
+
+::
+
+    from colqwen3_retrievers.llama_index import ColQwen3Reranker, ColQwen3Retriever
+
+Nothing is imported or registered before a name is used; without llama-index-core, the error is the line that installs
+it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from colqwen3_retrievers.errors import require
+
+if TYPE_CHECKING:
+    from colqwen3_retrievers.llama_index.filters import filters_to_where as filters_to_where
+    from colqwen3_retrievers.llama_index.nodes import node_from_hit as node_from_hit
+    from colqwen3_retrievers.llama_index.nodes import page_from_node as page_from_node
+    from colqwen3_retrievers.llama_index.reranker import ColQwen3Reranker as ColQwen3Reranker
+    from colqwen3_retrievers.llama_index.retriever import ColQwen3Retriever as ColQwen3Retriever
+
+_WHERE = {
+    "ColQwen3Reranker": "reranker",
+    "ColQwen3Retriever": "retriever",
+    "filters_to_where": "filters",
+    "node_from_hit": "nodes",
+    "page_from_node": "nodes",
+}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    require("llama-index", "llama_index.core", "llama-index-core")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

@@ -1,0 +1,82 @@
+"""What a reranker works with, and the nodes of one of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Self
+
+from llama_index.core.schema import NodeWithScore
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Query
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.llama_index.nodes import page_from_node
+from colqwen3_retrievers.page_cache import PageEmbeddingCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tools:
+    """What a reranker works with, and the settings it was made from."""
+
+    settings: tuple[object, ...]
+    encoder: ColQwen3Encoder
+    index: PageIndex | None
+    cache: PageEmbeddingCache
+
+
+@dataclass(slots=True, eq=False)
+class Candidates:
+    """The nodes of one call by position: their multi-vectors, or what they wait for, or what is wrong with them.
+
+    Leaving the block cancels what is still under way.
+    """
+
+    vectors: dict[int, MultiVector] = field(default_factory=dict)
+    pages: dict[int, Future[MultiVector]] = field(default_factory=dict)
+    broken: dict[int, ColQwen3Error] = field(default_factory=dict)
+    query: Future[list[MultiVector]] = field(default_factory=Future)
+    left: bool = False
+
+    def start(self, nodes: Sequence[NodeWithScore], query: Query, tools: Tools) -> None:
+        """Take what the index holds and start encoding the rest; it reads files, and may open a checkpoint."""
+        self.query = tools.encoder.submit_queries([query])
+        if tools.index is not None:
+            self._look_up(nodes, tools.index)
+        places, pages = [], []
+        for position, given in enumerate(nodes):
+            if position in self.vectors:
+                continue
+            try:
+                pages.append(page_from_node(given.node))
+                places.append(position)
+            except (PageError, ConfigError) as exc:
+                self.broken[position] = exc
+        self.pages.update(zip(places, tools.cache.submit(pages), strict=True))
+        if self.left:  # the task that wanted it was cancelled while this thread was at it
+            self.cancel()
+
+    def _look_up(self, nodes: Sequence[NodeWithScore], index: PageIndex) -> None:
+        stored = {record.page.id: record for record in index.get({given.node_id for given in nodes}, vectors=True)}
+        for position, given in enumerate(nodes):
+            record = stored.get(given.node_id)
+            if record is None or record.multi_vector is None:
+                continue
+            if given.node.metadata.get("sha256", record.page.sha256) == record.page.sha256:
+                self.vectors[position] = record.multi_vector
+
+    def cancel(self) -> None:
+        """Cancel what is still under way."""
+        self.query.cancel()
+        for future in self.pages.values():
+            future.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left = True
+        self.cancel()

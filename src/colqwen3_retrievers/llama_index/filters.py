@@ -1,0 +1,81 @@
+"""LlamaIndex's metadata filters, said in the ``where`` language of every store."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.stores.where import parse
+
+NODE_KEYS: Final = {"page_id": "id", "page": "number", "page_label": "label"}
+"""Keys of our nodes' metadata whose page field has another name."""
+
+_OPERATORS: Final = {
+    FilterOperator.EQ: "$eq",
+    FilterOperator.NE: "$ne",
+    FilterOperator.GT: "$gt",
+    FilterOperator.GTE: "$gte",
+    FilterOperator.LT: "$lt",
+    FilterOperator.LTE: "$lte",
+    FilterOperator.IN: "$in",
+    FilterOperator.NIN: "$nin",
+    FilterOperator.ANY: "$any",
+    FilterOperator.ALL: "$all",
+    FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$text",
+    FilterOperator.TEXT_MATCH_INSENSITIVE: "$itext",
+    FilterOperator.IS_EMPTY: "$empty",
+}
+
+
+def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
+    """Translate metadata filters: every operator, nested to any depth a store takes.
+
+    Keys are those of the nodes a :class:`ColQwen3Retriever` gives (``page`` is the page's number, ``page_label`` its
+    printed label); a dot goes into nested metadata. NOT holds where none of its filters does, as in LlamaIndex.
+
+    Args:
+        filters: what :class:`ColQwen3Retriever` takes; None, or no filter at all, means every page.
+
+    Returns:
+        A filter that :func:`colqwen3_retrievers.stores.where.parse` accepts, or None for every page.
+
+    Raises:
+        ConfigError: not MetadataFilters, or a value its operator cannot take; it names the key.
+
+    >>> filters_to_where(MetadataFilters(filters=[
+    ...     MetadataFilter(key="page", operator=FilterOperator.LTE, value=10),
+    ...     MetadataFilter(key="tags", operator=FilterOperator.ANY, value=["tax", "law"])]))
+    {'$and': [{'number': {'$lte': 10}}, {'tags': {'$any': ['tax', 'law']}}]}
+    """
+    if filters is None:
+        return None
+    if not isinstance(filters, MetadataFilters):
+        raise ConfigError(f"filters: expected MetadataFilters, got {type(filters).__name__}")
+    where = _group(filters)
+    parse(where)  # a value of the wrong kind is told now, not at the first question
+    return where
+
+
+def _group(filters: MetadataFilters) -> dict[str, Any] | None:
+    # A group without filters asks for nothing, whatever its condition; so LlamaIndex's own stores have it.
+    parts = [part for item in filters.filters if (part := _part(item)) is not None]
+    if not parts:
+        return None
+    if filters.condition == FilterCondition.NOT:
+        return {"$not": {"$or": parts}}
+    if filters.condition == FilterCondition.OR:
+        return {"$or": parts}
+    return parts[0] if len(parts) == 1 else {"$and": parts}
+
+
+def _part(item: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
+    if isinstance(item, MetadataFilters):
+        return _group(item)
+    operator = _OPERATORS.get(item.operator)
+    if operator is None:
+        raise ConfigError(f"filters: {item.key!r}: operator {item.operator!r} is not known")
+    value: Any = True if item.operator == FilterOperator.IS_EMPTY else item.value
+    return {NODE_KEYS.get(item.key, item.key): {operator: value}}

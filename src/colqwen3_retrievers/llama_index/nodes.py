@@ -1,0 +1,179 @@
+"""Pages as LlamaIndex nodes, nodes as pages: the only place that knows how the one carries the other."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from llama_index.core.schema import (
+    BaseNode,
+    ImageNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    ObjectType,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+from colqwen3_retrievers.documents import Hit, Page, Query
+from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.images import ImageSource, open_header, read_image_bytes
+
+_log = logging.getLogger(__name__)
+
+PAGE_ID: Final = "page_id"
+_TECHNICAL: Final = (PAGE_ID, "source", "file_type", "page_count", "sha256", "width", "height")
+_DATA_URL: Final = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
+    """Give a hit as the node that LlamaIndex's engines, evaluators and stores handle without loss.
+
+    A page with a picture is an ``ImageNode``: ``id_`` is the page's id, ``image_path`` the picture's file, ``text`` the
+    id and, below it, the page's text layer (so no two pages hash alike, though blank pages look alike). A text page is
+    a ``TextNode`` whose ``text`` is the page's. So is a page whose picture is not at hand; then a warning is logged.
+
+    Args:
+        hit: of :meth:`PageIndex.search`.
+        inline_image: whether the node carries the picture's bytes in base64 too, for whoever reads it elsewhere.
+
+    Returns:
+        A new node with a Python float score. Its metadata holds JSON values: the page's own and ``page_id``,
+        ``source``, ``page``, ``page_label`` (when known), ``sha256``, and ``width`` and ``height`` of the picture where
+        the page tells none. The technical ones are kept from the LLM, all from embedding models. SOURCE is the file.
+
+    >>> node = node_from_hit(Hit(Page(source="a.txt", number=2, text="Revenue rose."), 3.5))
+    >>> node.node_id, node.score, node.text, node.metadata["page"], node.node.ref_doc_id
+    ('a.txt#page=2', 3.5, 'Revenue rose.', 2, 'a.txt')
+    """
+    page = hit.page
+    picture = _picture(page)
+    metadata: dict[str, Any] = {**page.metadata, PAGE_ID: page.id, "page": page.number, "sha256": page.sha256}
+    if page.source:
+        metadata["source"] = page.source
+    if page.label is not None:
+        metadata["page_label"] = page.label
+    if picture is not None:
+        metadata.setdefault("width", picture[1])
+        metadata.setdefault("height", picture[2])
+    cited = "file_name" if "file_name" in metadata else "source"  # what a reader would name
+    common: dict[str, Any] = {
+        "id_": page.id,
+        "metadata": metadata,
+        "excluded_embed_metadata_keys": sorted(metadata),
+        "excluded_llm_metadata_keys": [key for key in _TECHNICAL if key in metadata and key != cited],
+        "relationships": {
+            NodeRelationship.SOURCE: RelatedNodeInfo(node_id=page.source or page.id, node_type=ObjectType.DOCUMENT)
+        },
+    }
+    node: BaseNode
+    if picture is None:
+        node = TextNode(text=page.text or page.id, **common)
+    else:
+        text = f"{page.id}\n\n{page.text}" if page.text else page.id
+        image = base64.b64encode(read_image_bytes(picture[0])).decode("ascii") if inline_image else None
+        node = ImageNode(text=text, image=image, image_path=str(picture[0]), **common)
+    return NodeWithScore(node=node, score=float(hit.score))
+
+
+def page_from_node(node: BaseNode) -> Page:
+    """Give what there is to encode of a node.
+
+    Args:
+        node: ``ImageNode``, ``ImageDocument``, ``Node`` with an image resource, ``TextNode``, ``IndexNode`` and so on.
+
+    Returns:
+        A page with the node's id, its picture (base64, ``data:`` URL or path) and its text as embedding models get it.
+
+    Raises:
+        PageError: base64 that is none.
+        ConfigError: a picture that is only known by a URL: nothing is fetched.
+
+    >>> page_from_node(TextNode(id_="a", text="Revenue rose.", metadata={"year": 2024})).text.split()
+    ['year:', '2024', 'Revenue', 'rose.']
+    """
+    return Page(id=node.node_id or "node", image=_image_of(node), text=_text_of(node))
+
+
+def query_from_bundle(bundle: QueryBundle | None, *, text: str | None = None) -> Query:
+    """Give a query bundle as a query: its text, its ``image_path``, or both.
+
+    Args:
+        bundle: as LlamaIndex hands it over.
+        text: instead of ``query_str``.
+
+    Raises:
+        ConfigError: there is no bundle, or nothing in it.
+
+    >>> query_from_bundle(QueryBundle("what was the revenue?")).text
+    'what was the revenue?'
+    """
+    if bundle is None:
+        raise ConfigError("query: none was given; pass query_bundle= or query_str=")
+    asked = bundle.query_str if text is None else text
+    return Query(asked if asked and asked.strip() else None, bundle.image_path or None)
+
+
+def _picture(page: Page) -> tuple[Path, int, int] | None:
+    """The page's picture as a file that is there, with its width and height in pixels."""
+    if page.image_source is None:
+        return None
+    path = page.image_path
+    if path is None or not path.is_file():
+        _log.warning("page %r: its picture is not at hand (%s); it is given as text", page.id, path)
+        return None
+    try:
+        with path.open("rb") as file:
+            width, height = open_header(file, name=str(path)).size
+    except (OSError, PageError) as exc:
+        _log.warning("page %r: its picture cannot be read (%s); it is given as text", page.id, exc)
+        return None
+    return path.absolute(), width, height
+
+
+def _image_of(node: BaseNode) -> ImageSource | None:
+    if isinstance(node, ImageNode):
+        data: str | bytes | None = node.image
+        path, url = node.image_path, node.image_url
+    else:
+        resource = node.image_resource if isinstance(node, Node) else None
+        resource = resource or MediaResource()
+        data, path, url = resource.data, str(resource.path) if resource.path else None, str(resource.url or "")
+    if data:
+        return _decode(data, node.node_id)
+    if path:
+        return Path(path)
+    if url and _DATA_URL.match(url):
+        return _decode(url, node.node_id)
+    if url:
+        raise ConfigError(f"node {node.node_id!r}: its image URL is not fetched; give image_path or image (base64)")
+    return None
+
+
+def _decode(data: str | bytes, name: str) -> bytes:
+    text = data.decode("ascii", "replace") if isinstance(data, bytes) else data
+    head = _DATA_URL.match(text[:200])
+    packed = "".join(text[head.end() if head else 0 :].split())
+    try:
+        return base64.b64decode(packed, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise PageError("the image is not base64", source=name) from exc
+
+
+def _text_of(node: BaseNode) -> str:
+    text = node.get_content(MetadataMode.NONE)
+    if not text.strip():
+        return ""  # metadata alone is not something to rank by
+    if node.metadata.get(PAGE_ID) != node.node_id:
+        return node.get_content(MetadataMode.EMBED)
+    if text == node.node_id:  # a node of ours: the page's text, as the index encoded it
+        return ""
+    return text.removeprefix(f"{node.node_id}\n\n") if isinstance(node, ImageNode) else text

@@ -1,0 +1,304 @@
+"""LlamaIndex reranker: any nodes in, the best of them out, by MaxSim with the question."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported unsaid
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.errors import ConfigError, EncodeError, require
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.llama_index.candidates import Candidates, Tools
+from colqwen3_retrievers.llama_index.nodes import query_from_bundle
+from colqwen3_retrievers.page_cache import DEFAULT_MAX_BYTES, PageEmbeddingCache, result_at
+from colqwen3_retrievers.stores.protocol import check_info
+
+_log = logging.getLogger(__name__)
+
+
+class ColQwen3Reranker(BaseNodePostprocessor):
+    """Reranks nodes of any kind, page images, texts and both mixed, by late interaction.
+
+    Nothing is loaded before the first nodes come. A picture is encoded from the picture alone (its text joins the
+    prompt only with an encoder made with ``include_text=True``), a text with the metadata meant for embedding models.
+    Pages seen before are not encoded again: they come from ``index``, or from a bounded cache in memory. The async path
+    awaits the encoder and never blocks the event loop. The nodes handed in are left as they are.
+
+    Args:
+        model: hub name, folder or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes the default checkpoint.
+        device: ``"cuda"``, ``"mps"``, ``"cpu"``; None takes the best there is.
+        top_n: most nodes given back, at least 1.
+        encoder: a ready encoder, instead of ``model`` and ``device``.
+        index: a :class:`PageIndex` or the location of one: a node whose id is there takes its stored token embeddings
+            (unless its metadata tells another ``sha256``). Without ``encoder`` and ``model``, the index's encoder.
+        score_mode: ``"sum"`` over query tokens, or ``"mean"``: -1..1, comparable from one question to another.
+        keep_retrieval_score: whether ``metadata["retrieval_score"]`` of the nodes given back holds the score they had.
+        on_error: a node that cannot be encoded (broken picture, nothing in it): ``"raise"``, ``"skip"`` it, or
+            ``"keep"`` it after the others, without a score. Skipping and keeping are logged as warnings.
+        cache_bytes: most bytes of token embeddings kept in memory between calls; 0 keeps none.
+        show_progress: whether to draw a progress bar (on a terminal).
+        callback_manager: LlamaIndex's; query engines set theirs.
+
+    Raises:
+        ConfigError: an argument that cannot be used; nodes without a query.
+        EncodeError: with ``on_error="raise"``, a node that cannot be encoded; ``.index`` is its position. Always, the
+            query.
+
+    Example:
+        >>> from llama_index.core import Settings, VectorStoreIndex
+        >>> reranker = ColQwen3Reranker(model="tiny", top_n=3)           # nothing is loaded yet
+        >>> reranker.to_dict()["model"], reranker.postprocess_nodes([], query_str="revenue")
+        ('tiny', [])
+        >>> nodes = ColQwen3Retriever("my-index", similarity_top_k=20).retrieve("revenue")          # doctest: +SKIP
+        >>> best = reranker.postprocess_nodes(nodes, query_str="what was the revenue?")             # doctest: +SKIP
+        >>> engine = VectorStoreIndex(nodes).as_query_engine(                                       # doctest: +SKIP
+        ...     similarity_top_k=20, node_postprocessors=[reranker], multimodal=True)
+        >>> print(engine.query("what was the revenue?"))                                            # doctest: +SKIP
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, validate_assignment=True, extra="forbid")
+
+    model: str | None = None
+    device: str | None = None
+    top_n: int = Field(default=5, ge=1, strict=True)
+    encoder: ColQwen3Encoder | None = None
+    index: PageIndex | str | None = None
+    score_mode: Literal["sum", "mean"] = "sum"
+    keep_retrieval_score: bool = False
+    on_error: Literal["raise", "skip", "keep"] = "raise"
+    cache_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=0, strict=True)
+    show_progress: bool = False
+
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _tools: Tools | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        top_n: int = 5,
+        encoder: ColQwen3Encoder | dict[str, Any] | None = None,
+        index: PageIndex | str | os.PathLike[str] | None = None,
+        score_mode: Literal["sum", "mean"] = "sum",
+        keep_retrieval_score: bool = False,
+        on_error: Literal["raise", "skip", "keep"] = "raise",
+        cache_bytes: int = DEFAULT_MAX_BYTES,
+        show_progress: bool = False,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        if encoder is not None and (model is not None or device is not None):
+            raise ConfigError("encoder: it has a model and a device; give either it or them")
+        if index is not None and device is not None and model is None:
+            raise ConfigError("device: beside index= give model= too, or a ready encoder=")
+        fields: dict[str, Any] = {
+            "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
+            "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score, "on_error": on_error,
+            "cache_bytes": cache_bytes, "show_progress": show_progress,
+        }  # fmt: skip
+        if callback_manager is not None:
+            fields["callback_manager"] = callback_manager
+        try:
+            super().__init__(**fields)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            ours = first.get("ctx", {}).get("error")  # an error of a validator of ours says it all
+            said = str(ours) if ours is not None else f"{first['msg']}, got {first['input']!r}"
+            raise ConfigError(f"{first['loc'][0]}: {said}") from exc
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Give the name it is stored under."""
+        return "ColQwen3Reranker"
+
+    def close(self) -> None:
+        """Close the index if it was opened here by its location; the next use opens it again."""
+        with self._lock:
+            tools, self._tools = self._tools, None
+        if tools is not None and tools.index is not None and tools.index is not self.index:
+            tools.index.close()
+
+    # -- as plain data -------------------------------------------------------------------------------------------------
+
+    @field_validator("model", "index", mode="before")
+    @classmethod
+    def _plain_path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder_settings(cls, value: object) -> object:
+        return ColQwen3Encoder.from_dict(value) if isinstance(value, dict) else value
+
+    @field_serializer("encoder")
+    def _dump_encoder(self, encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
+        return None if encoder is None else encoder.to_dict()
+
+    @field_serializer("index")
+    def _dump_index(self, index: PageIndex | str | None) -> str | None:
+        return index.location if isinstance(index, PageIndex) else index
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle as settings: no weights, no embeddings; a copy in another process loads the model once there."""
+        return type(self).from_dict, (self.to_dict(),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the settings; encoder, index and cache are handles, which copies share."""
+        return self.__copy__()
+
+    # -- reranking -----------------------------------------------------------------------------------------------------
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if not nodes:
+            return []
+        query = query_from_bundle(query_bundle)
+        tools = self._opened()
+        with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
+            candidates.start(nodes, query, tools)
+            asked = candidates.query.result()[0]
+            with self._progress(len(nodes)) as advance:
+                for position in range(len(nodes)):
+                    self._settle(candidates, position, nodes)
+                    advance()
+            return done(self._ranked(nodes, candidates, asked, tools))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if not nodes:
+            return []
+        query = query_from_bundle(query_bundle)
+        tools = await asyncio.to_thread(self._opened)
+        with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
+            await asyncio.to_thread(candidates.start, nodes, query, tools)
+            asked = (await asyncio.wrap_future(candidates.query))[0]
+            with self._progress(len(nodes)) as advance:
+                for position in range(len(nodes)):
+                    future = candidates.pages.get(position)
+                    if future is not None:
+                        await asyncio.gather(asyncio.wrap_future(future), return_exceptions=True)
+                    self._settle(candidates, position, nodes)
+                    advance()
+            return done(await asyncio.to_thread(self._ranked, nodes, candidates, asked, tools))
+
+    def _opened(self) -> Tools:
+        """Make encoder, index and cache at the first use, and again when a setting they stand on was changed."""
+        with self._lock:
+            settings = (self.model, self.device, id(self.encoder), self.cache_bytes, _identity(self.index))
+            if self._tools is None or self._tools.settings != settings:
+                self._tools = self._open(settings)
+            return self._tools
+
+    def _open(self, settings: tuple[object, ...]) -> Tools:
+        encoder, index = self.encoder, self.index
+        if encoder is None and (self.model is not None or index is None):
+            encoder = ColQwen3Encoder(self.model, device=self.device)
+        if isinstance(index, str):
+            index = PageIndex.open(index, encoder, read_only=True)
+        elif index is not None and encoder is not None:
+            check_info(index.info, encoder.info, index.location)
+        if encoder is None:
+            known = index.encoder if index is not None else None
+            if not isinstance(known, ColQwen3Encoder):
+                raise ConfigError(f"encoder: that of the index is a {type(known).__name__}; give a ColQwen3Encoder")
+            encoder = known
+        return Tools(settings, encoder, index, PageEmbeddingCache(encoder, self.cache_bytes))
+
+    def _settle(self, candidates: Candidates, position: int, nodes: list[NodeWithScore]) -> None:
+        """Take a page's multi-vector, or do as ``on_error`` says with a node that has none."""
+        try:
+            if (broken := candidates.broken.get(position)) is not None:
+                raise EncodeError(f"input {position}: {broken}", index=position) from broken
+            if (future := candidates.pages.get(position)) is not None:
+                candidates.vectors[position] = result_at(future, position)
+        except EncodeError as exc:
+            if self.on_error == "raise":
+                raise
+            what = "skipped" if self.on_error == "skip" else "kept last"
+            _log.warning("node %r is %s: %s", nodes[position].node_id, what, exc)
+
+    def _ranked(
+        self, nodes: list[NodeWithScore], candidates: Candidates, query: MultiVector, tools: Tools
+    ) -> list[NodeWithScore]:
+        """Score what has vectors; equal scores by id, then as they came."""
+        places = sorted(candidates.vectors)
+        scores: dict[int, float] = {}
+        if places:
+            documents = [candidates.vectors[place] for place in places]
+            row = tools.encoder.score([query], documents, self.score_mode)
+            scores = dict(zip(places, row[0].tolist(), strict=True))
+        order = sorted(places, key=lambda i: (-scores[i], nodes[i].node_id, i))
+        if self.on_error == "keep":
+            order += [i for i in range(len(nodes)) if i not in scores]
+        return [self._scored(nodes[i], scores.get(i)) for i in order[: self.top_n]]
+
+    def _scored(self, given: NodeWithScore, score: float | None) -> NodeWithScore:
+        node = given.node
+        if self.keep_retrieval_score:
+            key = "retrieval_score"
+            before = None if given.score is None else float(given.score)
+            node = node.model_copy(
+                update={
+                    "metadata": {**node.metadata, key: before},
+                    "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key],
+                    "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, key],
+                }
+            )
+        return NodeWithScore(node=node, score=score)
+
+    @contextmanager
+    def _reported(
+        self, nodes: list[NodeWithScore], bundle: QueryBundle | None, tools: Tools
+    ) -> Generator[Callable[[list[NodeWithScore]], list[NodeWithScore]]]:
+        """Tell LlamaIndex's instrumentation and callbacks that a reranking begins, and how it ends."""
+        dispatcher = get_dispatcher(__name__)
+        name = str(tools.encoder.to_dict()["model"])
+        dispatcher.event(ReRankStartEvent(query=bundle, nodes=nodes, top_n=self.top_n, model_name=name))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: name,
+            EventPayload.QUERY_STR: bundle.query_str if bundle is not None else "",
+            EventPayload.TOP_K: self.top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+
+            def done(ranked: list[NodeWithScore]) -> list[NodeWithScore]:
+                event.on_end(payload={EventPayload.NODES: ranked})
+                dispatcher.event(ReRankEndEvent(nodes=ranked))
+                return ranked
+
+            yield done
+
+    @contextmanager
+    def _progress(self, total: int) -> Generator[Callable[[], object]]:
+        if not self.show_progress:
+            yield lambda: None
+            return
+        with require("torch", "tqdm").tqdm(total=total, unit=" nodes", disable=None) as bar:
+            yield bar.update
+
+
+def _identity(index: PageIndex | str | None) -> object:
+    return index if isinstance(index, str) else id(index)
