@@ -7,6 +7,7 @@ Results go to standard output, everything else to standard error. Exit code 0 is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as exc:
+        print(f"colqwen3: {exc.filename or ''}: {exc.strerror or exc}", file=sys.stderr)
+        return 1
     return code
 
 
@@ -66,7 +70,10 @@ def _index(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace) -> int:
     query = Query(options.query or None, options.image)
     where = _json_object(options.where) if options.where else None
-    with PageIndex.open(options.index, read_only=True) as index:
+    with contextlib.ExitStack() as stack:
+        index = stack.enter_context(PageIndex.open(options.index, read_only=True))
+        if options.device or options.model:
+            index = stack.enter_context(PageIndex.open(options.index, _encoder_of(index, options), read_only=True))
         [asked] = index.encoder.submit_queries([query]).result()
         hits = index.search(asked, k=options.k, where=where)
         if options.heatmap:
@@ -137,6 +144,21 @@ def _draw(index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Pat
             print(path, file=sys.stderr)
 
 
+def _encoder_of(index: PageIndex, options: argparse.Namespace) -> ColQwen3Encoder:
+    """The encoder that made an index, from another place or on another device."""
+    info = index.info
+    return ColQwen3Encoder(
+        options.model or info.model,
+        device=options.device,
+        dim=info.dim,
+        pool_factor=info.pool_factor,
+        max_visual_tokens=info.max_visual_tokens,
+        revision=None if options.model else info.revision,
+        family=info.family,
+        include_text=info.include_text,
+    )
+
+
 def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
     return ColQwen3Encoder(
         options.model,
@@ -181,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
     search.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
     search.add_argument("--heatmap", metavar="DIR", help="write the pages with the answering regions drawn")
+    search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
+    search.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
     search.add_argument("--json", action="store_true", help="print JSON")
     search.set_defaults(run=_search)
 

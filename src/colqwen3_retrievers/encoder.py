@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from colqwen3_retrievers import sharing
 from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, require
+from colqwen3_retrievers.errors import (
+    ConfigError,
+    require,
+)
+from colqwen3_retrievers.futures import gather
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.late_interaction import Mode, maxsim
 from colqwen3_retrievers.options import TorchOptions
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.settings import EncoderSettings, OpenedSettings
-from colqwen3_retrievers.worker import WorkerStats, gather
+from colqwen3_retrievers.submission import Submitter, about
+from colqwen3_retrievers.worker import WorkerStats
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ class ColQwen3Encoder:
         include_text: bool = False,
         truncate: bool = False,
     ) -> None:
-        self._settings = EncoderSettings.resolve(
+        settings = EncoderSettings.resolve(
             model,
             engine,
             device=device,
@@ -84,11 +86,8 @@ class ColQwen3Encoder:
             include_text=include_text,
             truncate=truncate,
         )
-        self._lock = threading.Lock()
-        self._opened: OpenedSettings | None = None
-        self._handle: tuple[sharing.SharedEngine, int] | None = None
-        self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._closed = False
+        self._settings = settings
+        self._submitter = Submitter(settings)
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 
@@ -112,7 +111,7 @@ class ColQwen3Encoder:
         """Encode pages: the image alone (with its text when ``include_text``), else the text, or the video.
 
         Args:
-            pages: any iterable; a generator is read only as far ahead as memory allows.
+            pages: any iterable; a generator is read at most 64 pages ahead of what is encoded.
             show_progress: whether to draw a progress bar.
 
         Returns:
@@ -161,18 +160,22 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be read, or the family has no video prompt; ``.index`` says which.
         """
-        if not fps > 0:
+        if not isinstance(fps, int | float) or not fps > 0:
             raise ConfigError(f"fps: expected a number above 0, got {fps!r}")
         pages = (_page(i, video=_video(video, fps, i)) for i, video in enumerate(_items(videos, "videos")))
         return self.encode_pages(pages)
 
     def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
-        """Start encoding queries; the future's result is that of :meth:`encode_queries`."""
-        return gather([self._submit_query(query, i) for i, query in enumerate(_items(queries, "queries"))])
+        """Start encoding queries; the future's result is that of :meth:`encode_queries`.
+
+        Returns at once, also when a checkpoint has to be downloaded first. Cancelling the future takes back what was
+        not yet encoded. Its callbacks run in a thread that other queries need: they must be short.
+        """
+        return self._gather(_items(queries, "queries"), self._submit_query)
 
     def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
-        """Start encoding pages; the future's result is that of :meth:`encode_pages`."""
-        return gather([self._submit_page(page, i) for i, page in enumerate(_items(pages, "pages"))])
+        """Start encoding pages; the future's result is that of :meth:`encode_pages`. See :meth:`submit_queries`."""
+        return self._gather(_items(pages, "pages"), self._submit_page)
 
     def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: Mode = "sum") -> Float32:
         """Compare multi-vectors by MaxSim, in float32.
@@ -192,12 +195,12 @@ class ColQwen3Encoder:
     @property
     def info(self) -> EncoderInfo:
         """What shapes its multi-vectors. Reads the checkpoint's headers, not its weights."""
-        return self._open().info
+        return self._submitter.opened().info
 
     @property
     def stats(self) -> WorkerStats:
         """How often the shared engine was loaded, and how many batches and inputs it has encoded."""
-        return self._engine().worker.stats
+        return self._submitter.engine().worker.stats
 
     def to_dict(self) -> dict[str, Any]:
         """Give its settings as JSON values: no weights, no secrets."""
@@ -218,13 +221,7 @@ class ColQwen3Encoder:
 
     def close(self) -> None:
         """Let go of the model; it is freed when no other encoder shares it. Further use is an error."""
-        with self._lock:
-            self._closed = True
-            handle, self._handle = self._handle, None
-            if self._finalizer is not None:
-                self._finalizer.detach()
-        if handle is not None:
-            sharing.release(*handle)
+        self._submitter.close()
 
     def __enter__(self) -> Self:
         """Give itself."""
@@ -244,47 +241,34 @@ class ColQwen3Encoder:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> OpenedSettings:
-        with self._lock:
-            if self._opened is None:
-                self._opened = OpenedSettings.open(self._settings)
-            return self._opened
-
-    def _engine(self) -> sharing.SharedEngine:
-        opened = self._open()
-        with self._lock:
-            if self._closed:
-                raise EngineError("the encoder is closed")
-            if self._handle is None or self._handle[1] != sharing.current_generation():
-                self._handle = sharing.acquire(
-                    opened.engine_key, opened.load_engine, prepare_threads=opened.prepare_threads
-                )
-                self._finalizer = weakref.finalize(self, _release_later, *self._handle)
-                self._finalizer.atexit = False
-            return self._handle[0]
-
     def _submit_query(self, query: str | Query, index: int) -> Future[MultiVector]:
-        opened = self._open()
+        def render(opened: OpenedSettings) -> EncoderInput:
+            asked = Query(query) if isinstance(query, str) else query
+            if not isinstance(asked, Query):
+                raise ConfigError(f"a query is a text or a Query, not {type(query).__name__}")
+            return opened.renderer.query(asked)
 
-        def render() -> EncoderInput:
-            with _about(index):
-                asked = Query(query) if isinstance(query, str) else query
-                if not isinstance(asked, Query):
-                    raise ConfigError(f"a query is a text or a Query, not {type(query).__name__}")
-                return opened.renderer.query(asked)
-
-        return self._engine().submit_query(render, opened.finish)
+        with_image = isinstance(query, Query) and query.image is not None
+        return self._submitter.submit("image" if with_image else "text", index, render)
 
     def _submit_page(self, page: Page, index: int) -> Future[MultiVector]:
-        opened = self._open()
+        def render(opened: OpenedSettings) -> EncoderInput:
+            if not isinstance(page, Page):
+                raise ConfigError(f"expected a Page, not {type(page).__name__}")
+            return opened.renderer.document(page)
 
-        def render() -> EncoderInput:
-            with _about(index):
-                if not isinstance(page, Page):
-                    raise ConfigError(f"expected a Page, not {type(page).__name__}")
-                return opened.renderer.document(page)
+        return self._submitter.submit("page", index, render)
 
-        return self._engine().submit_page(render, opened.finish)
+    def _gather(self, items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]]) -> Future[list[MultiVector]]:
+        parts: list[Future[MultiVector]] = []
+        try:
+            for index, item in enumerate(items):
+                parts.append(submit(item, index))
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            raise
+        return gather(parts)
 
     def _collect(
         self, items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]], unit: str, show_progress: bool
@@ -305,7 +289,7 @@ class ColQwen3Encoder:
         try:
             for index, item in enumerate(items):
                 pending.append(submit(item, index))
-                if len(pending) > 2 * sharing.IN_FLIGHT_PAGES:
+                if len(pending) > sharing.IN_FLIGHT_PAGES:
                     take()
             while pending:
                 take()
@@ -317,17 +301,6 @@ class ColQwen3Encoder:
         return results
 
 
-@contextmanager
-def _about(index: int) -> Iterator[None]:
-    """Whatever is wrong inside is wrong with input ``index`` of the call."""
-    try:
-        yield
-    except EncodeError as exc:
-        raise exc.at(index) from exc
-    except ColQwen3Error as exc:
-        raise EncodeError(f"input {index}: {exc}", index=index) from exc
-
-
 def _items(values: Iterable[T], name: str) -> Iterable[T]:
     if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
@@ -335,21 +308,18 @@ def _items(values: Iterable[T], name: str) -> Iterable[T]:
 
 
 def _page(index: int, *, image: ImageSource | None = None, text: str = "", video: Video | None = None) -> Page:
-    with _about(index):
+    with about(index):
         return Page(id=f"input {index}", image=image, text=text, video=video)
 
 
 def _video(video: Video | str | Path | Sequence[ImageSource], fps: float, index: int) -> Video:
-    with _about(index):
+    with about(index):
         if isinstance(video, Video):
             return video
         if isinstance(video, str | Path):
             from colqwen3_retrievers.video import load_video
 
             return load_video(video, fps=fps)
+        if not isinstance(video, Sequence):
+            raise ConfigError(f"a video is a file, a list of frames or a Video, not {type(video).__name__}")
         return Video(tuple(video), tuple(i / fps for i in range(len(video))))
-
-
-def _release_later(engine: sharing.SharedEngine, generation: int) -> None:
-    """Release from a thread of its own: the garbage collector may run in one of the engine's."""
-    threading.Thread(target=sharing.release, args=(engine, generation), daemon=True).start()

@@ -352,6 +352,7 @@ class PageIndex:
                     max_visual_tokens=info.max_visual_tokens,
                     include_text=info.include_text,
                     family=info.family,
+                    revision=info.revision,
                 )
                 check_info(info, rebuilt.info, store.location)
                 self._encoder = self._rebuilt = rebuilt

@@ -102,7 +102,7 @@ class ColQwen3Model(nn.Module):
         """Where the weights lie."""
         return cast(torch.device, self.backbone.device)
 
-    def forward(self, inputs: Sequence[EncoderInput]) -> list[Tensor]:
+    def forward(self, inputs: Sequence[EncoderInput]) -> Tensor:
         """Encode a batch of mixed lengths and kinds.
 
         Short inputs are padded at the end: under a causal mask nothing sees that padding, so no mask is needed; for a
@@ -112,7 +112,7 @@ class ColQwen3Model(nn.Module):
             inputs: rendered queries or documents, at least one.
 
         Returns:
-            For each input, float32 (n_tokens, dim) on the model's device, not yet normalised.
+            float32 (total_tokens, dim) on the model's device, the inputs' tokens end to end, not yet normalised.
         """
         lengths = [len(item) for item in inputs]
         longest = max(lengths)
@@ -133,9 +133,7 @@ class ColQwen3Model(nn.Module):
             **self._visual_inputs(inputs),
         ).last_hidden_state
         rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)]).float()
-        if self.projection is not None:
-            rows = self.projection(rows)
-        return list(torch.split(rows, lengths))
+        return rows if self.projection is None else cast(Tensor, self.projection(rows))
 
     def _visual_inputs(self, inputs: Sequence[EncoderInput]) -> dict[str, Tensor]:
         """Pixels of images and of videos, each in the order of their placeholders."""

@@ -15,7 +15,6 @@ class TorchOptions:
         attn_implementation: ``"sdpa"``, ``"flash_attention_2"`` (needs its package and a GPU) or ``"eager"``.
         batch_tokens: most tokens, padding included, in one forward pass; None chooses by device. Less memory when
             lower. Out of memory halves a batch and goes on.
-        prepare_threads: threads that open and resize images while the model computes; None chooses by cores.
 
     Raises:
         ConfigError: a number below 1.
@@ -26,7 +25,6 @@ class TorchOptions:
 
     attn_implementation: str = "sdpa"
     batch_tokens: int | None = None
-    prepare_threads: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -34,7 +32,6 @@ class TorchOptions:
             raise ConfigError(
                 f"attn_implementation {self.attn_implementation!r}: expected sdpa, flash_attention_2 or eager"
             )
-        for name in ("batch_tokens", "prepare_threads"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}: expected an integer from 1, got {value!r}")
+        value = self.batch_tokens
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"batch_tokens: expected an integer from 1, got {value!r}")

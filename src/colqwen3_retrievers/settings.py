@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Hashable, Mapping
+import sys
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +103,19 @@ class EncoderSettings:
             if engine.pop("name") != "torch":
                 raise ConfigError(f"engine: expected torch, got {values['engine']!r}")
             return cls(**{**values, "engine": TorchOptions(**engine)})
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             raise ConfigError(f"encoder settings: {exc}") from exc
+
+    def on_current_device(self) -> EncoderSettings:
+        """Pin the CUDA device that is current in the calling thread: in another thread another one may be.
+
+        Returns:
+            Itself, unless it leaves the device or its number open and torch, already in use, sees CUDA.
+        """
+        torch = sys.modules.get("torch")
+        if self.device not in (None, "cuda") or torch is None or not torch.cuda.is_available():
+            return self
+        return dataclasses.replace(self, device=f"cuda:{torch.cuda.current_device()}")
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -138,6 +150,7 @@ class OpenedSettings:
         Raises:
             CheckpointError: it cannot be had or understood.
             ConfigError: a dim it was not trained for, or more visual tokens than it reads.
+            MissingExtraError: tokenizers is not installed, or scipy, for pooling.
         """
         checkpoint = open_checkpoint(settings.model, revision=settings.revision, family=settings.family)
         family = checkpoint.family
@@ -160,6 +173,7 @@ class OpenedSettings:
             rendering_version=family.rendering_version,
             verified=family.verified,
             unverified=family.unverified,
+            revision=settings.revision,
         )
         renderer = Renderer(
             family,
@@ -170,6 +184,8 @@ class OpenedSettings:
             include_text=settings.include_text,
             truncate=settings.truncate,
         )
+        if settings.pool_factor > 1:
+            require("pooling", "scipy.cluster")  # told now, and not after a page was encoded
         return cls(settings, checkpoint, info, renderer)
 
     def finish(self, item: EncoderInput, rows: Float32) -> MultiVector:
@@ -196,27 +212,24 @@ class OpenedSettings:
             vectors, content=item.content, visual=item.visual, tokens=item.tokens, grid=item.grid, clusters=clusters
         )
 
-    @property
-    def engine_key(self) -> Hashable:
-        """What two encoders must have in common to share a model: nothing of the rendering, nothing of the tail."""
-        s = self.settings
-        return (str(self.checkpoint.folder.resolve()), self.checkpoint.family.name, s.engine, s.device, s.dtype)
+    def engine(self) -> tuple[Hashable, Callable[[], Engine]]:
+        """Say what engine this asks for, and how to load it.
 
-    @property
-    def prepare_threads(self) -> int:
-        """Threads that render pages; one core is left to whoever feeds the device."""
-        return self.settings.engine.prepare_threads or min(8, max(1, (os.cpu_count() or 2) - 1))
-
-    def load_engine(self) -> Engine:
-        """Load the weights.
+        Returns:
+            A key, which two encoders that may share a model have in common: nothing of the rendering, nothing of the
+            tail. And a function that loads the weights; it raises CheckpointError or EngineError.
 
         Raises:
+            ConfigError: no such device.
             MissingExtraError: torch or transformers is not installed.
-            CheckpointError, ConfigError, EngineError: see the engine.
         """
         require("torch", "torch")
         require("torch", "transformers")
-        from colqwen3_retrievers.engines.torch import TorchEngine
+        from colqwen3_retrievers.engines.torch import TorchEngine, settle_device, settle_dtype
 
-        s = self.settings
-        return TorchEngine(self.checkpoint, device=s.device, dtype=s.dtype, options=s.engine)
+        options = self.settings.engine
+        device = settle_device(self.settings.device)
+        dtype = settle_dtype(self.settings.dtype, device)
+        where = str(self.checkpoint.folder.resolve())
+        key = (where, self.info.fingerprint, self.checkpoint.family.name, options, device, dtype)
+        return key, lambda: TorchEngine(self.checkpoint, device=device, dtype=dtype, options=options)

@@ -7,24 +7,24 @@ without any waiting, and a lone caller is never delayed. Queries go before pages
 from __future__ import annotations
 
 import atexit
-import itertools
+import logging
 import threading
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.engines import Engine
 from colqwen3_retrievers.errors import ColQwen3Error, EngineError
 from colqwen3_retrievers.rendering import EncoderInput
 
-_QUERY_BATCHES_IN_A_ROW = 16  # then one batch of pages, so that a stream of queries cannot starve indexing
+QUERY_BATCHES_IN_A_ROW = 16
+"""Then one batch of pages, so that a stream of queries cannot starve indexing."""
 
-T = TypeVar("T")
-
+_log = logging.getLogger(__name__)
 _live: weakref.WeakSet[EncodeWorker] = weakref.WeakSet()
 
 
@@ -61,18 +61,20 @@ class EncodeWorker:
         self._load = load
         self._queries: deque[_Job] = deque()
         self._pages: deque[_Job] = deque()
+        self._query_batches = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
-        if not _live:
-            atexit.register(_close_all)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         _live.add(self)
 
     def submit(self, item: EncoderInput) -> Future[Float32]:
         """Queue one rendered input.
 
         Returns:
-            A future of its token embeddings, float32 (n_tokens, full dim), not yet normalised.
+            A future of its token embeddings, float32 (n_tokens, full dim), not yet normalised. Cancelling it takes the
+            input off the queue. Its callbacks run in the engine's thread and must be short.
 
         Raises:
             EngineError: the worker is closed.
@@ -95,16 +97,8 @@ class EncodeWorker:
 
     def close(self) -> None:
         """Finish the batch under way, fail what still waits, and drop the engine."""
-        with self._changed:
-            self._closed = True
-            waiting = [*self._queries, *self._pages]
-            self._queries.clear()
-            self._pages.clear()
-            thread = self._thread
-            self._changed.notify_all()
-        for job in waiting:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(EngineError("the encoder was closed before this input was encoded"))
+        thread = self._thread
+        self._fail_waiting(EngineError("the encoder was closed before this input was encoded"), closing=True)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         _live.discard(self)
@@ -112,7 +106,7 @@ class EncodeWorker:
     def _run(self) -> None:
         engine: Engine | None = None
         try:
-            for turn in itertools.count():
+            while True:
                 with self._changed:
                     while not (self._closed or self._queries or self._pages):
                         self._changed.wait()
@@ -120,8 +114,9 @@ class EncodeWorker:
                         return
                 engine = engine or self._load_engine()
                 if engine is not None:
-                    self._serve(engine, self._gather(engine.batch_tokens, turn))
-        finally:
+                    self._serve(engine, self._gather(engine.batch_tokens))
+        finally:  # whatever ends this thread, nobody may wait for it any longer
+            self._fail_waiting(EngineError("the engine's thread ended"), closing=True)
             if engine is not None:
                 engine.close()
 
@@ -130,20 +125,17 @@ class EncodeWorker:
         try:
             engine = self._load()
         except BaseException as exc:  # the failure belongs to the callers, not to this thread
-            with self._changed:
-                waiting = [*self._queries, *self._pages]
-                self._queries.clear()
-                self._pages.clear()
-            _fail([job for job in waiting if job.future.set_running_or_notify_cancel()], exc)
+            self._fail_waiting(exc)
             return None
         self.stats.loads += 1
         return engine
 
-    def _gather(self, budget: int, turn: int) -> list[_Job]:
+    def _gather(self, budget: int) -> list[_Job]:
         """Take the next batch off the queues: the oldest input, and those most like it in length."""
         with self._changed:
-            pages_first = self._pages and turn % (_QUERY_BATCHES_IN_A_ROW + 1) == _QUERY_BATCHES_IN_A_ROW
-            queue = self._pages if pages_first or not self._queries else self._queries
+            pages_turn = self._pages and self._query_batches >= QUERY_BATCHES_IN_A_ROW
+            queue = self._pages if pages_turn or not self._queries else self._queries
+            self._query_batches = self._query_batches + 1 if queue is self._queries else 0
             if not queue:  # closed in the meantime
                 return []
             oldest = queue.popleft()
@@ -166,68 +158,43 @@ class EncodeWorker:
         self.stats.inputs += len(jobs)
         try:
             rows = engine.embed([job.item for job in jobs])
+            if len(rows) != len(jobs):
+                raise EngineError(f"the engine gave {len(rows)} results for {len(jobs)} inputs")
         except BaseException as exc:  # the failure belongs to the callers, not to this thread
             _fail(jobs, exc)
             return
         for job, embedded in zip(jobs, rows, strict=True):
-            job.future.set_result(embedded)
+            try:
+                job.future.set_result(embedded)
+            except BaseException:  # a callback that exits must not take the thread along
+                _log.exception("a callback failed in the engine's thread")
+
+    def _fail_waiting(self, exc: BaseException, *, closing: bool = False) -> None:
+        with self._changed:
+            self._closed = self._closed or closing
+            waiting = [*self._queries, *self._pages]
+            self._queries.clear()
+            self._pages.clear()
+            self._changed.notify_all()
+        _fail([job for job in waiting if job.future.set_running_or_notify_cancel()], exc)
 
 
 def _fail(jobs: Sequence[_Job], exc: BaseException) -> None:
-    error = exc
-    if not isinstance(exc, ColQwen3Error):
-        error = EngineError(f"the engine failed: {exc!r}")
-        error.__cause__ = exc
-    for job in jobs:
-        job.future.set_exception(error)
+    """Give each caller an error of its own, which holds on to nothing.
 
-
-def gather(futures: Sequence[Future[T]]) -> Future[list[T]]:
-    """Make one future of many, in order; the first failure fails it and cancels the rest, as does cancelling it.
-
-    Args:
-        futures: the parts.
-
-    Returns:
-        A future of the list of their results.
-
-    >>> one: Future[str] = Future()
-    >>> both = gather([one])
-    >>> one.set_result("x"); both.result()
-    ['x']
+    A traceback keeps the frames it went through, and those keep the model and a batch's tensors alive for as long as
+    somebody keeps the error, as a notebook does.
     """
-    whole: Future[list[T]] = Future()
-    lock = threading.Lock()
-    left = len(futures)
-
-    def settle(part: Future[T]) -> None:
-        nonlocal left
-        failed = part.cancelled() or part.exception() is not None
-        with lock:
-            left -= 1
-            settled = whole.done() or (left > 0 and not failed) or not whole.set_running_or_notify_cancel()
-            if settled:
-                return
-            if not failed:
-                whole.set_result([future.result() for future in futures])
-            elif part.cancelled():
-                whole.set_exception(EngineError("the input was cancelled"))
-            else:
-                whole.set_exception(part.exception())
-        for other in futures:
-            other.cancel()
-
-    def cancel_parts(_: Future[list[T]]) -> None:
-        if whole.cancelled():
-            for part in futures:
-                part.cancel()
-
-    if not futures:
-        whole.set_result([])
-    whole.add_done_callback(cancel_parts)
-    for future in futures:
-        future.add_done_callback(settle)
-    return whole
+    link: BaseException | None = exc
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    error = exc if isinstance(exc, ColQwen3Error) else EngineError(f"the engine failed: {exc!r}")
+    for job in jobs:
+        own = error.copy()
+        own.__cause__ = exc.__cause__ if error is exc else exc
+        job.future.set_exception(own)
 
 
 def forget_workers() -> None:

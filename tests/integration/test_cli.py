@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,20 @@ def test_search_prints_a_ranking(indexed: Path, capsys: pytest.CaptureFixture[st
     scores = [float(line.split()[1]) for line in lines]
     assert scores == sorted(scores, reverse=True)
     assert all(".pdf, page " in line for line in lines)
+
+
+def test_search_with_the_model_in_another_place(
+    indexed: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    assert main(["search", "revenue", "--index", str(indexed), "--model", str(moved), "--device", "cpu"]) == 0
+    elsewhere = capsys.readouterr().out
+    assert main(["search", "revenue", "--index", str(indexed)]) == 0
+    assert capsys.readouterr().out == elsewhere
+    other = make_checkpoint(tmp_path / "other", "tomoro", seed=9).folder
+    assert main(["search", "revenue", "--index", str(indexed), "--model", str(other)]) == 1
+    assert "fingerprint" in capsys.readouterr().err
 
 
 def test_search_as_json_with_a_filter(indexed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +117,8 @@ BAD_LINES = [
     (["index", "/no/such.pdf", "--index", "NEW", "--model", "MODEL"], "/no/such.pdf"),
     (["index", "DOCS", "--index", "INDEX", "--model", "MODEL", "--dim", "7"], "dim 7"),
     (["demo", "--out", "DOCS"], "is not a demo's folder"),
+    (["demo", "--out", "/proc/nothing/here"], "/proc/nothing"),
+    (["search", "x", "--index", "INDEX", "--device", "warp"], "device 'warp'"),
 ]
 
 

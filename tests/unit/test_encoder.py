@@ -11,16 +11,21 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, TorchOptions, Video
+from colqwen3_retrievers import checkpoint as checkpoint_module
+from colqwen3_retrievers.checkpoint import open_checkpoint
+from colqwen3_retrievers.engines.torch import TorchEngine
 from colqwen3_retrievers.errors import (
     CheckpointError,
     ColQwen3Error,
@@ -28,7 +33,11 @@ from colqwen3_retrievers.errors import (
     EncodeError,
     EngineError,
     InputTooLongError,
+    PageError,
 )
+from colqwen3_retrievers.images import open_image
+from colqwen3_retrievers.rendering import EncoderInput
+from colqwen3_retrievers.worker import EncodeWorker
 from tests.checkpoints import TinyCheckpoint, make_checkpoint
 
 MAX_DIFFERENCE = 1e-5
@@ -216,34 +225,6 @@ def test_a_forgotten_encoder_frees_its_model(tiny: TinyCheckpoint) -> None:
     assert threads() == before
 
 
-def test_queries_overtake_pages(tiny: TinyCheckpoint) -> None:
-    with ColQwen3Encoder(tiny.folder, device="cpu", engine=TorchOptions(batch_tokens=100)) as one:
-        one.encode_queries(["warm"])
-        pages = one.submit_pages([Page(id=f"p{i}", image=picture(i, (640, 512))) for i in range(40)])
-        one.submit_queries(["first?"]).result(60)
-        assert not pages.done(), "40 batches of pages were waiting; the query must not wait for them"
-        assert len(pages.result(120)) == 40
-
-
-def test_a_stream_of_queries_does_not_starve_pages(encoder: ColQwen3Encoder) -> None:
-    encoder.encode_queries(["warm"])
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            encoder.submit_queries(["again"] * 20).result(60)
-
-    askers = [threading.Thread(target=ask) for _ in range(3)]
-    for asker in askers:
-        asker.start()
-    try:
-        assert len(encoder.submit_pages([Page(id="p", text="page")] * 3).result(60)) == 3
-    finally:
-        stop.set()
-        for asker in askers:
-            asker.join()
-
-
 @pytest.mark.parametrize("budget", [1, 64, 300, 100_000])
 def test_results_do_not_depend_on_the_batch_budget(tiny: TinyCheckpoint, encoder: ColQwen3Encoder, budget: int) -> None:
     pages = [Page(id=f"p{i}", image=picture(i, (256 + 64 * i, 256))) for i in range(4)]
@@ -270,7 +251,7 @@ def test_futures_can_be_awaited_while_the_loop_runs(encoder: ColQwen3Encoder) ->
 
 
 def test_closing_fails_what_waits_and_hangs_nobody(tiny: TinyCheckpoint) -> None:
-    closing = ColQwen3Encoder(tiny.folder, device="cpu", engine=TorchOptions(batch_tokens=100, prepare_threads=2))
+    closing = ColQwen3Encoder(tiny.folder, device="cpu", engine=TorchOptions(batch_tokens=100))
     closing.encode_queries(["warm"])
     future = closing.submit_pages([Page(id=f"p{i}", image=picture(i, (640, 512))) for i in range(200)])
     closing.close()
@@ -278,14 +259,132 @@ def test_closing_fails_what_waits_and_hangs_nobody(tiny: TinyCheckpoint) -> None
         future.result(30)
 
 
-def test_cancelling_a_future_stops_its_parts(tiny: TinyCheckpoint) -> None:
+def test_cancelling_takes_back_what_was_not_encoded(tiny: TinyCheckpoint) -> None:
     with ColQwen3Encoder(tiny.folder, device="cpu", engine=TorchOptions(batch_tokens=100)) as one:
         one.encode_queries(["warm"])
         before = one.stats.inputs
         future = one.submit_pages([Page(id=f"p{i}", image=picture(i, (640, 512))) for i in range(100)])
         assert future.cancel()
+        assert wait([future], timeout=10).done == {future}, "whoever waits for it must be told"
         one.encode_texts(["after"])
-        assert one.stats.inputs - before < 60
+        assert one.stats.inputs - before < 10
+
+
+def test_an_iterable_that_fails_takes_back_what_it_gave(tiny: TinyCheckpoint) -> None:
+    def pages() -> Iterator[Page]:
+        for i in range(50):
+            yield Page(id=f"p{i}", image=picture(i, (640, 512)))
+        raise PageError("broken", source="a.pdf")
+
+    with ColQwen3Encoder(tiny.folder, device="cpu", engine=TorchOptions(batch_tokens=100)) as one:
+        one.encode_queries(["warm"])
+        before = one.stats.inputs
+        with pytest.raises(PageError):
+            one.submit_pages(pages())
+        one.encode_texts(["after"])
+        assert one.stats.inputs - before < 10
+
+
+def test_a_generator_is_read_at_most_64_pages_ahead(encoder: ColQwen3Encoder) -> None:
+    read = 0
+    ahead = []
+
+    def pages() -> Iterator[Page]:
+        nonlocal read
+        for i in range(300):
+            read += 1
+            ahead.append(read - (encoder.stats.inputs - before))
+            yield Page(id=f"p{i}", text=f"revenue {i}")
+
+    encoder.encode_queries(["warm"])
+    before = encoder.stats.inputs
+    assert len(encoder.encode_pages(pages())) == 300
+    assert max(ahead) <= 66
+
+
+def test_an_encoder_out_of_scope_finishes_its_work(tiny: TinyCheckpoint) -> None:
+    future = ColQwen3Encoder(tiny.folder, device="cpu").submit_queries(["a", "b"])
+    gc.collect()
+    assert len(future.result(60)) == 2
+
+
+def test_the_first_submit_returns_at_once(tiny: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening may be a download of minutes: here the real opening, made slow."""
+    really = checkpoint_module.locate
+
+    def slowly(*args: Any, **kwargs: Any) -> Path:
+        time.sleep(1)
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint_module, "locate", slowly)
+    with ColQwen3Encoder(tiny.folder, device="cpu") as slow:
+        start = time.monotonic()
+        futures = [slow.submit_queries(["a"]), slow.submit_pages([Page(id="p", text="b")])]
+        assert time.monotonic() - start < 0.5
+        assert [len(future.result(60)) for future in futures] == [1, 1]
+
+
+def test_callbacks_may_close_or_exit_and_the_engine_lives_on(tiny: TinyCheckpoint) -> None:
+    with ColQwen3Encoder(tiny.folder, device="cpu") as other:
+        other.encode_queries(["warm"])
+        closing = ColQwen3Encoder(tiny.folder, device="cpu")
+        done = threading.Event()
+        future = closing.submit_pages([Page(id="p", text="x")])
+        future.add_done_callback(lambda _: (closing.close(), done.set()))
+        future.result(30)
+        assert done.wait(30)
+        other.submit_queries(["a"]).add_done_callback(lambda _: sys.exit(3))
+        other.submit_pages([Page(id="p", text="a")]).add_done_callback(lambda _: sys.exit(3))
+        for _ in range(3):
+            assert len(other.submit_queries(["b"]).result(30)) == 1
+            assert len(other.submit_pages([Page(id="p", text="b")]).result(30)) == 1
+
+
+def test_one_lazy_image_given_many_times_in_many_threads(encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture(3, (900, 900)).save(path)
+    expected = encoder.encode_images([path])[0]
+    for _ in range(5):
+        with Image.open(path) as lazy:
+            with ThreadPoolExecutor(8) as pool:
+                opened = list(pool.map(open_image, [lazy] * 8))
+            assert len({image.tobytes() for image in opened}) == 1
+    with Image.open(path) as lazy:
+        assert all(same(expected, mv) for mv in encoder.encode_images([lazy] * 8))
+
+
+def test_equal_engines_however_they_are_spelled_are_one(tiny: TinyCheckpoint) -> None:
+    spellings = [{"device": "cpu"}, {"device": "cpu", "dtype": "float32"}, {"device": "cpu", "engine": "torch"}]
+    if not torch.cuda.is_available():
+        spellings.append({})
+    encoders = [ColQwen3Encoder(tiny.folder, **settings) for settings in spellings]
+    assert len({id(one.stats) for one in encoders}) == 1
+    for one in encoders:
+        one.close()
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) -> None:
+    first = make_checkpoint(tmp_path / "c", "tomoro", seed=1)
+    with ColQwen3Encoder(first.folder, device="cpu") as old:
+        before = old.encode_queries(["revenue"])[0]
+        make_checkpoint(tmp_path / "c", "tomoro", seed=2)
+        with ColQwen3Encoder(first.folder, device="cpu") as new:
+            assert new.info.fingerprint != old.info.fingerprint
+            assert not same(before, new.encode_queries(["revenue"])[0])
+
+
+def test_a_kept_error_keeps_no_model(tiny: TinyCheckpoint) -> None:
+    engines = [TorchEngine(open_checkpoint(tiny.folder), device="cpu", dtype="float32")]
+    alive = weakref.ref(engines[0])
+    worker = EncodeWorker(engines.pop)
+    broken = EncoderInput(False, "", np.full(3, 10**6), slice(0, 3))
+    with pytest.raises(EngineError) as caught:
+        worker.submit(broken).result(30)
+    worker.close()
+    del worker
+    gc.collect()
+    assert caught.value is not None
+    assert alive() is None
 
 
 # -- copies and processes ---------------------------------------------------------------------------------------------
@@ -330,13 +429,16 @@ def test_a_script_that_leaves_work_undone_ends(tiny: TinyCheckpoint) -> None:
         "from colqwen3_retrievers import ColQwen3Encoder, Page\n"
         f"encoder = ColQwen3Encoder({str(tiny.folder)!r}, device='cpu')\n"
         "encoder.encode_queries(['a'])\n"
-        "encoder.submit_pages([Page(id=str(i), text='a b c') for i in range(20)])\n"
+        "import time; from PIL import Image; picture = Image.effect_noise((1100, 1100), 90)\n"
+        "encoder.submit_pages([Page(id=str(i), image=picture) for i in range(2000)])\n"
+        "print(time.time(), flush=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+    assert time.time() - float(done.stdout) < 20, "a process that ends must not first encode all it was asked"
 
 
 # -- environment ------------------------------------------------------------------------------------------------------
@@ -385,7 +487,6 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"batch_tokens": 0}, "batch_tokens: expected an integer from 1"),
-        ({"prepare_threads": "2"}, "prepare_threads: expected an integer from 1"),
         ({"attn_implementation": "magic"}, "attn_implementation 'magic': expected sdpa"),
     ],
 )
@@ -411,8 +512,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_bad_settings_for_this_checkpoint(
     tiny: TinyCheckpoint, settings: dict[str, Any], kind: type[ColQwen3Error], message: str
 ) -> None:
-    import torch
-
     if settings.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     made = ColQwen3Encoder(**{"model": tiny.folder, "device": "cpu", **settings})
@@ -438,6 +537,8 @@ BAD_CALLS: list[tuple[str, Callable[[ColQwen3Encoder], object], type[ColQwen3Err
     ("a thin image", lambda e: e.encode_images([Image.new("RGB", (1, 300))]), EncodeError, "more than 200 times"),
     ("a video without frames", lambda e: e.encode_videos([[]]), EncodeError, "input 0: video: expected at least one"),
     ("a missing video", lambda e: e.encode_videos(["no.mp4"]), EncodeError, "input 0: no.mp4"),
+    ("a number as video", lambda e: e.encode_videos([5]), EncodeError, "input 0: a video is a file, a list of frames"),
+    ("a text as pace", lambda e: e.encode_videos([], fps="x"), ConfigError, "fps: expected a number above 0, got 'x'"),
     ("no pace", lambda e: e.encode_videos([], fps=0), ConfigError, "fps: expected a number above 0"),
     ("a surrogate", lambda e: e.encode_queries(["a", "\udc00"]), EncodeError, "input 1: the text holds a lone"),
     ("too long", lambda e: e.encode_queries(["é" * 3000]), InputTooLongError, "input 0: the prompt .* limit is 4,096"),

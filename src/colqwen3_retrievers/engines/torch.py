@@ -37,8 +37,8 @@ class TorchEngine:
         self, checkpoint: Checkpoint, *, device: str | None, dtype: str = "auto", options: TorchOptions | None = None
     ) -> None:
         options = options or TorchOptions()
-        self.device = _pick_device(device)
-        self.dtype = _pick_dtype(dtype, self.device)
+        self.device = torch.device(settle_device(device))
+        self.dtype = _DTYPES[settle_dtype(dtype, str(self.device))]
         self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, 4_096)
         self.n_halvings = 0
         self._model: ColQwen3Model | None = None
@@ -87,8 +87,8 @@ class TorchEngine:
             raise EngineError("the engine is closed")
         try:
             with torch.inference_mode():
-                rows = self._model(inputs)
-                return [np.ascontiguousarray(part.cpu().numpy(), dtype=np.float32) for part in rows]
+                rows = self._model(inputs).cpu().numpy()  # one copy, one wait
+            return np.split(rows, np.cumsum([len(item) for item in inputs])[:-1])
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not _is_out_of_memory(exc):
                 raise EngineError(f"the model failed on {self.device}: {_first_line(exc)}") from exc
@@ -106,33 +106,54 @@ class TorchEngine:
         return self._forward(inputs[:half]) + self._forward(inputs[half:])
 
 
-def _pick_device(device: str | None) -> torch.device:
+def settle_device(device: str | None) -> str:
+    """Say on which device an engine asked for ``device`` runs: ``"cpu"``, ``"mps"`` or ``"cuda:N"``.
+
+    Args:
+        device: as torch spells it; None takes the first of cuda, mps, cpu that is there.
+
+    Raises:
+        ConfigError: torch has no such device.
+
+    >>> settle_device("cpu")
+    'cpu'
+    """
     if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         picked = torch.device(device)
     except (RuntimeError, TypeError) as exc:
         raise ConfigError(f"device {device!r}: {_first_line(exc)}") from exc
-    if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r}: this torch ({torch.__version__}) sees no CUDA device")
-    if picked.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device {device!r}: this torch sees no MPS device")
     if picked.type not in _BATCH_TOKENS:
         raise ConfigError(f"device {device!r}: expected cuda, mps or cpu")
-    return picked
+    if picked.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {device!r}: this torch ({torch.__version__}) sees no CUDA device")
+        number = torch.cuda.current_device() if picked.index is None else picked.index
+        if number >= torch.cuda.device_count():
+            raise ConfigError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
+        return f"cuda:{number}"
+    if picked.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device {device!r}: this torch sees no MPS device")
+    return picked.type
 
 
-def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    try:
-        return _DTYPES[dtype]
-    except KeyError:
-        raise ConfigError(f"dtype {dtype!r}: expected auto, {', '.join(_DTYPES)}") from None
+def settle_dtype(dtype: str, device: str) -> str:
+    """Say in which dtype a backbone asked for ``dtype`` runs on a settled device.
+
+    Args:
+        dtype: ``"auto"`` is bfloat16 on CUDA (float16 where that is emulated) and float32 elsewhere.
+        device: of :func:`settle_device`.
+
+    >>> settle_dtype("auto", "cpu")
+    'float32'
+    """
+    if dtype != "auto":
+        return dtype
+    if not device.startswith("cuda"):
+        return "float32"
+    with torch.cuda.device(device):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
+from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE
 from colqwen3_retrievers.langchain.fields import EncoderField, OptionalIndexField, pickled
@@ -195,7 +196,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         self, documents: list[Document], found: list[MultiVector | Exception], query: MultiVector
     ) -> list[Document]:
         embedded = {place: vectors for place, vectors in enumerate(found) if isinstance(vectors, MultiVector)}
-        sums = maxsim(query, list(embedded.values()))[0].tolist() if embedded else []
+        sums = maxsim(query, list(embedded.values()), kernel=default_kernel())[0].tolist() if embedded else []
         best = sorted(zip(sums, embedded, strict=True), key=lambda pair: -pair[0])  # stable: ties as they came
         ranked: list[Document] = []
         for total, place in best:
