@@ -106,10 +106,12 @@ def locate(model: str | os.PathLike[str], *, revision: str | None = None) -> Pat
     name = os.fspath(model)
     if name == "tiny":
         return TINY
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     if Path(name).exists():
         raise CheckpointError(f"{name}: a file, not a checkpoint folder")
+    if Path(name).is_absolute():
+        raise CheckpointError(f"{name}: no such folder; where has the model gone?")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/name)")
     hub = require("torch", "huggingface_hub", "huggingface-hub")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from colqwen3_retrievers import __version__
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
@@ -57,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _index(options: argparse.Namespace) -> int:
     encoder = _encoder(options)
+    pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")  # first: a path may be wrong
     with PageIndex.open(options.index, encoder, images=options.images) as index:
-        pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")
         done = index.add(pages, show_progress=True, batch_size=options.batch_size)
         print(
             f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {len(index)} pages in the index"
@@ -73,7 +74,8 @@ def _search(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         index = stack.enter_context(PageIndex.open(options.index, read_only=True))
         if options.device or options.model:
-            index = stack.enter_context(PageIndex.open(options.index, _encoder_of(index, options), read_only=True))
+            encoder = ColQwen3Encoder.from_info(index.info, model=options.model, device=options.device)
+            index = stack.enter_context(PageIndex.open(options.index, encoder, read_only=True))
         [asked] = index.encoder.submit_queries([query]).result()
         hits = index.search(asked, k=options.k, where=where)
         if options.heatmap:
@@ -144,21 +146,6 @@ def _draw(index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Pat
             print(path, file=sys.stderr)
 
 
-def _encoder_of(index: PageIndex, options: argparse.Namespace) -> ColQwen3Encoder:
-    """The encoder that made an index, from another place or on another device."""
-    info = index.info
-    return ColQwen3Encoder(
-        options.model or info.model,
-        device=options.device,
-        dim=info.dim,
-        pool_factor=info.pool_factor,
-        max_visual_tokens=info.max_visual_tokens,
-        revision=None if options.model else info.revision,
-        family=info.family,
-        include_text=info.include_text,
-    )
-
-
 def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
     return ColQwen3Encoder(
         options.model,
@@ -185,6 +172,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="colqwen3", description="Late-interaction retrieval over page images.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     index = commands.add_parser("index", help="add PDFs and images to an index")

@@ -219,6 +219,28 @@ class ColQwen3Encoder:
         known = EncoderSettings.from_dict(settings)
         return cls(**{item.name: getattr(known, item.name) for item in dataclasses.fields(known)})
 
+    @classmethod
+    def from_info(
+        cls, info: EncoderInfo, *, model: str | os.PathLike[str] | None = None, device: str | None = None
+    ) -> ColQwen3Encoder:
+        """Make the encoder that an index was made with; nothing is loaded.
+
+        Args:
+            info: of the index.
+            model: where the checkpoint lies now, when it has moved.
+            device: as for the constructor.
+        """
+        return cls(
+            info.model if model is None else model,
+            device=device,
+            dim=info.dim,
+            pool_factor=info.pool_factor,
+            max_visual_tokens=info.max_visual_tokens,
+            include_text=info.include_text,
+            family=info.family,
+            revision=info.revision if model is None else None,
+        )
+
     def close(self) -> None:
         """Let go of the model; it is freed when no other encoder shares it. Further use is an error."""
         self._submitter.close()

@@ -85,10 +85,21 @@ class PageIndex:
             if encoder is not None:
                 check_info(store.info, encoder.info, store.location)
         beside = store.folder / "images" if isinstance(store, EmbeddedStore) else None
-        folder = beside if images_dir is None else Path(images_dir)
+        folder = beside if images_dir is None else Path(images_dir).expanduser().absolute()
         if folder is None and images == "store" and not (read_only or store.read_only):
             raise ConfigError(f"{store.location}: give images_dir= to store page images, or another images=")
         return cls(store, encoder, PageImages(folder, images), owns_store=owned)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as location and settings: a copy in another process opens the index for reading."""
+        if not isinstance(self._store, EmbeddedStore):
+            raise TypeError(f"{self._store.location}: this index cannot be pickled; give its location")
+        encoder = None if self._rebuilt is not None else self._encoder
+        return _reopen, (self._store.location, encoder, self._images.mode, self._images.folder)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Give itself: an open index is a handle, which copies share."""
+        return self
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -344,16 +355,11 @@ class PageIndex:
             if self._encoder is None:
                 from colqwen3_retrievers.encoder import ColQwen3Encoder
 
-                info = store.info
-                rebuilt = ColQwen3Encoder(
-                    info.model,
-                    dim=info.dim,
-                    pool_factor=info.pool_factor,
-                    max_visual_tokens=info.max_visual_tokens,
-                    include_text=info.include_text,
-                    family=info.family,
-                    revision=info.revision,
-                )
-                check_info(info, rebuilt.info, store.location)
+                rebuilt = ColQwen3Encoder.from_info(store.info)
+                check_info(store.info, rebuilt.info, store.location)
                 self._encoder = self._rebuilt = rebuilt
             return self._encoder
+
+
+def _reopen(location: str, encoder: PageEncoder | None, images: ImageMode, images_dir: Path | None) -> PageIndex:
+    return PageIndex.open(location, encoder, images=images, images_dir=images_dir, read_only=True)

@@ -93,7 +93,7 @@ def find_page_files(
 def _expand(item: PagePath, failed: Callable[[PageError], None]) -> tuple[list[Path], Path]:
     """Files of one argument and the root its sources are relative to."""
     path = _absolute(item)
-    name = str(item)
+    name = os.path.expanduser(str(item))  # noqa: PTH111 - a pattern is no path
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as exc:
@@ -181,7 +181,7 @@ def _absolute(path: PagePath) -> Path:
         raise ConfigError(f"paths: expected a non-empty path, got {path!r}")
     if "://" in str(path):
         raise ConfigError(f"{path}: a URL is not fetched; download it and give the file")
-    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would replace links by what they point to
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would replace links by their targets
 
 
 def _source(path: Path, root: Path) -> str:

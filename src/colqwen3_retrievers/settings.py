@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from colqwen3_retrievers import sharing
 from colqwen3_retrievers.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from colqwen3_retrievers.compression import pool_tokens, truncate
 from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
@@ -85,7 +86,11 @@ class EncoderSettings:
             engine = TorchOptions()
         if not isinstance(engine, TorchOptions):
             raise ConfigError(f"engine {engine!r}: expected auto, torch or a TorchOptions")
-        return cls(model=str(os.fspath(model)), engine=engine, **others)
+        name = str(os.fspath(model))
+        folder = Path(name).expanduser()
+        if name != "tiny" and folder.is_dir():
+            name = str(folder.absolute())  # it is the same folder wherever the process, or an index's reader, stands
+        return cls(model=name, engine=engine, **others)
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values by name."""
@@ -112,7 +117,7 @@ class EncoderSettings:
         Returns:
             Itself, unless it leaves the device or its number open and torch, already in use, sees CUDA.
         """
-        torch = sys.modules.get("torch")
+        torch = sharing.loaded_torch()
         if self.device not in (None, "cuda") or torch is None or not torch.cuda.is_available():
             return self
         return dataclasses.replace(self, device=f"cuda:{torch.cuda.current_device()}")

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from colqwen3_retrievers import images
 from colqwen3_retrievers.datatypes import Float32
@@ -162,6 +162,12 @@ def current_generation() -> int:
     return _generation
 
 
+def loaded_torch() -> Any:
+    """Give torch when this process has it; None too while another thread is still importing it."""
+    torch = sys.modules.get("torch")
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
+
+
 def fail(result: Future[T], exc: BaseException) -> None:
     """Settle a future with an error, unless it was cancelled."""
     if result.set_running_or_notify_cancel():
@@ -190,6 +196,6 @@ def _after_fork() -> None:
     _generation += 1
     forget_workers()
     images.forget_locks()
-    if "torch" in sys.modules:
-        # The parent's OpenMP threads are gone, and a team of them would be waited for without end.
-        sys.modules["torch"].set_num_threads(1)
+    torch = loaded_torch()
+    if torch is not None:
+        torch.set_num_threads(1)  # the parent's OpenMP threads are gone, and would be waited for without end

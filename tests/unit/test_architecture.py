@@ -144,7 +144,7 @@ def test_making_an_encoder_loads_nothing_heavy() -> None:
 
 
 def test_files_stay_small_enough_to_know() -> None:
-    large = {str(path.relative_to(PACKAGE)): lines for path in sources() if (lines := _lines(path)) > 360}
+    large = {str(path.relative_to(PACKAGE)): lines for path in sources() if (lines := _lines(path)) > 370}
     assert not large
 
 

@@ -334,10 +334,15 @@ def test_tokenizers_that_will_not_do(tiny: Callable[[str], TinyCheckpoint]) -> N
         PromptTokenizer(checkpoint.folder, model="m")
 
 
-@pytest.mark.parametrize("model", ["not/there/at/all", "./nowhere", "/nowhere", "nowhere", "owner/"])
+@pytest.mark.parametrize("model", ["not/there/at/all", "./nowhere", "nowhere", "owner/"])
 def test_models_that_are_nowhere(model: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder, and not a hub name"):
         locate(model)
+
+
+def test_an_absolute_path_is_never_a_hub_name() -> None:
+    with pytest.raises(CheckpointError, match="/nowhere/model: no such folder; where has the model gone"):
+        locate("/nowhere/model")
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:

@@ -81,12 +81,15 @@ def test_a_picture_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
     assert upright.getexif().get(0x0112, 1) == 1
 
 
-def test_an_image_that_is_gone_is_named_with_its_position(tmp_path: Path) -> None:
-    documents = [Document("x"), Document("y", metadata={"image_path": str(tmp_path / "gone.png")})]
+def test_an_image_that_is_gone_is_sent_as_text_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gone = {"image_path": str(tmp_path / "gone.png")}
+    blocks = docs_to_content_blocks([Document("Revenue rose.", metadata=gone)])
+    assert [block["type"] for block in blocks] == ["text"]
+    assert "Revenue rose." in blocks[0]["text"]
+    assert "document 0 is sent as text" in caplog.text
     with pytest.raises(EncodeError, match=r"document 1: .*gone\.png") as caught:
-        docs_to_content_blocks(documents)
+        docs_to_content_blocks([Document("x"), Document("", metadata=gone)])
     assert caught.value.index == 1
-    assert len(docs_to_content_blocks(documents, max_images=0)) == 2
 
 
 @pytest.mark.parametrize("most", [-1, 1.5, "3"])

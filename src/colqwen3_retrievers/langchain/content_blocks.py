@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import logging
 import operator
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import ExifTags, Image
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.images import ImageSource, open_header, open_image, read_image_bytes
 from colqwen3_retrievers.langchain.documents import document_citation, document_image, document_text
+
+_log = logging.getLogger(__name__)
 
 _AS_THEY_ARE: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 
@@ -37,7 +40,8 @@ def docs_to_content_blocks(documents: Sequence[Document], *, max_images: int | N
         Standard content blocks, in the order of the documents.
 
     Raises:
-        EncodeError: an image cannot be read; ``.index`` is the document's position.
+        EncodeError: an image cannot be read, and there is no text to send in its place (with a warning in the log);
+            ``.index`` is the document's position.
         ConfigError: ``max_images`` below 0.
 
     Example:
@@ -52,16 +56,19 @@ def docs_to_content_blocks(documents: Sequence[Document], *, max_images: int | N
     blocks: list[ContentBlock] = []
     for position, document in enumerate(documents):
         name = f"[{position + 1}] {document_citation(document, position)}"
+        text = document_text(document)
         try:
             image = document_image(document) if left > 0 else None
             picture = None if image is None else _image_block(image, name)
         except (ConfigError, PageError) as exc:
-            raise EncodeError(f"document {position}: {exc}", index=position) from exc
+            if not text.strip():
+                raise EncodeError(f"document {position}: {exc}", index=position) from exc
+            _log.warning("document %d is sent as text: %s", position, exc)
+            picture = None
         if picture is not None:
             left -= 1
             blocks += [TextContentBlock(type="text", text=name), picture]
             continue
-        text = document_text(document)
         blocks.append(TextContentBlock(type="text", text=f"{name}\n\n{text}" if text.strip() else name))
     return blocks
 

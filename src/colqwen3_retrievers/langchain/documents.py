@@ -23,6 +23,9 @@ SCORE: Final = "score"
 RELEVANCE_SCORE: Final = "relevance_score"
 """Metadata key of the rerank score, as LangChain's other rerankers name it."""
 
+DOCUMENT_KEYS: Final = {"page": "number", "page_label": "label", "page_id": "id"}
+"""Keys of our documents' metadata whose page field has another name."""
+
 _REMOTE = re.compile(r"(?:https?|ftps?|s3|gs|az)://", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[^,]*?;base64,", re.IGNORECASE)
 
@@ -53,10 +56,12 @@ def page_to_document(page: Page, score: float | None = None) -> Document:
         "source": page.source or page.id,
         "file_name": page.metadata.get("file_name") or PurePath(page.source or page.id).name,
         "page": page.number,
-        "page_label": page.label or str(page.number),
+        "page_label": page.label,
         "citation": cited,
         "sha256": page.sha256,
     }
+    if page.label is None:
+        del metadata["page_label"]  # a filter on it would find nothing
     for stale in ("image_path", SCORE, RELEVANCE_SCORE):
         metadata.pop(stale, None)
     if page.image_path is not None:

@@ -15,7 +15,9 @@ from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
 def _location(index: PageIndex | str | Path | None) -> str | None:
-    return index.location if isinstance(index, PageIndex) else None if index is None else str(index)
+    if index is None or isinstance(index, PageIndex):
+        return None if index is None else index.location
+    return str(Path(index).expanduser().absolute())
 
 
 def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
@@ -62,9 +64,11 @@ def pickled(model: BaseModel, *dropped: str) -> tuple[Any, ...]:
     if isinstance(index, PageIndex):
         if not isinstance(index.store, EmbeddedStore):
             raise TypeError(f"{type(model).__name__}: cannot pickle an index at {index.location}; give its location")
-        fields["index"] = str(Path(index.location).absolute())
+        fields["index"] = index.location
         if fields.get("encoder") is None and isinstance(index.encoder, ColQwen3Encoder):
             fields["encoder"] = index.encoder
+    elif index is not None:
+        fields["index"] = _location(index)
     return _rebuild, (type(model), fields)
 
 

@@ -85,6 +85,9 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
     _tools: DocumentEmbeddings | None = PrivateAttr(default=None)
 
+    def __init__(self, model: str | None = None, **fields: Any) -> None:
+        super().__init__(**({} if model is None else {"model": model}), **fields)
+
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         ready = self.encoder is not None or self.cache is not None
@@ -113,7 +116,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
             ConfigError: an empty query.
             EncodeError: the query; or, with ``on_error="raise"``, a document, whose position is ``.index``.
         """
-        asked, listed = _checked(query), list(documents)
+        asked, listed = _checked(query), _listed(documents)
         if not listed:
             return []
         group = FutureGroup()
@@ -128,7 +131,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str | Query, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Order documents without blocking the event loop; cancelling it cancels the encoding."""
-        asked, listed = _checked(query), list(documents)
+        asked, listed = _checked(query), _listed(documents)
         if not listed:
             return []
         group = FutureGroup()
@@ -228,6 +231,14 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 def _copy(document: Document, news: dict[str, Any]) -> Document:
     old = {key: value for key, value in document.metadata.items() if key not in (RELEVANCE_SCORE, RERANK_ERROR)}
     return document.model_copy(update={"metadata": {**old, **news}})
+
+
+def _listed(documents: Sequence[Document]) -> list[Document]:
+    listed = list(documents)
+    for position, document in enumerate(listed):
+        if not isinstance(document, Document):
+            raise ConfigError(f"documents: {position} is a {type(document).__name__}, expected a Document")
+    return listed
 
 
 def _checked(query: str | Query) -> str | Query:

@@ -18,15 +18,16 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Query
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.langchain.documents import page_to_document
+from colqwen3_retrievers.langchain.documents import DOCUMENT_KEYS, page_to_document
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
 from colqwen3_retrievers.langchain.future_group import FutureGroup
+from colqwen3_retrievers.stores.where import rename_fields
 
 Outcome = list[Document] | Exception
 
@@ -43,7 +44,8 @@ class ColQwen3Retriever(BaseRetriever):
         index: an open index; or its folder or address, which is opened now, for reading. No model is loaded.
         encoder: with a folder: what encodes queries; None rebuilds it from what the index knows, at the first query.
         k: most documents, at least 1.
-        filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`.
+        filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`. ``page`` and
+            ``page_label`` are the documents' own; ``metadata.page`` is a key of yours.
         group_by: ``"source"`` gives the best page of each source.
 
     Raises:
@@ -70,8 +72,11 @@ class ColQwen3Retriever(BaseRetriever):
     filter: dict[str, Any] | None = None
     group_by: Literal["source"] | None = None
 
+    _opened_here: bool = PrivateAttr(default=False)
+
     @model_validator(mode="after")
     def _open(self) -> Self:
+        self._opened_here = not isinstance(self.index, PageIndex)
         self.index = open_index(self.index, self.encoder)
         return self
 
@@ -202,6 +207,11 @@ class ColQwen3Retriever(BaseRetriever):
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Close the index, if it was opened here by its location; one that was handed in stays open."""
+        if self._opened_here and isinstance(self.index, PageIndex):
+            self.index.close()
+
     @property
     def _pages(self) -> PageIndex:
         index = self.index
@@ -212,7 +222,7 @@ class ColQwen3Retriever(BaseRetriever):
     def _how(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "k": self.k if k is None else k,
-            "where": self.filter if filter is None else filter,
+            "where": rename_fields(self.filter if filter is None else filter, DOCUMENT_KEYS),
             "group_by": self.group_by,
         }
 

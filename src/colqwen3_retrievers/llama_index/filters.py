@@ -78,4 +78,9 @@ def _part(item: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
     if operator is None:
         raise ConfigError(f"filters: {item.key!r}: operator {item.operator!r} is not known")
     value: Any = True if item.operator == FilterOperator.IS_EMPTY else item.value
-    return {NODE_KEYS.get(item.key, item.key): {operator: value}}
+    where = {NODE_KEYS.get(item.key, item.key): {operator: value}}
+    try:
+        parse(where)
+    except ConfigError as exc:
+        raise ConfigError(f"filters: {item.key!r}: {exc}") from exc
+    return where

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import (
@@ -28,6 +29,7 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.late_interaction import relevance
 from colqwen3_retrievers.llama_index.candidates import Candidates, Tools
 from colqwen3_retrievers.llama_index.nodes import query_from_bundle
 from colqwen3_retrievers.page_cache import DEFAULT_MAX_BYTES, PageEmbeddingCache, result_at
@@ -47,11 +49,12 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     Args:
         model: hub name, folder or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes the default checkpoint.
         device: ``"cuda"``, ``"mps"``, ``"cpu"``; None takes the best there is.
-        top_n: most nodes given back, at least 1.
+        top_n: most nodes given back, at least 1; None gives all.
         encoder: a ready encoder, instead of ``model`` and ``device``.
         index: a :class:`PageIndex` or the location of one: a node whose id is there takes its stored token embeddings
             (unless its metadata tells another ``sha256``). Without ``encoder`` and ``model``, the index's encoder.
-        score_mode: ``"sum"`` over query tokens, or ``"mean"``: -1..1, comparable from one question to another.
+        score_mode: ``"sum"`` over query tokens; ``"mean"`` of them, -1..1; or ``"relevance"``, (1 + mean) / 2, 0..1.
+            The last two compare from one question to another, as cutoffs need.
         keep_retrieval_score: whether ``metadata["retrieval_score"]`` of the nodes given back holds the score they had.
         on_error: a node that cannot be encoded (broken picture, nothing in it): ``"raise"``, ``"skip"`` it, or
             ``"keep"`` it after the others, without a score. Skipping and keeping are logged as warnings.
@@ -80,10 +83,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     model: str | None = None
     device: str | None = None
-    top_n: int = Field(default=5, ge=1, strict=True)
+    top_n: int | None = Field(default=5, ge=1, strict=True)
     encoder: ColQwen3Encoder | None = None
     index: PageIndex | str | None = None
-    score_mode: Literal["sum", "mean"] = "sum"
+    score_mode: Literal["sum", "mean", "relevance"] = "sum"
     keep_retrieval_score: bool = False
     on_error: Literal["raise", "skip", "keep"] = "raise"
     cache_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=0, strict=True)
@@ -97,10 +100,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         model: str | os.PathLike[str] | None = None,
         *,
         device: str | None = None,
-        top_n: int = 5,
+        top_n: int | None = 5,
         encoder: ColQwen3Encoder | dict[str, Any] | None = None,
         index: PageIndex | str | os.PathLike[str] | None = None,
-        score_mode: Literal["sum", "mean"] = "sum",
+        score_mode: Literal["sum", "mean", "relevance"] = "sum",
         keep_retrieval_score: bool = False,
         on_error: Literal["raise", "skip", "keep"] = "raise",
         cache_bytes: int = DEFAULT_MAX_BYTES,
@@ -156,7 +159,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     @field_serializer("index")
     def _dump_index(self, index: PageIndex | str | None) -> str | None:
-        return index.location if isinstance(index, PageIndex) else index
+        return index.location if isinstance(index, PageIndex) else index and str(Path(index).expanduser().absolute())
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as settings: no weights, no embeddings; a copy in another process loads the model once there."""
@@ -247,8 +250,11 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         scores: dict[int, float] = {}
         if places:
             documents = [candidates.vectors[place] for place in places]
-            row = tools.encoder.score([query], documents, self.score_mode)
-            scores = dict(zip(places, row[0].tolist(), strict=True))
+            sums = tools.encoder.score([query], documents)[0].tolist()
+            given = sums if self.score_mode == "sum" else [value / len(query) for value in sums]
+            if self.score_mode == "relevance":
+                given = [relevance(value, len(query)) for value in sums]
+            scores = dict(zip(places, given, strict=True))
         order = sorted(places, key=lambda i: (-scores[i], nodes[i].node_id, i))
         if self.on_error == "keep":
             order += [i for i in range(len(nodes)) if i not in scores]
@@ -275,12 +281,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         """Tell LlamaIndex's instrumentation and callbacks that a reranking begins, and how it ends."""
         dispatcher = get_dispatcher(__name__)
         name = str(tools.encoder.to_dict()["model"])
-        dispatcher.event(ReRankStartEvent(query=bundle, nodes=nodes, top_n=self.top_n, model_name=name))
+        most = len(nodes) if self.top_n is None else self.top_n
+        dispatcher.event(ReRankStartEvent(query=bundle, nodes=nodes, top_n=most, model_name=name))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: name,
             EventPayload.QUERY_STR: bundle.query_str if bundle is not None else "",
-            EventPayload.TOP_K: self.top_n,
+            EventPayload.TOP_K: most,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from colqwen3_retrievers.documents import Hit, Query
@@ -117,6 +118,35 @@ class ColQwen3Retriever(BaseRetriever):
         if self._owns_index:
             self._index.close()
 
+    def retrieve(self, str_or_query_bundle: QueryType | Query) -> list[NodeWithScore]:
+        """Retrieve nodes for a text, a QueryBundle, or a Query whose image lies in a file.
+
+        Raises:
+            ConfigError: a question without text and image, or a Query with an image in memory.
+        """
+        return super().retrieve(_bundle(str_or_query_bundle))
+
+    async def aretrieve(self, str_or_query_bundle: QueryType | Query) -> list[NodeWithScore]:
+        """Retrieve without blocking the event loop; see :meth:`retrieve`."""
+        return await super().aretrieve(_bundle(str_or_query_bundle))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as settings and the index's location; a copy opens the index for reading."""
+        return _copy, (type(self), self._index, self._settings())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColQwen3Retriever:
+        """Give a copy that shares the index."""
+        return _copy(type(self), self._index, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "similarity_top_k": self._similarity_top_k,
+            "where": self._where,
+            "exact": self._exact,
+            "group_by": self._group_by,
+            "inline_images": self._inline_images,
+        }
+
     def __repr__(self) -> str:
         """Name the index."""
         return f"ColQwen3Retriever({self._index.location!r}, similarity_top_k={self.similarity_top_k})"
@@ -137,6 +167,19 @@ class ColQwen3Retriever(BaseRetriever):
 
     def _nodes(self, hits: list[Hit]) -> list[NodeWithScore]:
         return [node_from_hit(hit, inline_image=self._inline_images) for hit in hits]
+
+
+def _bundle(asked: QueryType | Query) -> QueryType:
+    """LlamaIndex's own kind of question for ours."""
+    if not isinstance(asked, Query):
+        return asked
+    if asked.image is not None and not isinstance(asked.image, str | Path):
+        raise ConfigError("query: LlamaIndex carries an image by its path; save it and give Query(image=path)")
+    return QueryBundle(asked.text or "", image_path=None if asked.image is None else str(asked.image))
+
+
+def _copy(kind: type[ColQwen3Retriever], index: PageIndex, settings: dict[str, Any]) -> ColQwen3Retriever:
+    return kind(index, **settings)
 
 
 def _question(bundle: QueryBundle) -> Query:

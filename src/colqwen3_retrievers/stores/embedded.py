@@ -92,7 +92,7 @@ class EmbeddedStore:
         read_only: bool = False,
         kernel: Kernel | None = None,
     ) -> None:
-        self._folder = Path(folder)
+        self._folder = Path(folder).expanduser().absolute()  # the process may change its folder, the store may not
         self._kernel = kernel
         self._read_only = read_only
         self._given = info
@@ -127,7 +127,7 @@ class EmbeddedStore:
 
     @property
     def location(self) -> str:
-        """The folder, as it was given."""
+        """The folder, absolute."""
         return str(self._folder)
 
     @property

@@ -301,3 +301,26 @@ def _passes(condition: Condition, value: Value | None) -> bool:
     if test == "itext":
         return asked.payload.casefold() in value.payload.casefold()
     return asked.payload in value.payload
+
+
+def rename_fields(where: object, names: Mapping[str, str]) -> Any:
+    """Say a filter with other names: for a surface whose results name page fields otherwise.
+
+    Args:
+        where: a filter, checked later; operators and values stay.
+        names: a field's name there -> its name here. ``metadata.`` before a name keeps it as it is.
+
+    >>> rename_fields({"page": 2, "$or": [{"page": {"$gt": 5}}, {"metadata.page": 1}]}, {"page": "number"})
+    {'number': 2, '$or': [{'number': {'$gt': 5}}, {'metadata.page': 1}]}
+    """
+    if not isinstance(where, Mapping):
+        return where
+    renamed: dict[Any, Any] = {}
+    for key, value in where.items():
+        if key in ("$and", "$or") and isinstance(value, list | tuple):
+            renamed[key] = [rename_fields(part, names) for part in value]
+        elif key == "$not":
+            renamed[key] = rename_fields(value, names)
+        else:
+            renamed[names.get(key, key)] = value
+    return renamed
