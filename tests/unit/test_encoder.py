@@ -210,19 +210,17 @@ def test_equal_settings_share_one_model_and_closing_one_leaves_the_other(tiny: T
 
 
 def test_a_forgotten_encoder_frees_its_model(tiny: TinyCheckpoint) -> None:
-    def threads() -> int:
-        return sum(thread.name == "colqwen3-engine" for thread in threading.enumerate())
+    def engines() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "colqwen3-engine"}
 
-    before = threads()
+    before = engines()
     forgotten = ColQwen3Encoder(tiny.folder, device="cpu", dtype="bfloat16")
     forgotten.encode_queries(["a"])
-    assert threads() == before + 1
+    [mine] = engines() - before
     del forgotten
     gc.collect()
-    deadline = time.monotonic() + 20
-    while threads() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threads() == before
+    mine.join(30)
+    assert not mine.is_alive()
 
 
 @pytest.mark.parametrize("budget", [1, 64, 300, 100_000])

@@ -1,0 +1,1 @@
+"""Training of the tiny ColQwen3 checkpoint that the package ships."""
