@@ -5,10 +5,10 @@ Each name is loaded when it is first used; importing this package imports neithe
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colqwen3_retrievers.errors import require
+from colqwen3_retrievers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks as docs_to_content_blocks
@@ -23,19 +23,4 @@ _WHERE = {
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used; MissingExtraError when langchain-core is not installed."""
-    try:
-        module = _WHERE[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    require("langchain", "langchain_core", "langchain-core")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return list(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _WHERE, lambda: require("langchain", "langchain_core", "langchain-core"))

@@ -10,10 +10,10 @@ it.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from colqwen3_retrievers.errors import require
+from colqwen3_retrievers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.llama_index.filters import filters_to_where as filters_to_where
@@ -32,19 +32,6 @@ _WHERE = {
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
-    try:
-        module = _WHERE[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    require("llama-index", "llama_index.core", "llama-index-core")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return list(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__, _WHERE, lambda: require("llama-index", "llama_index.core", "llama-index-core")
+)
