@@ -194,7 +194,8 @@ class PageIndex:
         """Find the pages that answer a query best.
 
         Args:
-            query: a text, a :class:`Query`, an image (PIL, path or bytes), or a multi-vector made before.
+            query: a text (a string is always one), a :class:`Query`, an image (PIL, `pathlib.Path` or bytes), or a
+                multi-vector made before.
             k: most hits, at least 1.
             where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`.
             exact: whether to score every page; False lets a store score candidates only.
