@@ -108,7 +108,7 @@ FAMILIES: Mapping[str, Family] = {
             text="{text}" + _AUGMENTATION,
             video=_PROMPT_A.replace("image", "video"),
             strip=True,
-            unverified=("the lower pixel bound", "the pixels of a video"),
+            unverified=("the lower pixel bound", "the pixels and time marks of a video"),
         ),
         Family(
             name="ops",
