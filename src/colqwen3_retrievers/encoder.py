@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -105,7 +105,9 @@ class ColQwen3Encoder:
             EncodeError: one cannot be encoded; ``.index`` says which.
             InputTooLongError: one is beyond the family's limit and ``truncate`` is off.
         """
-        return self._collect(_items(queries, "queries"), self._submit_query, "queries", show_progress)
+        return self._collect(
+            _items(queries, "queries"), self._submit_query, "queries", show_progress, total=_size(queries)
+        )
 
     def encode_pages(self, pages: Iterable[Page], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode pages: the image alone (with its text when ``include_text``), else the text, or the video.
@@ -120,7 +122,7 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be encoded; ``.index`` says which.
         """
-        return self._collect(_items(pages, "pages"), self._submit_page, "pages", show_progress)
+        return self._collect(_items(pages, "pages"), self._submit_page, "pages", show_progress, total=_size(pages))
 
     def encode_images(self, images: Iterable[ImageSource], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode images as documents.
@@ -133,7 +135,7 @@ class ColQwen3Encoder:
             EncodeError: one cannot be read; ``.index`` says which.
         """
         pages = (_page(i, image=image) for i, image in enumerate(_items(images, "images")))
-        return self.encode_pages(pages, show_progress=show_progress)
+        return self._collect(pages, self._submit_page, "images", show_progress, total=_size(images))
 
     def encode_texts(self, texts: Iterable[str], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode texts as documents.
@@ -146,7 +148,7 @@ class ColQwen3Encoder:
             EncodeError: one is empty or too long; ``.index`` says which.
         """
         pages = (_page(i, text=text) for i, text in enumerate(_items(texts, "texts")))
-        return self.encode_pages(pages, show_progress=show_progress)
+        return self._collect(pages, self._submit_page, "texts", show_progress, total=_size(texts))
 
     def encode_videos(
         self, videos: Iterable[Video | str | Path | Sequence[ImageSource]], *, fps: float = 1.0
@@ -293,14 +295,19 @@ class ColQwen3Encoder:
         return gather(parts)
 
     def _collect(
-        self, items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]], unit: str, show_progress: bool
+        self,
+        items: Iterable[T],
+        submit: Callable[[T, int], Future[MultiVector]],
+        unit: str,
+        show_progress: bool,
+        *,
+        total: int | None,
     ) -> list[MultiVector]:
         """Keep a bounded number of inputs under way, and give the results in order."""
         results: list[MultiVector] = []
         pending: deque[Future[MultiVector]] = deque()
         bar: Any = None
         if show_progress:
-            total = len(items) if isinstance(items, Sequence) else None
             bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
 
         def take() -> None:
@@ -327,6 +334,10 @@ def _items(values: Iterable[T], name: str) -> Iterable[T]:
     if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
     return values
+
+
+def _size(values: object) -> int | None:
+    return len(values) if isinstance(values, Sized) else None
 
 
 def _page(index: int, *, image: ImageSource | None = None, text: str = "", video: Video | None = None) -> Page:

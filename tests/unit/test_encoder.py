@@ -141,6 +141,16 @@ def test_pages_may_be_a_generator_and_mixed(encoder: ColQwen3Encoder) -> None:
     assert same(found[7], encoder.encode_texts(["revenue 7"])[0])
 
 
+def test_a_progress_bar_is_drawn_on_a_terminal_only(
+    encoder: ColQwen3Encoder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.encode_texts(["a", "b"], show_progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    encoder.encode_texts(["a", "b"], show_progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
 def test_score_is_maxsim(encoder: ColQwen3Encoder) -> None:
     queries, documents = encoder.encode_queries(["a", "b c"]), encoder.encode_texts(["a", "revenue", "of"])
     expected = [[(q.vectors @ d.vectors.T).max(axis=1).sum() for d in documents] for q in queries]
