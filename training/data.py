@@ -30,10 +30,11 @@ def collate(shard: dict[str, np.ndarray], rows: slice, pads: int, pad_id: int, l
     """Queries of some pages of a shard, with ``pads`` augmentation pads after the text, filled up to ``length``."""
     ids = torch.from_numpy(shard["ids"][rows].astype(np.int64))
     places = torch.from_numpy(shard["places"][rows].astype(np.int64))
-    asked = torch.from_numpy(shard["asked"][rows].astype(np.int64))
-    printed = torch.from_numpy(shard["printed"][rows].astype(np.int64))
+    slots = torch.from_numpy(shard["slots"][rows].astype(np.int64))
+    asked = torch.from_numpy(shard["asked"][rows])
+    printed = torch.from_numpy(shard["printed"][rows])
     n_pages, per_page, width = ids.shape
-    ids, places, asked = ids.flatten(0, 1), places.flatten(0, 1), asked.flatten(0, 1)
+    ids, places, slots, asked = (x.flatten(0, 1) for x in (ids, places, slots, asked))
     text_length = (ids != 0).sum(1)  # shards hold token ids plus one; zero ends a query
     position = torch.arange(length)
     valid = position < (text_length + pads)[:, None]
@@ -41,20 +42,20 @@ def collate(shard: dict[str, np.ndarray], rows: slice, pads: int, pad_id: int, l
     if length > width:
         ids = torch.nn.functional.pad(ids, (0, length - width))
         places = torch.nn.functional.pad(places, (0, 0, 0, length - width), value=-1)
+        slots = torch.nn.functional.pad(slots, (0, length - width), value=-1)
     ids = torch.where(is_text, ids[:, :length] - 1, pad_id)
     places = places[:, :length]
     owner = torch.arange(n_pages).repeat_interleave(per_page)
-    has_word = (asked[:, None, :, None] == printed[None, :, None, :]).any(-1) | (asked == 0)[:, None, :]
-    holds_all = has_word.all(-1)
-    own = torch.nn.functional.one_hot(owner, n_pages).bool()
     return QueryBatch(
         ids=ids,
         valid=valid,
         piece=is_text & (places[..., 0] >= 0),
         pad=valid & ~is_text,
         places=places,
+        slots=slots[:, :length],
         owner=owner,
-        allowed=own | ~holds_all,
+        asked=asked,
+        printed=printed,
     )
 
 

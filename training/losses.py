@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,25 @@ class QueryBatch:
     piece: Tensor  # (Q, L) bool, tokens that a rectangle belongs to
     pad: Tensor  # (Q, L) bool, augmentation pads
     places: Tensor  # (Q, L, 4)
+    slots: Tensor  # (Q, L) which word of the query a token belongs to, -1 for none
     owner: Tensor  # (Q,) the page that the query was taken from
-    allowed: Tensor  # (Q, B) bool, pages that may serve as negatives (or are the owner)
+    asked: Tensor  # (Q, 4) hashes of the words of the query, 0 for none
+    printed: Tensor  # (B, W) hashes of the words on each page, 0 for none
+
+    def holds(self, printed: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether pages print each word, ``(Q, 4, B)``, and all words of a query, ``(Q, B)``."""
+        words, places = torch.unique(self.asked, return_inverse=True)
+        on_page = torch.stack([torch.isin(words, page) for page in printed], 1)  # (unique words, B)
+        each = on_page[places.view(self.asked.shape)].transpose(1, 2).contiguous().transpose(1, 2)
+        none = (self.asked == 0)[..., None]
+        return each & ~none, (each | none).all(1)
+
+    def veto(self, counted: Tensor, query_of: Tensor, printed: Tensor) -> tuple[Tensor, Tensor]:
+        """Pages that print what a token asks for, ``(n, B)``, so are no negatives of it; and of a query, ``(Q, B)``."""
+        each, whole = self.holds(printed)
+        slot = self.slots.flatten()[counted]
+        of_word = each[query_of, slot.clamp(min=0)]
+        return torch.where((slot >= 0)[:, None], of_word, whole[query_of]), whole
 
 
 def positives(batch: QueryBatch, rows: int, cols: int) -> Tensor:
@@ -62,11 +80,16 @@ def positives(batch: QueryBatch, rows: int, cols: int) -> Tensor:
     return shown | (batch.pad[..., None] & whole)
 
 
-def _summary(similarity: Tensor, scale: Tensor, matched: Tensor, n_docs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of exp(scale * (similarity - 1)) by row and (over matched rows) by column, and the best token per page."""
-    weights = torch.exp(scale * (similarity - 1.0))
-    best = similarity.view(similarity.shape[0], n_docs, -1).amax(-1)
-    return weights.sum(1), (weights * matched[:, None]).sum(0), best
+def _summary(
+    similarity: Tensor, scale: Tensor, matched: Tensor, negative: Tensor, n_docs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of exp(scale * (similarity - 1)) by row and (over matched rows) by column, and the best token per page.
+
+    ``negative`` (n, n_docs) is 1 where the tokens of a page count in the sums.
+    """
+    grouped = similarity.view(similarity.shape[0], n_docs, -1).float()
+    weights = torch.exp(scale * (grouped - 1.0)) * negative[..., None]
+    return weights.sum((1, 2)), (weights * matched[:, None, None]).sum(0).flatten(), grouped.amax(-1)
 
 
 _compiled_summary = torch.compile(_summary, dynamic=True)
@@ -81,12 +104,14 @@ def retrieval_losses(
     scale: Tensor,
     maxsim_scale: Tensor,
     dims: tuple[int, ...],
+    bank: Sequence[tuple[Tensor, Tensor]] = (),
     compiled: bool = True,
 ) -> dict[str, Tensor]:
     """Alignment and MaxSim losses at each of ``dims``, the full width first.
 
     ``queries`` is (Q, L, D), ``documents`` (B, T, D), both before normalisation; ``shown`` comes from ``positives`` and
-    the visual tokens start at ``first`` in each document.
+    the visual tokens start at ``first`` in each document. ``bank`` holds pages of earlier batches, as tokens
+    (B', T', D) and printed words (B', W): more wrong pages for each query, which get no gradient.
     """
     n_queries, length, _ = queries.shape
     n_docs, tokens, _ = documents.shape
@@ -99,6 +124,13 @@ def retrieval_losses(
     last = first + own.shape[1]
     seen = torch.zeros(n_docs, own.shape[1]).index_add(0, owner, own.float()) > 0
     weight = torch.where(batch.pad.flatten()[counted], 0.5, 1.0) * matched
+    veto, holds_all = batch.veto(counted, query_of, batch.printed)
+    is_own = torch.arange(n_docs)[None] == owner[:, None]
+    negative = (~veto | is_own).float()
+    allowed = ~holds_all | (torch.arange(n_docs)[None] == batch.owner[:, None])
+    vetoes = [batch.veto(counted, query_of, printed) for _, printed in bank]
+    allowed = torch.cat([allowed, *(~whole for _, whole in vetoes)], 1)
+    nothing = torch.zeros(len(counted))
     summary = _compiled_summary if compiled else _summary
     totals = {"align": torch.zeros(()), "back": torch.zeros(()), "maxsim": torch.zeros(())}
     hits = torch.zeros(())
@@ -106,7 +138,14 @@ def retrieval_losses(
         q = fn.normalize(queries.flatten(0, 1)[counted][:, :dim], dim=-1)
         d = fn.normalize(documents[..., :dim].flatten(0, 1), dim=-1)
         similarity = q @ d.T
-        by_row, by_column, best = summary(similarity, scale, matched, n_docs)
+        by_row, by_column, best = summary(similarity, scale, matched, negative, n_docs)
+        bests = [best]
+        for (tokens_before, _), (vetoed, _) in zip(bank, vetoes, strict=True):
+            before = fn.normalize(tokens_before[..., :dim].flatten(0, 1).float(), dim=-1).to(torch.bfloat16)
+            far = q.to(torch.bfloat16) @ before.T
+            more, _, best = summary(far, scale, nothing, (~vetoed).float(), len(tokens_before))
+            by_row = by_row + more
+            bests.append(best)
         mine = similarity.view(-1, n_docs, tokens)[rows, owner, first:last]
         positive = torch.exp(scale * (mine - 1.0)) * own
         align = torch.log(by_row + TINY) - torch.log(positive.sum(1) + TINY)
@@ -114,8 +153,9 @@ def retrieval_losses(
         column_positive = torch.zeros(n_docs, own.shape[1]).index_add(0, owner, positive)[seen]
         back = torch.log(by_column.view(n_docs, tokens)[:, first:last][seen] + TINY) - torch.log(column_positive + TINY)
         totals["back"] = totals["back"] + share * back.mean()
-        scores = torch.zeros(n_queries, n_docs).index_add(0, query_of, best) * maxsim_scale
-        scores = scores.masked_fill(~batch.allowed, FAR)
+        best = torch.cat(bests, 1)
+        scores = torch.zeros(n_queries, best.shape[1]).index_add(0, query_of, best) * maxsim_scale
+        scores = scores.masked_fill(~allowed, FAR)
         totals["maxsim"] = totals["maxsim"] + share * fn.cross_entropy(scores, batch.owner)
         if dim == dims[0]:
             hits = (scores.argmax(1) == batch.owner).float().mean()

@@ -218,7 +218,7 @@ def training_page(
     """Draw one page (or piece of a page) of the training layouts."""
     scale = rng.choice((1.0, 1.0, 1.5, 2.0, 2.0, 3.0))
     pen = Pen(width, height, scale)
-    margin = rng.uniform(1, 12)
+    margin = rng.uniform(1, 12) if width < 400 or rng.random() < 0.6 else rng.uniform(0.03, 0.13) * width
     layout = rng.choices((_paragraphs, _columns, _table), (0.7, 0.12, 0.18))[0]
     layout(pen, rng, source.training_word, style, margin)
     page = pen.finish(rng.choice((Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)))

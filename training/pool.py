@@ -17,17 +17,18 @@ from .stages import STAGES, Stage
 from .tokenizer import train_tokenizer
 from .words import FUNCTION_WORDS, WordSource
 
-DOC_WORDS = 192
+DOC_WORDS = 512
 GLUE = (*[" "] * 8, ", ", "-", "/", " (", ' "', "! ", "? ", ": ")  # between the words of a query
 TOKEN = 32  # px that one visual token shows
 
 
 @dataclass
 class Query:
-    """Token ids of a query and, for each token, the rectangle of visual tokens that show it (-1: none)."""
+    """Token ids of a query and, for each, the rectangle of visual tokens that show it and its word (-1: none)."""
 
     ids: np.ndarray
     places: np.ndarray
+    slots: np.ndarray
     words: np.ndarray
 
 
@@ -61,10 +62,11 @@ def make_query(page: Page, rng: random.Random, tokenizer: Tokenizer, stage: Stag
         return None
     ids = np.zeros(length, dtype=np.int16)
     places = np.full((length, 4), -1, dtype=np.int8)
+    slots = np.full(length, -1, dtype=np.int8)
     rows, cols = page.ink.height // TOKEN, page.ink.width // TOKEN
     for position, (token, (begin, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
         ids[position] = token + 1  # 0 ends the query
-        for first, last, index in spans:
+        for slot, (first, last, index) in enumerate(spans):
             a, b = max(begin, first), min(end, last)
             if a >= b or not any(c.isalnum() for c in text[a:b]):
                 continue
@@ -75,10 +77,11 @@ def make_query(page: Page, rng: random.Random, tokenizer: Tokenizer, stage: Stag
             left, right = (x0 + inset) // TOKEN, (x1 - inset) // TOKEN
             if min(top, left) >= 0 and bottom < rows and right < cols:
                 places[position] = (top, bottom, left, right)
+                slots[position] = slot
     words = np.zeros(4, dtype=np.int32)
     for i, index in enumerate(chosen[:4]):
         words[i] = word_hash(page.words[index].text)
-    return Query(ids, places, words)
+    return Query(ids, places, slots, words)
 
 
 def make_shard(stage: Stage, number: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -86,15 +89,16 @@ def make_shard(stage: Stage, number: int, tokenizer: Tokenizer) -> dict[str, np.
     rng = random.Random(f"{stage.name}-{stage.seed}-{number}")
     source = WordSource("train", rng)
     style = style_of(stage.fonts, stage.smallest, stage.largest)
-    ink, cells, ids, places, asked, printed = [], [], [], [], [], []
-    while len(ink) < stage.shard_size:
-        if len(ink) % stage.batch == 0:
+    size = stage.size(number)
+    ink, cells, ids, places, slots, asked, printed = [], [], [], [], [], [], []
+    while len(ink) < stage.shard_steps * size.batch:
+        if len(ink) % size.batch == 0:
             source.new_anchors(12)
-        page = training_page(rng, source, style, stage.width, stage.height, stage.distort)
+        page = training_page(rng, source, style, size.width, size.height, stage.distort)
         if len(page.words) < 2:
             continue
         queries: list[Query] = []
-        while len(queries) < stage.queries:
+        while len(queries) < size.queries:
             query = make_query(page, rng, tokenizer, stage)
             if query is not None:
                 queries.append(query)
@@ -102,6 +106,7 @@ def make_shard(stage: Stage, number: int, tokenizer: Tokenizer) -> dict[str, np.
         cells.append(page.cells())
         ids.append([q.ids for q in queries])
         places.append([q.places for q in queries])
+        slots.append([q.slots for q in queries])
         asked.append([q.words for q in queries])
         hashes = np.zeros(DOC_WORDS, dtype=np.int32)
         for i, word in enumerate(page.words[:DOC_WORDS]):
@@ -112,6 +117,7 @@ def make_shard(stage: Stage, number: int, tokenizer: Tokenizer) -> dict[str, np.
         "cells": np.stack(cells),
         "ids": np.array(ids),
         "places": np.array(places),
+        "slots": np.array(slots),
         "asked": np.array(asked),
         "printed": np.stack(printed),
     }

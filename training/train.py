@@ -17,7 +17,7 @@ from .data import collate, coloured, shards
 from .losses import character_loss, letter_loss, letters_of_cells, order_cells, positives, retrieval_losses
 from .model import MATRYOSHKA_DIMS, SPECIAL_TOKENS, TinyColQwen3, build_config
 from .pages import CHAR_INDEX, N_CHARS
-from .stages import ORDER, STAGES, Stage
+from .stages import ORDER, STAGES, Size, Stage
 from .tokenizer import train_tokenizer
 
 IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>"
@@ -52,6 +52,8 @@ class Trainer:
         self.adam = torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
         self.average = [p.detach().clone() for p in self.trained]
         self.limit_s: float | None = None
+        self.documents: dict[Size, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+        self.bank: list[tuple[Tensor, Tensor]] = []
         self.step, self.seconds = 0, 0.0
         self.position = {"stage": ORDER[0], "step": 0, "shard": 0}
         self.piece_letters = torch.zeros(self.tokenizer.get_vocab_size(), N_CHARS)
@@ -113,7 +115,8 @@ class Trainer:
         images = coloured(torch.from_numpy(shard["ink"][rows]), generator)
         cells = order_cells(torch.from_numpy(shard["cells"][rows]).long())
         batch = collate(shard, rows, stage.pads, self.pad_id, stage.query_length + stage.pads)
-        ids, rotary = self.documents
+        size = stage.size(self.position["shard"])
+        ids, rotary = self.inputs(size)
         with torch.autocast("cpu", torch.bfloat16):
             documents, patches, merged = model.embed_documents(images, ids, rotary)
             patch_logits = model.char_head(patches)
@@ -130,12 +133,14 @@ class Trainer:
         out["letters"] = letter_loss(model.letter_head, visual, page_letters, inked) + letter_loss(
             model.letter_head, queries, self.piece_letters[batch.ids], batch.piece.float()
         )
-        shown = positives(batch, stage.height // 32, stage.width // 32)
+        shown = positives(batch, size.height // 32, size.width // 32)
         scale, maxsim_scale = model.logit_scale.exp().clamp(max=60.0), model.maxsim_scale.exp()
         dims = MATRYOSHKA_DIMS[:1]
         if stage.nested_every and self.step % stage.nested_every == 0:
             dims = (MATRYOSHKA_DIMS[0], MATRYOSHKA_DIMS[1 + self.step // stage.nested_every % 2])
-        out.update(retrieval_losses(queries, documents, batch, shown, start, scale, maxsim_scale, dims))
+        out.update(retrieval_losses(queries, documents, batch, shown, start, scale, maxsim_scale, dims, self.bank))
+        if stage.bank:
+            self.bank = [*self.bank, (documents.detach().to(torch.bfloat16), batch.printed)][-stage.bank :]
         out["total"] = (
             stage.char_weight * out["char"]
             + stage.merged_weight * out["merged"]
@@ -144,6 +149,13 @@ class Trainer:
             + stage.maxsim_weight * out["maxsim"]
         )
         return out
+
+    def inputs(self, size: Size) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Token ids and rotary positions of the documents of a size."""
+        if size not in self.documents:
+            ids, positions = self.model.document_inputs(self.prefix, self.suffix, size.height, size.width)
+            self.documents[size] = ids, self.model.text_rotary(positions)
+        return self.documents[size]
 
     def progress(self, stage: Stage, began: float) -> float:
         """How much of a stage is done in [0, 1]: by its steps, or by the time left where the last stage has a limit."""
@@ -165,8 +177,7 @@ class Trainer:
             old.unlink()
         command = [sys.executable, "-m", "training.pool", "--stage", stage.name, "--out", str(folder)]
         pool = subprocess.Popen(["nice", "-n", "15", *command, "--first", str(first)])
-        ids, positions = self.model.document_inputs(self.prefix, self.suffix, stage.height, stage.width)
-        self.documents = ids, self.model.text_rotary(positions)
+        self.bank = []
         self.query_rotary = self.model.text_rotary(torch.arange(stage.query_length + stage.pads).expand(3, -1))
         generator = torch.Generator().manual_seed(1000 + self.step)
         stage_began = time.perf_counter()
@@ -175,14 +186,15 @@ class Trainer:
         self.model.train()
         for number, shard in shards(stage, folder, first):
             self.position["shard"] = number
-            for start in range(0, stage.shard_size - stage.batch + 1, stage.batch):
+            batch = stage.size(number).batch
+            for start in range(0, stage.shard_steps * batch, batch):
                 if pool.poll() is not None:
                     raise RuntimeError("the page pool has ended")
                 done = self.progress(stage, stage_began)
                 rate = self.learning_rate(stage, done)
                 for group in (*self.muon.param_groups, *self.adam.param_groups):
                     group["lr"] = rate * 1e-3
-                out = self.losses(shard, slice(start, start + stage.batch), stage, generator)
+                out = self.losses(shard, slice(start, start + batch), stage, generator)
                 out["total"].backward()
                 norm = nn.utils.clip_grad_norm_(self.trained, 5.0)
                 if not math.isfinite(float(norm)):

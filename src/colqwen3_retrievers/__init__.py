@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.errors import ColQwen3Error as ColQwen3Error
     from colqwen3_retrievers.index import PageIndex as PageIndex
     from colqwen3_retrievers.late_interaction import maxsim as maxsim
+    from colqwen3_retrievers.options import ServerOptions as ServerOptions
     from colqwen3_retrievers.options import TorchOptions as TorchOptions
+    from colqwen3_retrievers.options import VLLMOptions as VLLMOptions
     from colqwen3_retrievers.pages import load_pages as load_pages
     from colqwen3_retrievers.similarity_maps import SimilarityMap as SimilarityMap
     from colqwen3_retrievers.similarity_maps import similarity_map as similarity_map
@@ -40,8 +42,10 @@ _WHERE = {
     "Page": "documents",
     "PageIndex": "index",
     "Query": "documents",
+    "ServerOptions": "options",
     "SimilarityMap": "similarity_maps",
     "TorchOptions": "options",
+    "VLLMOptions": "options",
     "Video": "documents",
     "load_pages": "pages",
     "maxsim": "late_interaction",

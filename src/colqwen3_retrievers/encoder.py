@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,18 +13,16 @@ from typing import Any, Self, TypeVar
 from colqwen3_retrievers import sharing
 from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.errors import (
-    ConfigError,
-    require,
-)
+from colqwen3_retrievers.encoder_inputs import check_items, known_size, page_of, video_of
+from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.futures import gather
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.late_interaction import Mode, maxsim
-from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.options import EngineOptions
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.settings import EncoderSettings, OpenedSettings
-from colqwen3_retrievers.submission import Submitter, about
+from colqwen3_retrievers.submission import Submitter
 from colqwen3_retrievers.worker import WorkerStats
 
 T = TypeVar("T")
@@ -38,12 +36,16 @@ class ColQwen3Encoder:
 
     Args:
         model: hub name, folder, or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes TomoroAI's 4B checkpoint.
-        engine: ``"auto"``, ``"torch"``, or a :class:`TorchOptions`; ``"auto"`` reads ``COLQWEN3_ENGINE``.
-        device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the best there is.
+        engine: ``"auto"``, ``"torch"``, ``"vllm"``, ``"server"``, or a :class:`TorchOptions`, :class:`VLLMOptions` or
+            :class:`ServerOptions`; ``"auto"`` reads ``COLQWEN3_ENGINE``, then is the server when a url is known, else
+            torch.
+        device: for torch: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the best there is.
         dtype: of the backbone: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``; the rest stays float32.
         dim: Matryoshka dim, one the checkpoint was trained for; None keeps its full dim.
         pool_factor: document tokens pooled into one, from 1 (none); queries are never pooled.
         max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
+        url: of a vLLM server, or several that serve the same model as one fleet; None reads ``COLQWEN3_URL``.
+        api_key: for the servers; None reads ``COLQWEN3_API_KEY``. It is in no repr, dict, pickle or log.
         revision: branch, tag or commit of a hub model.
         family: overrules the family told from the checkpoint: tomoro, ops, nemotron, sauerkraut or colpali.
         include_text: whether a page's text joins its image in the prompt.
@@ -62,12 +64,14 @@ class ColQwen3Encoder:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        engine: str | TorchOptions = "auto",
+        engine: str | EngineOptions = "auto",
         device: str | None = None,
         dtype: str = "auto",
         dim: int | None = None,
         pool_factor: int = 1,
         max_visual_tokens: int | None = None,
+        url: str | Sequence[str] | None = None,
+        api_key: str | None = None,
         revision: str | None = None,
         family: str | None = None,
         include_text: bool = False,
@@ -76,6 +80,8 @@ class ColQwen3Encoder:
         settings = EncoderSettings.resolve(
             model,
             engine,
+            url=url,
+            api_key=api_key,
             device=device,
             dtype=dtype,
             dim=dim,
@@ -106,7 +112,7 @@ class ColQwen3Encoder:
             InputTooLongError: one is beyond the family's limit and ``truncate`` is off.
         """
         return self._collect(
-            _items(queries, "queries"), self._submit_query, "queries", show_progress, total=_size(queries)
+            check_items(queries, "queries"), self._submit_query, "queries", show_progress, total=known_size(queries)
         )
 
     def encode_pages(self, pages: Iterable[Page], *, show_progress: bool = False) -> list[MultiVector]:
@@ -122,7 +128,9 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be encoded; ``.index`` says which.
         """
-        return self._collect(_items(pages, "pages"), self._submit_page, "pages", show_progress, total=_size(pages))
+        return self._collect(
+            check_items(pages, "pages"), self._submit_page, "pages", show_progress, total=known_size(pages)
+        )
 
     def encode_images(self, images: Iterable[ImageSource], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode images as documents.
@@ -134,8 +142,8 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be read; ``.index`` says which.
         """
-        pages = (_page(i, image=image) for i, image in enumerate(_items(images, "images")))
-        return self._collect(pages, self._submit_page, "images", show_progress, total=_size(images))
+        pages = (page_of(i, image=image) for i, image in enumerate(check_items(images, "images")))
+        return self._collect(pages, self._submit_page, "images", show_progress, total=known_size(images))
 
     def encode_texts(self, texts: Iterable[str], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode texts as documents.
@@ -147,8 +155,8 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one is empty or too long; ``.index`` says which.
         """
-        pages = (_page(i, text=text) for i, text in enumerate(_items(texts, "texts")))
-        return self._collect(pages, self._submit_page, "texts", show_progress, total=_size(texts))
+        pages = (page_of(i, text=text) for i, text in enumerate(check_items(texts, "texts")))
+        return self._collect(pages, self._submit_page, "texts", show_progress, total=known_size(texts))
 
     def encode_videos(
         self, videos: Iterable[Video | str | Path | Sequence[ImageSource]], *, fps: float = 1.0
@@ -164,7 +172,7 @@ class ColQwen3Encoder:
         """
         if not isinstance(fps, int | float) or not fps > 0:
             raise ConfigError(f"fps: expected a number above 0, got {fps!r}")
-        pages = (_page(i, video=_video(video, fps, i)) for i, video in enumerate(_items(videos, "videos")))
+        pages = (page_of(i, video=video_of(video, fps, i)) for i, video in enumerate(check_items(videos, "videos")))
         return self.encode_pages(pages)
 
     def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
@@ -173,11 +181,11 @@ class ColQwen3Encoder:
         Returns at once, also when a checkpoint has to be downloaded first. Cancelling the future takes back what was
         not yet encoded. Its callbacks run in a thread that other queries need: they must be short.
         """
-        return self._gather(_items(queries, "queries"), self._submit_query)
+        return self._gather(check_items(queries, "queries"), self._submit_query)
 
     def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
         """Start encoding pages; the future's result is that of :meth:`encode_pages`. See :meth:`submit_queries`."""
-        return self._gather(_items(pages, "pages"), self._submit_page)
+        return self._gather(check_items(pages, "pages"), self._submit_page)
 
     def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: Mode = "sum") -> Float32:
         """Compare multi-vectors by MaxSim, in float32.
@@ -218,8 +226,12 @@ class ColQwen3Encoder:
         >>> ColQwen3Encoder.from_dict(ColQwen3Encoder("tiny").to_dict())
         ColQwen3Encoder(model='tiny')
         """
-        known = EncoderSettings.from_dict(settings)
-        return cls(**{item.name: getattr(known, item.name) for item in dataclasses.fields(known)})
+        return cls._of(EncoderSettings.from_dict(settings))
+
+    @classmethod
+    def _of(cls, settings: EncoderSettings) -> ColQwen3Encoder:
+        values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
+        return cls(**{**values, "url": settings.url or None})
 
     @classmethod
     def from_info(
@@ -258,6 +270,14 @@ class ColQwen3Encoder:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as settings; a copy in the same process shares the model, one in another process loads its own."""
         return ColQwen3Encoder.from_dict, (self.to_dict(),)
+
+    def __copy__(self) -> ColQwen3Encoder:
+        """Copy within this process, the server's key with it."""
+        return ColQwen3Encoder._of(self._settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColQwen3Encoder:
+        """Copy within this process, the server's key with it."""
+        return ColQwen3Encoder._of(self._settings)
 
     def __repr__(self) -> str:
         """Name the model and the settings that are not the default."""
@@ -328,31 +348,3 @@ class ColQwen3Encoder:
             if bar is not None:
                 bar.close()
         return results
-
-
-def _items(values: Iterable[T], name: str) -> Iterable[T]:
-    if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
-        raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
-    return values
-
-
-def _size(values: object) -> int | None:
-    return len(values) if isinstance(values, Sized) else None
-
-
-def _page(index: int, *, image: ImageSource | None = None, text: str = "", video: Video | None = None) -> Page:
-    with about(index):
-        return Page(id=f"input {index}", image=image, text=text, video=video)
-
-
-def _video(video: Video | str | Path | Sequence[ImageSource], fps: float, index: int) -> Video:
-    with about(index):
-        if isinstance(video, Video):
-            return video
-        if isinstance(video, str | Path):
-            from colqwen3_retrievers.video import load_video
-
-            return load_video(video, fps=fps)
-        if not isinstance(video, Sequence):
-            raise ConfigError(f"a video is a file, a list of frames or a Video, not {type(video).__name__}")
-        return Video(tuple(video), tuple(i / fps for i in range(len(video))))

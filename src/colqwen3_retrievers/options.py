@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from colqwen3_retrievers.errors import ConfigError
 
+_PROMPT_TOKENS = 32  # more than any family's prompt around a page
+_ROOM_FOR_TEXT = 8_192
+
 
 @dataclass(frozen=True, slots=True)
 class TorchOptions:
@@ -32,6 +35,121 @@ class TorchOptions:
             raise ConfigError(
                 f"attn_implementation {self.attn_implementation!r}: expected sdpa, flash_attention_2 or eager"
             )
-        value = self.batch_tokens
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"batch_tokens: expected an integer from 1, got {value!r}")
+        if self.batch_tokens is not None:
+            _check_count("batch_tokens", self.batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class VLLMOptions:
+    """Options of vLLM in this process.
+
+    Attributes:
+        gpu_memory_utilization: share of a GPU's memory that vLLM may take, above 0 and at most 1.
+        tensor_parallel_size: GPUs the model is cut over.
+        max_model_len: most tokens of one input; None takes what the largest page needs, and room for a text of about
+            8,000 tokens, beside it or alone.
+        enforce_eager: whether to do without CUDA graphs, which take time and memory to capture.
+        batch_tokens: tokens handed to vLLM at once, a hint for gathering callers; vLLM schedules them itself.
+
+    Raises:
+        ConfigError: a number out of its range.
+
+    >>> VLLMOptions(gpu_memory_utilization=0.5).tensor_parallel_size
+    1
+    """
+
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    batch_tokens: int = 32_768
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        share = self.gpu_memory_utilization
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ConfigError(f"gpu_memory_utilization: expected a number above 0 and at most 1, got {share!r}")
+        if self.max_model_len is not None:
+            _check_count("max_model_len", self.max_model_len)
+        for name in ("tensor_parallel_size", "batch_tokens"):
+            _check_count(name, getattr(self, name))
+
+    def context_length(self, native: int, visual_tokens: int) -> int:
+        """Give the most tokens one input may have: vLLM sets memory aside for that many, so it is seldom the model's.
+
+        Args:
+            native: what the checkpoint could read.
+            visual_tokens: most visual tokens of a page.
+
+        Raises:
+            ConfigError: ``max_model_len`` is beyond the checkpoint, or too small for a page.
+
+        >>> VLLMOptions().context_length(262_144, 1280)
+        9472
+        """
+        page = visual_tokens + _PROMPT_TOKENS
+        if self.max_model_len is None:
+            return min(native, visual_tokens + _ROOM_FOR_TEXT)
+        if self.max_model_len > native:
+            raise ConfigError(f"max_model_len {self.max_model_len}: the model reads at most {native} tokens")
+        if self.max_model_len < page:
+            raise ConfigError(
+                f"max_model_len {self.max_model_len}: a page takes up to {page} tokens; raise it, or lower "
+                "max_visual_tokens"
+            )
+        return self.max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Options of the client of vLLM servers.
+
+    Attributes:
+        timeout: seconds a request may take in all: connecting, sending, the last byte, and all further attempts.
+        connect_timeout: seconds of one attempt to reach a server.
+        concurrency: requests under way at once, over all servers; a quarter of them are kept for queries.
+        retries: further attempts after connection errors, 429 and 5xx; other answers are not asked for again.
+        served_model: the name the server gives the model; None takes the only one it serves.
+        embed_dtype: of token embeddings on the wire: ``"float16"``, or ``"float32"`` at twice the bytes.
+        check_weights: whether one token's embedding is computed from the checkpoint's own weights and compared, which
+            finds a dropped bias and a foreign model. None does it when that reads no more than 1 GiB, and warns
+            otherwise; True at any size (a second or two a GB); False neither.
+
+    Raises:
+        ConfigError: a value out of its range.
+
+    >>> ServerOptions(timeout=30).retries
+    4
+    """
+
+    timeout: float = 120.0
+    connect_timeout: float = 5.0
+    concurrency: int = 32
+    retries: int = 4
+    served_model: str | None = None
+    embed_dtype: str = "float16"
+    check_weights: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("timeout", "connect_timeout"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: expected seconds above 0, got {value!r}")
+        _check_count("concurrency", self.concurrency)
+        _check_count("retries", self.retries, least=0)
+        if not isinstance(self.served_model, str | None) or self.served_model == "":
+            raise ConfigError(f"served_model: expected a name, got {self.served_model!r}")
+        if self.embed_dtype not in ("float16", "float32"):
+            raise ConfigError(f"embed_dtype {self.embed_dtype!r}: expected float16 or float32")
+        if not isinstance(self.check_weights, bool | None):
+            raise ConfigError(f"check_weights: expected True, False or None, got {self.check_weights!r}")
+
+
+EngineOptions = TorchOptions | VLLMOptions | ServerOptions
+"""What says which engine and how."""
+
+
+def _check_count(name: str, value: object, *, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}: expected an integer from {least}, got {value!r}")

@@ -15,16 +15,21 @@ from colqwen3_retrievers import sharing
 from colqwen3_retrievers.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
 from colqwen3_retrievers.compression import pool_tokens, truncate
 from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
+from colqwen3_retrievers.engine_choice import choose_engine, engine_from_dict, engine_to_dict
 from colqwen3_retrievers.engines import Engine
 from colqwen3_retrievers.errors import ConfigError, EngineError, require
 from colqwen3_retrievers.families import VISUAL_TOKEN_SIDE, get_family
-from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.options import EngineOptions, ServerOptions, TorchOptions, VLLMOptions
 from colqwen3_retrievers.rendering import EncoderInput, Renderer
 from colqwen3_retrievers.tokens import PromptTokenizer
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 _PIXELS_A_TOKEN = VISUAL_TOKEN_SIDE**2
+_WHERE_ELSE = {
+    VLLMOptions: "vLLM takes those it sees (CUDA_VISIBLE_DEVICES)",
+    ServerOptions: "a server has its own",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class EncoderSettings:
     """
 
     model: str
-    engine: TorchOptions = dataclasses.field(default_factory=TorchOptions)
+    engine: EngineOptions = dataclasses.field(default_factory=TorchOptions)
     device: str | None = None
     dtype: str = "auto"
     dim: int | None = None
@@ -50,6 +55,8 @@ class EncoderSettings:
     family: str | None = None
     include_text: bool = False
     truncate: bool = False
+    url: tuple[str, ...] = ()
+    api_key: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check what can be checked without the checkpoint."""
@@ -68,10 +75,18 @@ class EncoderSettings:
                 raise ConfigError(f"{name}: expected a string, got {getattr(self, name)!r}")
         if self.family is not None:
             get_family(self.family)
+        if self.device is not None and not isinstance(self.engine, TorchOptions):
+            raise ConfigError(
+                f"device {self.device!r}: only the torch engine takes one; {_WHERE_ELSE[type(self.engine)]}"
+            )
+        if self.dtype != "auto" and isinstance(self.engine, ServerOptions):
+            raise ConfigError(f"dtype {self.dtype!r}: a server has its own; it is chosen where the server is started")
 
     @classmethod
-    def resolve(cls, model: object, engine: object, **others: Any) -> EncoderSettings:
-        """Fill in the model and the engine from the environment where the arguments leave them open.
+    def resolve(
+        cls, model: object, engine: object, *, url: object, api_key: object, device: str | None, **others: Any
+    ) -> EncoderSettings:
+        """Fill in the model, the engine and its servers from the environment where the arguments leave them open.
 
         Raises:
             ConfigError: a setting that cannot be used.
@@ -80,21 +95,17 @@ class EncoderSettings:
             model = os.environ.get("COLQWEN3_MODEL") or DEFAULT_MODEL
         if not isinstance(model, str | os.PathLike) or not os.fspath(model):
             raise ConfigError(f"model: expected a hub name or a folder, got {model!r}")
-        if engine == "auto":
-            engine = os.environ.get("COLQWEN3_ENGINE") or "auto"
-        if engine in ("auto", "torch"):
-            engine = TorchOptions()
-        if not isinstance(engine, TorchOptions):
-            raise ConfigError(f"engine {engine!r}: expected auto, torch or a TorchOptions")
+        options, urls, key = choose_engine(engine, url, api_key, device)
         name = str(os.fspath(model))
         folder = Path(name).expanduser()
         if name != "tiny" and folder.is_dir():
             name = str(folder.absolute())  # it is the same folder wherever the process, or an index's reader, stands
-        return cls(model=name, engine=engine, **others)
+        return cls(model=name, engine=options, url=urls, api_key=key, device=device, **others)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON values by name."""
-        return {**dataclasses.asdict(self), "engine": {"name": "torch", **dataclasses.asdict(self.engine)}}
+        """Give JSON values by name; the key of a server is left out, and read from the environment again."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "api_key"}
+        return {**values, "engine": engine_to_dict(self.engine), "url": list(self.url)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSettings:
@@ -104,10 +115,9 @@ class EncoderSettings:
             ConfigError: an unknown engine or setting.
         """
         try:
-            engine = dict(values["engine"])
-            if engine.pop("name") != "torch":
-                raise ConfigError(f"engine: expected torch, got {values['engine']!r}")
-            return cls(**{**values, "engine": TorchOptions(**engine)})
+            options = engine_from_dict(values["engine"])
+            _, urls, key = choose_engine(options, values.get("url") or None, None, None)
+            return cls(**{**values, "engine": options, "url": urls, "api_key": key})
         except (KeyError, TypeError, ValueError) as exc:
             raise ConfigError(f"encoder settings: {exc}") from exc
 
@@ -118,6 +128,8 @@ class EncoderSettings:
             Itself, unless it leaves the device or its number open and torch, already in use, sees CUDA.
         """
         torch = sharing.loaded_torch()
+        if not isinstance(self.engine, TorchOptions):
+            return self
         if self.device not in (None, "cuda") or torch is None or not torch.cuda.is_available():
             return self
         return dataclasses.replace(self, device=f"cuda:{torch.cuda.current_device()}")
@@ -128,7 +140,8 @@ class EncoderSettings:
         return {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if item.name == "model" or getattr(self, item.name) != getattr(EncoderSettings(self.model), item.name)
+            if item.name != "api_key"
+            and (item.name == "model" or getattr(self, item.name) != getattr(EncoderSettings(self.model), item.name))
         }
 
 
@@ -221,20 +234,35 @@ class OpenedSettings:
         """Say what engine this asks for, and how to load it.
 
         Returns:
-            A key, which two encoders that may share a model have in common: nothing of the rendering, nothing of the
-            tail. And a function that loads the weights; it raises CheckpointError or EngineError.
+            A key, which two encoders that may share an engine have in common: nothing of the tail, and of the rendering
+            only what the engine itself has to allow for. And a function that loads the weights, or reaches the server;
+            it raises CheckpointError, ConfigError or EngineError.
 
         Raises:
             ConfigError: no such device.
-            MissingExtraError: torch or transformers is not installed.
+            MissingExtraError: what the engine runs on is not installed.
         """
+        options, checkpoint = self.settings.engine, self.checkpoint
+        most = min(checkpoint.max_pixels, self.info.max_visual_tokens * _PIXELS_A_TOKEN)
+        same = (str(checkpoint.folder.resolve()), self.info.fingerprint, checkpoint.family.name, options)
+        if isinstance(options, ServerOptions):
+            require("server", "httpx")
+            from colqwen3_retrievers.engines.server import ServerEngine
+
+            urls, api_key = self.settings.url, self.settings.api_key
+            return (*same, urls, api_key, most), lambda: ServerEngine(
+                checkpoint, urls=urls, api_key=api_key, options=options, max_pixels=most
+            )
+        dtype = self.settings.dtype
+        if isinstance(options, VLLMOptions):
+            require("vllm", "vllm")
+            from colqwen3_retrievers.engines.vllm import VLLMEngine
+
+            return (*same, dtype, most), lambda: VLLMEngine(checkpoint, dtype=dtype, options=options, max_pixels=most)
         require("torch", "torch")
         require("torch", "transformers")
         from colqwen3_retrievers.engines.torch import TorchEngine, settle_device, settle_dtype
 
-        options = self.settings.engine
         device = settle_device(self.settings.device)
-        dtype = settle_dtype(self.settings.dtype, device)
-        where = str(self.checkpoint.folder.resolve())
-        key = (where, self.info.fingerprint, self.checkpoint.family.name, options, device, dtype)
-        return key, lambda: TorchEngine(self.checkpoint, device=device, dtype=dtype, options=options)
+        dtype = settle_dtype(dtype, device)
+        return (*same, device, dtype), lambda: TorchEngine(checkpoint, device=device, dtype=dtype, options=options)

@@ -17,12 +17,13 @@ PACKAGE = Path(colqwen3_retrievers.__file__).parent
 FLOORS = {
     "lazy": 0.0, "errors": 0.0, "images": 0.1, "datatypes": 0.2, "documents": 0.3,
     "late_interaction": 1.0, "compression": 1.0, "families": 1.0, "options": 1.0, "futures": 1.0,
-    "safetensors_table": 1.0,
+    "safetensors_table": 1.0, "engine_choice": 1.1,
     "page_files": 1.1, "pdf": 1.2, "video": 1.2, "pages": 1.3,
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
     "kernels": 3.0, "model": 3.0,
-    "engines": 4.0, "engines.torch": 4.1, "worker": 4.2, "sharing": 4.3,
-    "settings": 5.0, "submission": 5.05, "encoder": 5.1, "stores": 5.2,
+    "engines": 4.0, "engines.torch": 4.1, "engines.vllm_folder": 4.0, "engines.vllm_plugin": 4.05, "engines.vllm_model": 4.0,
+    "engines.vllm": 4.1, "serving": 4.5, "worker": 4.2, "sharing": 4.3,
+    "settings": 5.0, "submission": 5.05, "encoder_inputs": 5.06, "encoder": 5.1, "stores": 5.2,
     "page_images": 5.9, "page_cache": 5.9, "adding": 5.95, "searching": 5.95, "index": 6.0,
     "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0, "__main__": 9.0,
 }  # fmt: skip
@@ -111,8 +112,8 @@ def test_no_module_bears_a_public_name() -> None:
 def test_public_names() -> None:
     assert colqwen3_retrievers.__all__ == [
         "ColQwen3Encoder", "ColQwen3Error", "EncoderInfo", "Hit", "MultiVector", "PackedEmbeddings", "Page",
-        "PageIndex", "Query", "SimilarityMap", "TorchOptions", "Video", "load_pages", "maxsim", "open_store",
-        "similarity_map",
+        "PageIndex", "Query", "ServerOptions", "SimilarityMap", "TorchOptions", "VLLMOptions", "Video", "load_pages",
+        "maxsim", "open_store", "similarity_map",
     ]  # fmt: skip
     for name in colqwen3_retrievers.__all__:
         assert getattr(colqwen3_retrievers, name).__name__ == name
