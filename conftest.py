@@ -18,7 +18,11 @@ NEEDS = {
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
         "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
         "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
-        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
+        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py", "tests/fault_server.py",
+        "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
+    ],
+    "httpx": [
+        "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
     ],
     "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
     "pypdfium2": ["tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py"],
@@ -28,9 +32,22 @@ NEEDS = {
         "tests/unit/test_images.py",
     ],
     "av": ["tests/unit/test_video.py"],
+    "vllm": [  # an environment of its own: make test-vllm
+        "tests/contracts/test_vllm_engine.py", "tests/integration/test_vllm_plugin.py",
+        "src/colqwen3_retrievers/engines/vllm_model.py", "tests/contracts/test_server_engine.py",
+        "tests/integration/test_server.py",
+    ],
     "llama_index": [
         "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index",
         "tests/integration/test_llama_index.py",
+    ],
+    "qdrant_client": [
+        "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_*.py", "tests/unit/test_qdrant_*.py",
+        "tests/unit/test_copying.py", "tests/integration/test_qdrant.py", "src/colqwen3_retrievers/stores/qdrant*.py",
+    ],
+    "qdrant_edge": [
+        "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_edge_engine.py",
+        "tests/unit/test_qdrant_filters.py", "tests/integration/test_qdrant.py",
     ],
     "langchain_core": [
         "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain.py",

@@ -1,4 +1,4 @@
-"""The command line: ``colqwen3 index``, ``search``, ``info`` and ``demo``.
+"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
 2 a wrong command line, 130 an interruption.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
 from colqwen3_retrievers.similarity_maps import similarity_map
+from colqwen3_retrievers.stores import is_qdrant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
+    if is_qdrant(options.index) and options.images == "store" and options.images_dir is None:
+        raise ConfigError("--images-dir: say where page images are kept beside Qdrant, or give --images none")
     encoder = _encoder(options)
     pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")  # first: a path may be wrong
-    with PageIndex.open(options.index, encoder, images=options.images) as index:
+    with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
         done = index.add(pages, show_progress=True, batch_size=options.batch_size)
         print(
             f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {len(index)} pages in the index"
@@ -72,10 +76,11 @@ def _search(options: argparse.Namespace) -> int:
     query = Query(options.query or None, options.image)
     where = _json_object(options.where) if options.where else None
     with contextlib.ExitStack() as stack:
-        index = stack.enter_context(PageIndex.open(options.index, read_only=True))
+        place = {"images_dir": options.images_dir, "read_only": True}
+        index = stack.enter_context(PageIndex.open(options.index, **place))
         if options.device or options.model:
             encoder = ColQwen3Encoder.from_info(index.info, model=options.model, device=options.device)
-            index = stack.enter_context(PageIndex.open(options.index, encoder, read_only=True))
+            index = stack.enter_context(PageIndex.open(options.index, encoder, **place))
         [asked] = index.encoder.submit_queries([query]).result()
         hits = index.search(asked, k=options.k, where=where)
         if options.heatmap:
@@ -101,6 +106,24 @@ def _info(options: argparse.Namespace) -> int:
         return 0
     for name, value in found.items():
         print(f"{name:18} {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from colqwen3_retrievers.copying import copy_index
+
+    done = copy_index(
+        options.src,
+        options.dst,
+        batch_size=options.batch_size,
+        show_progress=importlib.util.find_spec("tqdm") is not None,
+        images=options.images,
+        src_images_dir=options.src_images_dir,
+        dst_images_dir=options.dst_images_dir,
+    )
+    print(f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {done.images} images written")
+    if done.missing_images:
+        print(f"colqwen3: {done.missing_images} pages have lost their image", file=sys.stderr)
     return 0
 
 
@@ -170,6 +193,9 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+_PLACE = "a folder, or qdrant://host:6333/collection (qdrants:// over TLS; the key from QDRANT_API_KEY)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="colqwen3", description="Late-interaction retrieval over page images.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -177,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="add PDFs and images to an index")
     index.add_argument("paths", nargs="+", metavar="PATH", help="file, folder or pattern")
-    index.add_argument("--index", required=True, metavar="DIR", help="the index's folder, made when it is new")
+    index.add_argument("--index", required=True, metavar="INDEX", help=f"{_PLACE}; made when it is new")
+    index.add_argument("--images-dir", metavar="DIR", help="where page images are kept; needed with Qdrant")
     index.add_argument("--images", choices=("store", "reference", "none"), default="store", help="what to keep of them")
     index.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together")
     index.add_argument("--skip-errors", action="store_true", help="go on after a page that cannot be read")
@@ -187,7 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="ask an index")
     search.add_argument("query", nargs="?", default="", metavar="QUERY", help="a text")
     search.add_argument("--image", metavar="FILE", help="an image to search by, alone or beside the text")
-    search.add_argument("--index", required=True, metavar="DIR")
+    search.add_argument("--index", required=True, metavar="INDEX", help=_PLACE)
+    search.add_argument("--images-dir", metavar="DIR", help="where page images lie, with Qdrant")
     search.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
     search.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
     search.add_argument("--heatmap", metavar="DIR", help="write the pages with the answering regions drawn")
@@ -197,10 +225,21 @@ def _parser() -> argparse.ArgumentParser:
     search.set_defaults(run=_search)
 
     info = commands.add_parser("info", help="tell what an index or a model is")
-    info.add_argument("--index", metavar="DIR", help="the index's folder; without it, the model is told about")
+    info.add_argument("--index", metavar="INDEX", help=f"{_PLACE}; without it, the model is told about")
     info.add_argument("--json", action="store_true", help="print JSON")
     _model_options(info)
     info.set_defaults(run=_info)
+
+    copy = commands.add_parser("copy", help="move an index to another store, encoding nothing again")
+    copy.add_argument("src", metavar="SRC", help=_PLACE)
+    copy.add_argument("dst", metavar="DST", help="the same, made when it is new")
+    copy.add_argument("--batch-size", type=int, default=64, metavar="N", help="pages written together (64)")
+    copy.add_argument(
+        "--no-images", dest="images", action="store_false", help="leave stored page images where they are"
+    )
+    copy.add_argument("--src-images-dir", metavar="DIR", help="where the images of a Qdrant source lie")
+    copy.add_argument("--dst-images-dir", metavar="DIR", help="where the images of a Qdrant destination are to lie")
+    copy.set_defaults(run=_copy)
 
     demo = commands.add_parser("demo", help="index some PDFs, ask questions, write a report")
     demo.add_argument("paths", nargs="*", metavar="PDF", help="PDFs of yours, beside the demo's own")

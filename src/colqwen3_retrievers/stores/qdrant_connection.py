@@ -1,0 +1,277 @@
+"""A connection to Qdrant: addresses, the client behind them, and calls that are repeated when that may help."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from colqwen3_retrievers.errors import ConfigError, StoreError, StoreUnavailableError, require
+
+SCHEMES: Final = ("qdrant", "qdrants", "qdrant+path")
+API_KEY_VARIABLE: Final = "QDRANT_API_KEY"
+
+_DEFAULT_PORT = 6333
+_NUMBERS = ("grpc", "timeout")
+_PAUSES = (0.2, 0.6, 1.8, 5.4)  # seconds before the second, third... try; each shortened at random by up to a half
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_REFUSED = (401, 403)
+_LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a collection is.
+
+    Attributes:
+        collection: its name.
+        host: name or IP address of a server; "" for a folder.
+        port: of the server's REST interface.
+        tls: whether the connection is encrypted.
+        grpc_port: of the server's gRPC interface, when that is to carry the data.
+        timeout: seconds a call may take, or None for the default.
+        path: the folder of the client's own imitation of a server, or None.
+    """
+
+    collection: str
+    host: str = ""
+    port: int = _DEFAULT_PORT
+    tls: bool = False
+    grpc_port: int | None = None
+    timeout: int | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        """Write it so that it can be opened again; it holds no secret.
+
+        >>> str(parse_address("qdrant://[::1]/pages?grpc=6334"))
+        'qdrant://[::1]:6333/pages?grpc=6334'
+        """
+        if self.path is not None:
+            return f"qdrant+path:{self.path}/{self.collection}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        numbers = {"grpc": self.grpc_port, "timeout": self.timeout}
+        asked = "&".join(f"{name}={value}" for name, value in numbers.items() if value is not None)
+        where = f"{'qdrants' if self.tls else 'qdrant'}://{host}:{self.port}/{quote(self.collection, safe='')}"
+        return f"{where}?{asked}" if asked else where
+
+
+def parse_address(location: str) -> Address:
+    """Read the address of a collection.
+
+    Args:
+        location: ``qdrant://host[:6333]/collection``, ``qdrants://...`` over TLS, either with ``?grpc=6334`` to send
+            token embeddings by gRPC and ``timeout=seconds``; or ``qdrant+path:folder/collection`` for the imitation of
+            a server that comes with qdrant-client, which is for trying things out.
+
+    Raises:
+        ConfigError: something else; an API key in it is not repeated in the message.
+
+    >>> parse_address("qdrants://search.example.com/pages").tls
+    True
+    >>> parse_address("qdrant://host:6333")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: 'qdrant://host:6333': expected qdrant://host:6333/collection
+    """
+    scheme, _, rest = location.partition(":")
+    if scheme == "qdrant+path":
+        folder, _, collection = rest.rstrip("/").rpartition("/")
+        if not folder or not collection:
+            raise ConfigError(f"{location!r}: expected qdrant+path:folder/collection")
+        return Address(collection, path=os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111 - a text
+    if not rest.startswith("//"):  # a Path folds "//" into "/"
+        rest = f"/{rest}"
+    try:
+        parts = urlsplit(f"{scheme}:{rest}")
+        port = parts.port or _DEFAULT_PORT
+    except ValueError as exc:
+        raise ConfigError(f"{scheme}: the address of a collection cannot be read: {exc}") from exc
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"{scheme}://…@{parts.hostname}: a key has no place in an address; use api_key= or {API_KEY_VARIABLE}"
+        )
+    shown = f"{scheme}://{parts.netloc}{parts.path}"
+    collection = unquote(parts.path.removeprefix("/"))
+    if not parts.hostname or not collection or "/" in collection or parts.fragment:
+        raise ConfigError(f"{shown!r}: expected {scheme}://host:6333/collection")
+    numbers: dict[str, int] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _NUMBERS or not value.isascii() or not value.isdigit() or not int(value):
+            raise ConfigError(f"{shown!r}: ?{name}=…: known are grpc=PORT and timeout=SECONDS, whole numbers from 1")
+        numbers[name] = int(value)
+    return Address(
+        collection, parts.hostname, port, scheme == "qdrants", numbers.get("grpc"), numbers.get("timeout")
+    )  # fmt: skip
+
+
+def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) -> Any:
+    """Make a client; nothing is sent yet.
+
+    Args:
+        address: where.
+        api_key: the server's key; None reads ``QDRANT_API_KEY``.
+        timeout: seconds a call may take when the address does not say.
+
+    Returns:
+        A ``qdrant_client.QdrantClient``.
+
+    Raises:
+        MissingExtraError: qdrant-client is not installed.
+        StoreUnavailableError: another process has the folder open.
+        StoreError: the folder cannot be used.
+    """
+    client = require("qdrant", "qdrant_client", "qdrant-client").QdrantClient
+    if address.path is not None:
+        try:
+            return client(path=address.path, force_disable_check_same_thread=True)
+        except RuntimeError as exc:
+            raise StoreUnavailableError(f"{address}: another process has it open") from exc
+        except (OSError, ValueError, KeyError) as exc:
+            raise StoreError(f"{address}: cannot be opened: {exc}") from exc
+    return client(
+        host=address.host,
+        port=address.port,
+        https=address.tls,
+        grpc_port=address.grpc_port or _DEFAULT_PORT + 1,
+        prefer_grpc=address.grpc_port is not None,
+        api_key=api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        timeout=address.timeout or timeout,
+        check_compatibility=False,  # it would send a request of its own and warn where we raise
+    )
+
+
+class Connection:
+    """Calls to a collection, each one tried several times where that may help.
+
+    All that is called here may be repeated without harm: points are written whole and by id. One at a time through the
+    client's imitation of a server, which takes no threads.
+
+    Args:
+        client: a ``qdrant_client.QdrantClient``.
+        location: for messages.
+        attempts: how often a call is tried at most.
+        owned: whether to close the client with the connection.
+
+    Raises:
+        ConfigError: not a client.
+    """
+
+    def __init__(self, client: Any, location: str, *, attempts: int, owned: bool) -> None:
+        package = require("qdrant", "qdrant_client", "qdrant-client")
+        if not isinstance(client, package.QdrantClient):
+            raise ConfigError(f"client: expected a qdrant_client.QdrantClient, got {type(client).__name__}")
+        local = require("qdrant", "qdrant_client.local.qdrant_local", "qdrant-client").QdrantLocal
+        self.local: bool = isinstance(client._client, local)
+        self.location = location
+        self._client = client
+        self._attempts = attempts
+        self._pid = os.getpid()
+        self._closed = threading.Event()
+        self._lock: Any = threading.RLock() if self.local else contextlib.nullcontext()
+        self._finalizer = weakref.finalize(self, client.close) if owned else None
+
+    def __call__(self, method: str, /, **arguments: Any) -> Any:
+        """Call a method of the client.
+
+        Raises:
+            StoreUnavailableError: it could not be reached, was too busy, or did not answer in time, every time.
+            StoreError: it refused; the message is the server's. Or the connection is closed.
+        """
+        self.check_open()
+        for left in reversed(range(self._attempts)):
+            try:
+                with self._lock:
+                    return getattr(self._client, method)(**arguments)
+            except Exception as exc:
+                error, pause = self._told(exc)
+                if not left or not isinstance(error, StoreUnavailableError):
+                    raise error from exc
+                tried = self._attempts - left - 1
+                usual = _PAUSES[min(tried, len(_PAUSES) - 1)] * random.uniform(0.5, 1)  # noqa: S311 - spreads load
+                if self._closed.wait(usual if pause is None else min(pause, 30.0)):
+                    raise error from exc
+        raise AssertionError  # the last attempt returns or raises
+
+    def check_open(self) -> None:
+        """Refuse to go on after :meth:`close` or a fork.
+
+        Raises:
+            StoreError: it says which.
+        """
+        if self._closed.is_set():
+            raise StoreError(f"{self.location}: the index is closed")
+        if os.getpid() != self._pid:
+            raise StoreError(f"{self.location}: opened before a fork; open it again in the new process")
+
+    def missing(self, exc: StoreError) -> bool:
+        """Whether an error says that the collection is not there."""
+        cause = exc.__cause__
+        return getattr(cause, "status_code", None) == 404 or _grpc_code(cause) == "NOT_FOUND" or (
+            self.local and isinstance(cause, ValueError) and "not found" in str(cause)
+        )  # fmt: skip
+
+    def exists_already(self, exc: StoreError) -> bool:
+        """Whether an error says that a collection could not be made because it is there."""
+        cause = exc.__cause__
+        return "already exists" in str(exc) or getattr(cause, "status_code", None) == 409
+
+    def close(self) -> None:
+        """Close the client if it is owned; a second call does nothing."""
+        self._closed.set()
+        if self._finalizer is not None and os.getpid() == self._pid:
+            with self._lock:
+                self._finalizer()
+
+    def _told(self, exc: Exception) -> tuple[StoreError, float | None]:
+        """Say what an exception of the client means, and how long the server asks to wait."""
+        status = getattr(exc, "status_code", None)
+        code = _grpc_code(exc)
+        if getattr(exc, "retry_after_s", None) is not None:
+            return StoreUnavailableError(f"{self.location}: too busy: {exc}"), float(exc.retry_after_s)  # type: ignore[attr-defined]  # checked in the condition
+        if status is not None:
+            message = _server_message(exc)
+            if status in _REFUSED:
+                return StoreError(f"{self.location}: the API key was refused ({status}): {message}"), None
+            kind = StoreUnavailableError if status in _BUSY else StoreError
+            return kind(f"{self.location}: the server answered {status}: {message}"), None
+        if code is not None:
+            details = _short(exc.details() or "")  # type: ignore[attr-defined]  # gRPC errors with a code have details
+            if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+                return StoreError(f"{self.location}: the API key was refused: {details}"), None
+            busy = code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")
+            return (StoreUnavailableError if busy else StoreError)(f"{self.location}: {code}: {details}"), None
+        source = getattr(exc, "source", None)  # what qdrant-client wraps
+        if source is not None:
+            httpx = require("qdrant", "httpx")
+            if isinstance(source, httpx.TimeoutException):
+                return StoreUnavailableError(f"{self.location}: no answer in time ({type(source).__name__})"), None
+            if isinstance(source, httpx.TransportError | OSError):
+                return StoreUnavailableError(f"{self.location}: cannot be reached: {_short(str(source))}"), None
+            return StoreError(f"{self.location}: an answer that cannot be read: {_short(str(source))}"), None
+        if isinstance(exc, OSError):
+            return StoreUnavailableError(f"{self.location}: cannot be reached: {exc}"), None
+        return StoreError(f"{self.location}: {type(exc).__name__}: {_short(str(exc))}"), None
+
+
+def _grpc_code(exc: BaseException | None) -> str | None:
+    code = getattr(exc, "code", None)
+    return str(code().name) if callable(code) and hasattr(exc, "details") else None
+
+
+def _server_message(exc: Exception) -> str:
+    try:
+        status = exc.structured()["status"]  # type: ignore[attr-defined]  # of UnexpectedResponse
+        return _short(str(status["error"] if isinstance(status, dict) else status))
+    except Exception:  # a proxy's page, or nothing
+        content = getattr(exc, "content", b"")
+        return _short(content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content))
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[: _LONGEST_MESSAGE - 1]}…"
