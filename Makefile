@@ -5,17 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# vLLM brings a torch and a transformers of its own, so its tests have an environment of their own.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_plugin.py \
+	tests/contracts/test_server_engine.py tests/integration/test_server.py \
+	src/colqwen3_retrievers/engines/vllm_model.py
+
 # Two OpenMP threads that spin against each other make torch ten times slower when anything else runs.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-main test-vllm check format bench clean
 
 demo: $(READY)
 	$(BIN)/colqwen3 demo --out demo-output
 
-test: $(READY)
+test: test-main test-vllm
+
+test-main: $(READY)
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -36,5 +48,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,test]'
 	touch $(READY)
 
+$(VLLM_READY): pyproject.toml tests/vllm/build.sh tests/vllm/constraints.txt tests/vllm/torchvision_operators.py
+	sh tests/vllm/build.sh $(PYTHON) $(VLLM)
+	touch $(VLLM_READY)
+
 clean:
-	rm -rf $(VENV) build dist demo-output src/*.egg-info
+	rm -rf $(VENV) $(VLLM) build dist demo-output src/*.egg-info

@@ -18,15 +18,23 @@ NEEDS = {
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
         "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
         "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
-        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py", "tests/fault_server.py",
+        "tests/unit/test_llama_index_embedding.py", "tests/unit/test_llama_index_retriever.py",
+        "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
+        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
+        "tests/unit/test_langchain_retriever.py", "tests/unit/test_langchain_reranker.py", "tests/fault_server.py",
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
     ],
     "httpx": [
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
     ],
+    "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py"],
     "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
-    "pypdfium2": ["tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py"],
+    "pypdfium2": [
+        "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
+        "tests/unit/test_llama_index_reader.py",
+    ],
     "reportlab": [
+        "tests/unit/test_llama_index_reader.py",
         "tests/bad_pages.py", "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
         "tests/unit/test_demo_documents.py", "src/colqwen3_retrievers/demo", "tests/unit/test_video.py",
         "tests/unit/test_images.py",
@@ -39,7 +47,8 @@ NEEDS = {
     ],
     "llama_index": [
         "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index",
-        "tests/integration/test_llama_index.py",
+        "tests/integration/test_llama_index*.py", "tests/contracts/llama_index_contract.py",
+        "tests/frameworks/llama_index_models.py",
     ],
     "qdrant_client": [
         "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_*.py", "tests/unit/test_qdrant_*.py",
@@ -50,7 +59,7 @@ NEEDS = {
         "tests/unit/test_qdrant_filters.py", "tests/integration/test_qdrant.py",
     ],
     "langchain_core": [
-        "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain.py",
+        "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain*.py",
     ],
 }  # fmt: skip
 

@@ -90,18 +90,19 @@ class TinyCheckpoint:
         path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def make_checkpoint(folder: Path, family: str, *, dim: int = 48, seed: int = 7) -> TinyCheckpoint:
-    """Write a random checkpoint of a family into a folder (about 0.7 MB)."""
+def make_checkpoint(folder: Path, family: str, *, dim: int = 48, seed: int = 7, head_dim: int = 16) -> TinyCheckpoint:
+    """Write a random checkpoint of a family into a folder (about 0.7 MB); vLLM on CPU wants a ``head_dim`` of 32."""
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(), "hidden_size": HIDDEN, "intermediate_size": 96,
-            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim,
             "max_position_embeddings": 4096, "tie_word_embeddings": False,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+                "rope_type": "default", "rope_theta": 10_000.0, "mrope_interleaved": True,
+                "mrope_section": [head_dim // 4, head_dim // 8, head_dim // 8],
             },
         },
         vision_config={

@@ -64,8 +64,8 @@ STAGES: dict[str, Stage] = {
         Stage("fonts", (SMALL,), 233, "train", 13, 44, 3, 2.0, 2.0, pads=4, nested_every=3),
         Stage("small", (Size(256, 128, 64, 3),), 600, "train", 12, 32, 3, 2.0, 1.6, pads=4, nested_every=3),
         Stage("pages", (Size(320, 192, 32, 3),), 1258, "train", 13, 40, 4, 1.7, 0.05, letter_weight=0.1),
-        Stage("large", LARGE, 600, "train", 13, 40, 4, 1.2, 1.2, letter_weight=0.1, bank=12),
-        Stage("sheets", SHEETS, 2000, "train", 12, 40, 4, 0.9, 0.03, letter_weight=0.1, bank=12),
+        Stage("large", LARGE, 432, "train", 13, 40, 4, 1.2, 1.2, letter_weight=0.1, bank=12),
+        Stage("sheets", SHEETS, 2000, "train", 12, 40, 4, 0.5, 0.03, letter_weight=0.1, bank=12),
     )
 }
 

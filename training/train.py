@@ -40,6 +40,7 @@ class Trainer:
         self.suffix = self.tokenizer.encode(IMAGE_SUFFIX).ids
         self.model = TinyColQwen3(build_config(self.tokenizer.get_vocab_size(), special), N_CHARS)
         if compiled:
+            torch._dynamo.config.recompile_limit = 64  # one graph for each page size
             self.model.vision = torch.compile(self.model.vision, dynamic=False)
             self.model.text = torch.compile(self.model.text, dynamic=False)
         matrices, others = [], []

@@ -103,10 +103,14 @@ class WordSource:
                 return text
 
     def training_word(self) -> str:
-        """A word as training pages print it: mostly of the list, with numbers, function words and made-up words."""
+        """A word as training pages print it: mostly of the list, with numbers, compounds and made-up words."""
         kind = self.rng.random()
         if kind < 0.15:
-            return self.special()
+            text = self.special()
+            other = text.replace("$", self.rng.choice("$££€"))
+            return text if is_held_out(other) else other
+        if kind > 0.97:
+            return f"{self.dictionary_word()}-{self.dictionary_word()}"
         if kind < 0.27:
             return self.rng.choice(FUNCTION_WORDS)
         if kind < 0.42:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
 from colqwen3_retrievers.documents import Page, Query
-from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError
+from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError, require
+from colqwen3_retrievers.page_cache import CacheOrFolder, PageEmbeddingCache, opened_cache
 from colqwen3_retrievers.page_images import KeptImage, PageImages
 from colqwen3_retrievers.stores import MultiVectorStore, Record
+from colqwen3_retrievers.stores.protocol import check_addable, check_info
 
 _IMAGE_THREADS = 2
+_AT_ONCE = 256  # records held in memory at a time while their images are looked up
 
 
 class PageEncoder(Protocol):
@@ -50,27 +55,81 @@ class Added:
     unchanged: int = 0
 
 
+Encode = Callable[[list[Page]], list[MultiVector]]
+"""What a :class:`PageAdder` asks for the multi-vectors of pages."""
+
+
+@contextlib.contextmanager
+def encoding(
+    store: MultiVectorStore, encoder: Callable[[], PageEncoder], cache: CacheOrFolder | None
+) -> Iterator[Encode]:
+    """Give what encodes pages for a store, by way of a cache when there is one.
+
+    Args:
+        store: where the multi-vectors will go.
+        encoder: gives the encoder; called when the first page has to be encoded.
+        cache: a cache, or the folder of one; None encodes every page.
+
+    Raises:
+        ConfigError: what is no cache.
+        StoreMismatchError: the cache has an encoder whose multi-vectors do not belong in this store.
+    """
+    if isinstance(cache, PageEmbeddingCache):
+        check_info(store.info, cache.encoder.info, store.location)
+        check_addable(store.info, cache.encoder.info, store.location)
+    elif cache is not None and not isinstance(cache, str | os.PathLike):
+        raise ConfigError(f"cache: expected a PageEmbeddingCache or a folder, got {type(cache).__name__}")
+    with contextlib.ExitStack() as opened:
+        made: list[PageEmbeddingCache] = []
+
+        def encode(pages: list[Page]) -> list[MultiVector]:
+            if cache is None:
+                return encoder().encode_pages(pages)
+            if not made:
+                own = None if isinstance(cache, PageEmbeddingCache) else encoder()
+                made.append(opened.enter_context(opened_cache(cache, own)))
+            return made[0].get_or_encode(pages)
+
+        yield encode
+
+
+class _BadPage(Exception):  # noqa: N818 - never leaves this module: it tells which page of a batch was at fault
+    def __init__(self, page: Page, error: EncodeError | PageError) -> None:
+        super().__init__(page.id)
+        self.page = page
+        self.error = error
+
+
 class PageAdder:
     """One call of :meth:`~colqwen3_retrievers.index.PageIndex.add`.
 
     Args:
         store: where records go.
         images: where page images go.
-        encoder: gives the encoder; called when the first page has to be encoded.
+        encode: gives the multi-vectors of pages, in order; called when the first page has to be encoded.
         lock: held while files and records change, so that a deletion elsewhere removes no image just written.
+        computed_digests: whether every page's ``sha256`` was computed from its content. Then a page whose content lies
+            in the store under another id is not encoded again. A digest that a caller gave might be one for a whole
+            file, and would give all its pages the same token embeddings.
+        failed: told of each page that cannot be read or encoded, which is left out; None raises instead.
     """
 
     def __init__(
         self,
         store: MultiVectorStore,
         images: PageImages,
-        encoder: Callable[[], PageEncoder],
+        encode: Encode,
         lock: threading.RLock,
+        *,
+        computed_digests: bool = False,
+        failed: Callable[[Page, EncodeError | PageError], None] | None = None,
     ) -> None:
         self._store = store
         self._images = images
-        self._encoder = encoder
+        self._encode_pages = encode
         self._lock = lock
+        self._computed_digests = computed_digests
+        self._failed = failed
         self._threads = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="page-images")
         self._seen: dict[str, tuple[str, int]] = {}
         self._added = self._updated = self._unchanged = 0
@@ -90,7 +149,16 @@ class PageAdder:
 
         def commit() -> None:
             done = len(batch)
-            self._commit(batch)
+            good = batch
+            while good:
+                try:
+                    self._commit(good)
+                    break
+                except _BadPage as bad:
+                    if self._failed is None:
+                        raise bad.error from bad.error.__cause__
+                    self._failed(bad.page, bad.error)
+                    good = [(n, page) for n, page in good if page is not bad.page]
             batch.clear()
             if progress is not None:
                 progress.update(done)
@@ -132,13 +200,13 @@ class PageAdder:
         known = {record.page.id: record for record in self._store.get([page.id for _, page in batch])}
         changed = [(n, page) for n, page in batch if not self._is_kept(page, known.get(page.id))]
         if changed:
-            encoded = self._stored([page for _, page in changed if _same_content(page, known.get(page.id))])
-            images = {page.id: self._threads.submit(self._images.prepare, page) for _, page in changed}
+            encoded = self._stored([page for _, page in changed], known)
+            images = [(page, self._threads.submit(self._images.prepare, page)) for _, page in changed]
             try:
                 encoded |= self._encode([(n, page) for n, page in changed if page.id not in encoded])
-                kept = {page_id: future.result() for page_id, future in images.items()}
+                kept = {page.id: _prepared(page, future) for page, future in images}
             finally:
-                for future in images.values():
+                for _, future in images:
                     future.cancel()
             self._keep([page for _, page in changed], encoded, kept, known)
         self._unchanged += len(batch) - len(changed)
@@ -153,29 +221,49 @@ class PageAdder:
             and self._images.satisfied(page, record.image)
         )
 
-    def _stored(self, pages: list[Page]) -> dict[str, MultiVector]:
-        """Multi-vectors the store has of these very contents."""
-        asked = {page.id: page for page in pages}
-        return {
-            record.page.id: record.multi_vector
-            for record in self._store.get(asked, vectors=True)
-            if record.multi_vector is not None and _same_content(asked[record.page.id], record)
-        }
+    def _stored(self, pages: list[Page], known: dict[str, Record]) -> dict[str, MultiVector]:
+        """Multi-vectors the store has of these very contents, under the same id or, where that is safe, another."""
+        lies_at = {page.id: page.id for page in pages if _same_content(page, known.get(page.id))}
+        missing = [page for page in pages if page.id not in lies_at]
+        if missing and self._computed_digests:
+            digests = sorted({page.sha256 for page in missing})
+            same = {record.page.sha256: record for record in self._found(digests)}
+            lies_at |= {
+                page.id: same[page.sha256].page.id for page in missing if _same_content(page, same.get(page.sha256))
+            }
+        wanted = {page.id: page for page in pages if page.id in lies_at}
+        read = {record.page.id: record for record in self._store.get(sorted(set(lies_at.values())), vectors=True)}
+        found: dict[str, MultiVector] = {}
+        for page_id, page in wanted.items():
+            record = read.get(lies_at[page_id])
+            if record is not None and record.multi_vector is not None and _same_content(page, record):
+                found[page_id] = record.multi_vector
+        return found
+
+    def _found(self, digests: list[str]) -> list[Record]:
+        found: list[Record] = []
+        for first in range(0, len(digests), _AT_ONCE):
+            found += self._store.get(self._store.ids({"sha256": {"$in": digests[first : first + _AT_ONCE]}}))
+        return found
 
     def _encode(self, pages: list[tuple[int, Page]]) -> dict[str, MultiVector]:
         if not pages:
             return {}
+        plain = [page for _, page in pages]
         try:
-            made = self._encoder().encode_pages([page for _, page in pages])
+            made = self._encode_pages(plain)
         except EncodeError as exc:
             if exc.index is None or not 0 <= exc.index < len(pages):
                 raise
             position, page = pages[exc.index]
             message = f"page {page.id!r}: {str(exc).removeprefix(f'input {exc.index}: ')}"
             if isinstance(exc, InputTooLongError):
-                raise InputTooLongError(message, limit=exc.limit, actual=exc.actual, index=position) from exc
-            raise EncodeError(message, index=position) from exc
-        return {page.id: multi_vector for (_, page), multi_vector in zip(pages, made, strict=True)}
+                error: EncodeError = InputTooLongError(message, limit=exc.limit, actual=exc.actual, index=position)
+            else:
+                error = EncodeError(message, index=position)
+            error.__cause__ = exc
+            raise _BadPage(page, error) from exc
+        return {page.id: multi_vector for page, multi_vector in zip(plain, made, strict=True)}
 
     def _keep(
         self,
@@ -201,6 +289,46 @@ class PageAdder:
                 raise
             released = {record.image for record in known.values() if record.image is not None}
             self._images.remove(released - self._store.images(released))
+
+
+def remove_pages(store: MultiVectorStore, images: PageImages, lock: threading.RLock, ids: Sequence[str]) -> int:
+    """Forget pages by id, and their stored images where no other page has the same.
+
+    Returns:
+        How many pages there were.
+
+    Raises:
+        StoreError: read-only, closed, and the like.
+    """
+    with lock:
+        held: set[str] = set()
+        for first in range(0, len(ids), _AT_ONCE):
+            held.update(record.image for record in store.get(ids[first : first + _AT_ONCE]) if record.image is not None)
+        deleted = store.delete(ids)
+        images.remove(held - store.images(held))
+    return deleted
+
+
+@contextlib.contextmanager
+def progress_bar(shown: bool, total: int | None, unit: str) -> Iterator[Any]:
+    """Give a progress bar that is drawn on a terminal only, or None when none is asked for.
+
+    >>> with progress_bar(False, 3, " pages") as bar:
+    ...     print(bar)
+    None
+    """
+    if not shown:
+        yield None
+        return
+    with require("torch", "tqdm").tqdm(total=total, unit=unit, disable=None) as bar:
+        yield bar
+
+
+def _prepared(page: Page, future: Future[KeptImage | None]) -> KeptImage | None:
+    try:
+        return future.result()
+    except PageError as exc:
+        raise _BadPage(page, exc) from exc
 
 
 def _same_content(page: Page, record: Record | None) -> bool:

@@ -6,7 +6,6 @@ a single weight is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +22,15 @@ from colqwen3_retrievers.families import (
     get_family,
     tell_family,
 )
-from colqwen3_retrievers.safetensors_table import TensorRecord, read_json, read_tensor_table, some_names
+from colqwen3_retrievers.hub_files import HubFiles
+from colqwen3_retrievers.safetensors_table import (
+    LocalFiles,
+    TensorRecord,
+    WeightFiles,
+    read_json,
+    read_tensor_table,
+    some_names,
+)
 
 DEFAULT_MODEL = "TomoroAI/tomoro-colqwen3-embed-4b"
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
@@ -38,7 +45,8 @@ _VISION_FACTS: dict[str, Any] = {
     "num_position_embeddings": 2304, "deepstack_visual_indexes": None, "hidden_act": "gelu_pytorch_tanh",
 }  # fmt: skip
 _SAMPLE = 4096  # bytes of each tensor that go into a fingerprint
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_FILES = [*_SMALL_FILES, "*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,13 +95,14 @@ class Checkpoint:
         return int(self.config["text_config"]["max_position_embeddings"])
 
 
-def locate(model: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+def locate(model: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True) -> Path:
     """Find the folder of a checkpoint: ``"tiny"``, a folder, or a hub name (downloaded unless offline or cached).
 
     Args:
         model: ``"tiny"``, an existing folder, or ``"owner/name"`` on the hub. Naming a hub model asks for its download;
             ``HF_HUB_OFFLINE=1`` and ``HF_HOME`` are obeyed. Only data files are fetched, never code.
         revision: branch, tag or commit on the hub; not for folders.
+        weights: whether those of a hub model are downloaded too.
 
     Raises:
         CheckpointError: no such folder, or the hub has no such model, is out of reach or forbids it.
@@ -116,14 +125,14 @@ def locate(model: str | os.PathLike[str], *, revision: str | None = None) -> Pat
         raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/name)")
     hub = require("torch", "huggingface_hub", "huggingface-hub")
     try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES if weights else _SMALL_FILES))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise CheckpointError(f"{name}: not to be had from the hub: {reason}") from exc
 
 
 def open_checkpoint(
-    model: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None
+    model: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None, weights: bool = True
 ) -> Checkpoint:
     """Read everything of a checkpoint but its weights.
 
@@ -131,15 +140,19 @@ def open_checkpoint(
         model: as for :func:`locate`.
         revision: as for :func:`locate`.
         family: overrules the family told from config and tensor names.
+        weights: whether those of a hub model are downloaded. Without, some megabytes of them are read on the hub,
+            unless they are here already; ``tensors`` then names files that are not.
 
     Raises:
         CheckpointError: a file is missing, torn or foreign, the family cannot be told, or config and weights disagree.
         ConfigError: ``family`` is unknown.
     """
     name = os.fspath(model)
-    folder = locate(name, revision=revision)
+    folder = locate(name, revision=revision, weights=weights)
     config = _read_config(folder, name)
-    source = read_tensor_table(folder, name)
+    local = weights or name == "tiny" or Path(name).expanduser().is_dir() or _has_weights(folder, name)
+    files: WeightFiles = LocalFiles(folder) if local else HubFiles(name, folder.name)  # a snapshot's is its commit
+    source = read_tensor_table(folder, name, remote=None if local else files)
     projections = {part for tensor in source for part in tensor.split(".") if part in PROJECTION_NAMES}
     row = get_family(family) if family else tell_family(config, projections, model=name)
     tensors = _canonical(source, row, name)
@@ -160,8 +173,17 @@ def open_checkpoint(
         matryoshka_dims=tuple(sorted({dim, *(d for d in extra if 0 < d < dim)}, reverse=True)),
         min_pixels=low,
         max_pixels=high,
-        fingerprint=_fingerprint(config, tensors),
+        fingerprint=_fingerprint(config, tensors, files),
     )
+
+
+def _has_weights(folder: Path, name: str) -> bool:
+    """Whether all of a snapshot's weights were downloaded before."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return (folder / "model.safetensors").exists()
+    shards = read_json(index, name).get("weight_map", {})
+    return isinstance(shards, dict) and all((folder / str(shard)).exists() for shard in shards.values())
 
 
 def _is_whole(value: object) -> bool:
@@ -266,7 +288,7 @@ def _image_processor(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord]) -> str:
+def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files: WeightFiles) -> str:
     """Digest what makes two checkpoints' embeddings comparable.
 
     Of the config, what shapes a vector, however it is spelled; of the tensors, the projection whole and some bytes from
@@ -279,15 +301,15 @@ def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord]) -> st
         "rope": rope_facts(config, "checkpoint"),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(path.open("rb")) for path in {record.file for record in tensors.values()}}
-        for name, record in sorted(tensors.items()):
-            digest.update(f"\0{name}\0{record.dtype}\0{record.shape}\0".encode())
-            start, length = record.start, record.end - record.start
-            if not name.startswith("projection.") and length > _SAMPLE:
-                start, length = start + (length - _SAMPLE) // 2, _SAMPLE
-            files[record.file].seek(start)
-            digest.update(files[record.file].read(length))
+    parts: list[tuple[str, int, int]] = []
+    for name, record in sorted(tensors.items()):
+        start, length = record.start, record.end - record.start
+        if not name.startswith("projection.") and length > _SAMPLE:
+            start, length = start + (length - _SAMPLE) // 2, _SAMPLE
+        parts.append((record.file.name, start, length))
+    for (name, record), content in zip(sorted(tensors.items()), files.read_all(parts), strict=True):
+        digest.update(f"\0{name}\0{record.dtype}\0{record.shape}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ The length of a token embedding is normalised here, for the whole library.
 from __future__ import annotations
 
 import operator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from colqwen3_retrievers.datatypes import Float32, MultiVector, as_token_embeddings
 from colqwen3_retrievers.errors import ConfigError, DimensionError, require
 
-PoolingMethod = Literal["hierarchical", "sequential"]
+PoolingMethod = Literal["hierarchical", "sequential", "kmeans"]
+"""How tokens are gathered into clusters."""
+
+_ROUNDS = 10  # of k-means; on pages of 700 tokens fewer than 1 in 100 still moves after them
 
 
 def l2_normalise(vectors: MultiVector | ArrayLike) -> Float32:
@@ -80,13 +83,15 @@ def pool_tokens(
     """Merge similar token embeddings of a document. Queries are never pooled.
 
     "hierarchical" clusters by Ward's linkage on cosine distances and replaces each cluster by its mean: token pooling,
-    Clavié et al. 2024 (arXiv 2409.14683), as ColPali uses it. "sequential" averages ``factor`` consecutive tokens: it
-    needs no scipy and finds less, and is there to compare with.
+    Clavié et al. 2024 (arXiv 2409.14683), as ColPali uses it. The others are there to compare with, and need no scipy:
+    "kmeans" clusters by spherical k-means from the token farthest from all before it; "sequential" averages ``factor``
+    consecutive tokens. What they lose is measured in ``benchmarks/compression.md``. An encoder pools hierarchically;
+    an index knows how its multi-vectors were pooled (``EncoderInfo.pool_method``) and takes no others.
 
     Args:
         vectors: (n_tokens, dim), unit rows; not changed.
         factor: original tokens for each kept one, at least 1; 1 pools nothing.
-        method: "hierarchical" or "sequential".
+        method: "hierarchical", "kmeans" or "sequential".
 
     Returns:
         The pooled rows, float32 (n_pooled, dim), unit, with 1 <= n_pooled <= ceil(n_tokens / factor), and ``clusters``,
@@ -105,15 +110,19 @@ def pool_tokens(
     """
     rows = as_token_embeddings(np.asarray(vectors))
     factor = _whole(factor, "factor")
-    if method not in ("hierarchical", "sequential"):
-        raise ConfigError(f'method: expected "hierarchical" or "sequential", got {method!r}')
+    if method not in ("hierarchical", "sequential", "kmeans"):
+        raise ConfigError(f'method: expected "hierarchical", "kmeans" or "sequential", got {method!r}')
     identity = np.arange(len(rows), dtype=np.int32)
     if factor == 1:
         return rows, identity
     rows = l2_normalise(rows)
     if len(rows) == 1:
         return rows, identity
-    clusters = identity // factor if method == "sequential" else _ward_clusters(rows, -(-len(rows) // factor))
+    n_clusters = -(-len(rows) // factor)
+    if method == "sequential":
+        clusters = identity // factor
+    else:
+        clusters = _ward_clusters(rows, n_clusters) if method == "hierarchical" else _kmeans_clusters(rows, n_clusters)
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
     counts = np.diff(starts, append=len(rows))
@@ -125,12 +134,41 @@ def pool_tokens(
 
 
 def _ward_clusters(rows: Float32, n_clusters: int) -> NDArray[np.int32]:
-    """Cluster unit rows into at most ``n_clusters``, numbered from 0 in the order of their first rows."""
+    """Cluster unit rows into at most ``n_clusters`` by Ward's linkage."""
     hierarchy = require("pooling", "scipy.cluster.hierarchy")
     distance = require("pooling", "scipy.spatial.distance")
     # pdist rather than a matrix product: its rounding does not depend on the number of threads, nor do the clusters.
     tree = hierarchy.linkage(distance.pdist(rows, metric="cosine"), method="ward")
-    labels = hierarchy.fcluster(tree, n_clusters, criterion="maxclust")
+    return _numbered(hierarchy.fcluster(tree, n_clusters, criterion="maxclust"))
+
+
+def _kmeans_clusters(rows: Float32, n_clusters: int) -> NDArray[np.int32]:
+    """Cluster unit rows by spherical k-means, from seeds each the farthest from those before it.
+
+    No chance is involved: the first seed is the token farthest from the mean direction.
+    """
+    nearest = rows @ rows.mean(axis=0)
+    seeds = [int(nearest.argmin())]
+    nearest = rows @ rows[seeds[0]]
+    while len(seeds) < n_clusters:
+        seeds.append(int(nearest.argmin()))
+        np.maximum(nearest, rows @ rows[seeds[-1]], out=nearest)
+    centres = rows[seeds]
+    labels = np.full(len(rows), -1)
+    for _ in range(_ROUNDS):
+        before, labels = labels, (rows @ centres.T).argmax(axis=1)
+        if np.array_equal(before, labels):
+            break
+        sums = np.zeros_like(centres)
+        np.add.at(sums, labels, rows)
+        lengths = np.sqrt(np.einsum("td,td->t", sums, sums))
+        moved = lengths > 1e-6  # an empty cluster, or one whose tokens cancel out, stays where it is
+        centres = np.where(moved[:, None], sums / np.where(moved, lengths, 1)[:, None], centres)
+    return _numbered(labels)
+
+
+def _numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
+    """Number clusters from 0 in the order of their first rows."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int32)
 

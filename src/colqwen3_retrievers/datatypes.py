@@ -223,6 +223,7 @@ class EncoderInfo:
         verified: whether the family's prompts and pixel bounds were confirmed by its authors' files.
         unverified: what was not.
         revision: the revision of a hub model that was asked for; told, not compared.
+        pool_method: how document tokens were pooled, as :func:`~colqwen3_retrievers.compression.pool_tokens` names it.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> EncoderInfo.from_dict(info.to_dict()) == info
@@ -240,6 +241,7 @@ class EncoderInfo:
     verified: bool = True
     unverified: tuple[str, ...] = ()
     revision: str | None = None
+    pool_method: str = "hierarchical"
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON values by field name."""

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from colqwen3_retrievers.adding import Added, PageAdder, PageEncoder
-from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
-from colqwen3_retrievers.documents import Hit, Page, Query
-from colqwen3_retrievers.errors import ConfigError, StoreError, require
+from colqwen3_retrievers.adding import Added, Encode, PageAdder, PageEncoder, encoding, progress_bar, remove_pages
+from colqwen3_retrievers.datatypes import EncoderInfo
+from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.errors import ConfigError, StoreError
+from colqwen3_retrievers.file_ledger import open_ledger
+from colqwen3_retrievers.page_cache import CacheOrFolder
+from colqwen3_retrievers.page_files import PagePath
 from colqwen3_retrievers.page_images import ImageMode, PageImages
-from colqwen3_retrievers.searching import Question, Search, in_order, to_encode
+from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS
+from colqwen3_retrievers.searching import Searching
 from colqwen3_retrievers.stores import MultiVectorStore, Record, open_store
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
-from colqwen3_retrievers.stores.protocol import GroupBy, check_addable, check_ids, check_info
+from colqwen3_retrievers.stores.protocol import check_addable, check_ids, check_info
 from colqwen3_retrievers.stores.where import Filter, Where, parse
+from colqwen3_retrievers.synced_files import FoundFiles
+from colqwen3_retrievers.syncing import FileSync, Synced
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.encoder import ColQwen3Encoder
 
-_AT_ONCE = 256  # records held in memory at a time while their images are looked up
 
-
-class PageIndex:
+class PageIndex(Searching):
     """Pages that can be searched.
 
-    Made by :meth:`open`. May be used from several threads; one process at a time may write, others open it with
-    ``read_only=True``. Opening, filtering, :meth:`get`, :meth:`delete` and :func:`len` never need the model.
+    Made by :meth:`open`. May be used from several threads; one process at a time may write to a folder, others open it
+    with ``read_only=True``; a Qdrant collection takes many writers. Opening, filtering, :meth:`get`, :meth:`delete` and
+    :func:`len` never need the model.
 
     Example:
         >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
@@ -63,15 +68,17 @@ class PageIndex:
         """Open an index, making it when it is new and an encoder is given.
 
         Args:
-            location: a folder, or a store that is already open (which :meth:`close` then leaves open).
+            location: a folder, the address of a Qdrant collection (``qdrant://host:6333/collection``, ``qdrants://``
+                over TLS), or a store that is already open (which :meth:`close` then leaves open).
             encoder: what encodes pages and queries. None rebuilds it from what the index knows, when it is needed.
             images: what becomes of the images of pages added now: ``"store"`` keeps a lossless copy in the index,
                 ``"reference"`` the path of the original (images in memory are stored), ``"none"`` nothing.
-            images_dir: where stored images lie; the folder's ``images`` by default, needed for a store elsewhere.
+            images_dir: where stored images lie; the folder's ``images`` by default. For a store elsewhere it is needed
+                before a page's image can be stored, and by every reader who wants to see it.
             read_only: opens beside another writer; :meth:`add` and :meth:`delete` are errors.
 
         Raises:
-            ConfigError: a location that names no store, an unknown ``images``, or no place to store images.
+            ConfigError: a location that names no store, or an unknown ``images``.
             StoreMismatchError: the index was made by another model, dim, pooling or rendering.
             StoreUnavailableError: another writer has it open.
             StoreError: no index there and no encoder to make one; not an index; damaged; of an unknown format.
@@ -86,13 +93,11 @@ class PageIndex:
                 check_info(store.info, encoder.info, store.location)
         beside = store.folder / "images" if isinstance(store, EmbeddedStore) else None
         folder = beside if images_dir is None else Path(images_dir).expanduser().absolute()
-        if folder is None and images == "store" and not (read_only or store.read_only):
-            raise ConfigError(f"{store.location}: give images_dir= to store page images, or another images=")
         return cls(store, encoder, PageImages(folder, images), owns_store=owned)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as location and settings: a copy in another process opens the index for reading."""
-        if not isinstance(self._store, EmbeddedStore):
+        """Pickle as location and settings, without keys: a copy in another process opens the index for reading."""
+        if not isinstance(self._store, EmbeddedStore) and getattr(self._store, "address", None) is None:
             raise TypeError(f"{self._store.location}: this index cannot be pickled; give its location")
         encoder = None if self._rebuilt is not None else self._encoder
         return _reopen, (self._store.location, encoder, self._images.mode, self._images.folder)
@@ -103,7 +108,14 @@ class PageIndex:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def add(self, pages: Iterable[Page] | Page, *, show_progress: bool = False, batch_size: int = 16) -> Added:
+    def add(
+        self,
+        pages: Iterable[Page] | Page,
+        *,
+        show_progress: bool = False,
+        batch_size: int = 16,
+        cache: CacheOrFolder | None = None,
+    ) -> Added:
         """Encode pages and keep them, each in place of the one with its id.
 
         Pages are taken ``batch_size`` at a time; each such batch is kept wholly or not at all, and what is kept
@@ -114,6 +126,8 @@ class PageIndex:
             pages: any iterable; it is read as it goes.
             show_progress: whether to draw a progress bar (on a terminal).
             batch_size: pages encoded and committed together, at least 1.
+            cache: a :class:`~colqwen3_retrievers.page_cache.PageEmbeddingCache`, or the folder of one: contents it
+                knows are not encoded, and what is encoded is kept in it.
 
         Returns:
             How many pages were new, updated and unchanged.
@@ -125,23 +139,81 @@ class PageIndex:
             StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
             StoreError: read-only, closed, the disk is full, and the like.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         if isinstance(pages, str | bytes | Path) or not isinstance(pages, Page | Iterable):
             raise ConfigError(f"pages: expected pages, got {type(pages).__name__}; load_pages reads files")
-        store = self._writable()
-        if self._encoder is not None:
-            check_addable(store.info, self._encoder.info, store.location)
-        adder = PageAdder(store, self._images, self._ready, self._write_lock)
-        bar: Any = None
-        if show_progress:
-            total = len(pages) if isinstance(pages, Sequence) else None
-            bar = require("torch", "tqdm").tqdm(total=total, unit=" pages", disable=None)
-        try:
+        total = len(pages) if isinstance(pages, Sequence) else None
+        with self._adding(batch_size, cache) as encode, progress_bar(show_progress, total, " pages") as bar:
+            adder = PageAdder(self._store, self._images, encode, self._write_lock)
             return adder.run([pages] if isinstance(pages, Page) else pages, batch_size, bar)
-        finally:
-            if bar is not None:
-                bar.close()
+
+    def sync(
+        self,
+        paths: PagePath | Iterable[PagePath],
+        *,
+        root: PagePath | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        password: str | None = None,
+        allow_empty: bool = False,
+        verify: bool = False,
+        show_progress: bool = False,
+        batch_size: int = 16,
+        cache: CacheOrFolder | None = None,
+        ledger: str | os.PathLike[str] | None = None,
+    ) -> Synced:
+        """Make the index agree with files: read what is new or changed, forget what is gone under these paths only.
+
+        A page whose content is in the index already, under whatever name, is not encoded again, so that a renamed file
+        costs no encoding. A file, page or folder that cannot be read is not gone: it is reported and its pages stay. A
+        run that was interrupted is gone on with by running it again. Readers see each batch of pages whole.
+
+        A file is not even opened when its size, its times, the change time of its inode, which only the system sets,
+        and its inode number are those of the last time, and every page it had is still in the index with its image.
+        Else its bytes are hashed, and its pages read only when they differ. A system that keeps no change time
+        (Windows) always hashes. What was seen is noted in the ledger, a file beside the index; without it, as after
+        :meth:`add`, a sync takes over the pages of the files it finds and forgets no other.
+
+        Args:
+            paths: files and folders, as in :func:`~colqwen3_retrievers.pages.load_pages`; no patterns.
+            root: what sources are relative to; by default a folder itself, and a file's folder.
+            max_pixels: most pixels of a rendered page; pages read with another bound are read again.
+            password: opens encrypted PDFs.
+            allow_empty: forgets also what looks as if a disk were not mounted: everything under a path that is not
+                there any more or has no page file left, and files of a folder now empty and on another disk.
+            verify: hash every file, whatever its times say: for file systems whose change times lie.
+            show_progress: whether to draw a progress bar (on a terminal), counting files.
+            batch_size: pages encoded and committed together, at least 1.
+            cache: as for :meth:`add`.
+            ledger: a file to note in; by default ``files.sqlite`` in the index's folder, or else in ``images_dir``.
+
+        Returns:
+            How many pages were added, updated, unchanged and removed, and what failed and why.
+
+        Raises:
+            PageError: a path that is not there or has no page file left, without ``allow_empty``; nothing was changed.
+            ConfigError: two files that would have the same source, in this call or from an earlier one; no place for
+                the ledger; a wrong argument.
+            StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
+            StoreError: read-only, closed, the disk is full, the ledger is damaged, and the like.
+
+        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
+        ...     index.sync(["reports/"])
+        Synced(added=12, updated=1, unchanged=340, removed=2, failed=())
+        """
+        own = self._store.folder if isinstance(self._store, EmbeddedStore) else None
+        with (
+            self._adding(batch_size, cache) as encode,
+            open_ledger(ledger, own, self._images.folder, self.location) as noted,
+        ):
+            found = FoundFiles(self._store, self._images, noted.entries())
+            found.find(paths, root, allow_empty)
+            sync = FileSync(self._store, self._images, self._write_lock, noted, found)
+            adder = PageAdder(
+                self._store, self._images, encode, self._write_lock, computed_digests=True, failed=sync.page_failed
+            )  # fmt: skip
+            with progress_bar(show_progress, len(found.files), " files") as bar:
+                return sync.run(
+                    adder, max_pixels=max_pixels, password=password, verify=verify, batch_size=batch_size, bar=bar
+                )
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
         """Forget pages, and their stored images where no other page has the same.
@@ -171,95 +243,7 @@ class PageIndex:
             if ids is not None and tree is not None:
                 among = set(store.ids(tree))
                 meant = [page_id for page_id in meant if page_id in among]
-            held: set[str | None] = set()
-            for first in range(0, len(meant), _AT_ONCE):
-                held.update(record.image for record in store.get(meant[first : first + _AT_ONCE]))
-            deleted = store.delete(meant)
-            released = {image for image in held if image is not None}
-            self._images.remove(released - store.images(released))
-        return deleted
-
-    # -- searching -----------------------------------------------------------------------------------------------------
-
-    def search(
-        self,
-        query: Question,
-        k: int = 5,
-        *,
-        where: Where | Filter | None = None,
-        exact: bool = False,
-        group_by: GroupBy | None = None,
-        window: int = 0,
-    ) -> list[Hit]:
-        """Find the pages that answer a query best.
-
-        Args:
-            query: a text (a string is always one), a :class:`Query`, an image (PIL, `pathlib.Path` or bytes), or a
-                multi-vector made before.
-            k: most hits, at least 1.
-            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`.
-            exact: whether to score every page; False lets a store score candidates only.
-            group_by: ``"source"`` gives the best page of each source.
-            window: pages before and after each hit, by number in its source, as ``hit.neighbours``; the filter does
-                not bear on them.
-
-        Returns:
-            Hits, best first, equal scores by id; none when the index is empty.
-
-        Raises:
-            ConfigError: ``k`` below 1, a bad filter, or something that is no query.
-            EncodeError: the query cannot be encoded.
-            StoreMismatchError: the encoder rebuilt from what the index knows is not the one that made it.
-
-        >>> PageIndex.open("my-index").search("revenue in 2020", k=3, where={"year": 2020})   # doctest: +SKIP
-        [Hit(page=Page(id='a.pdf#page=7', ...), score=17.3, neighbours=()), ...]
-        """
-        return self.search_many([query], k, where=where, exact=exact, group_by=group_by, window=window)[0]
-
-    def search_many(
-        self,
-        queries: Sequence[Question],
-        k: int = 5,
-        *,
-        where: Where | Filter | None = None,
-        exact: bool = False,
-        group_by: GroupBy | None = None,
-        window: int = 0,
-    ) -> list[list[Hit]]:
-        """Search for several queries at once: encoded together, and each page read once. See :meth:`search`.
-
-        Returns:
-            The hits of each query, in order.
-        """
-        if isinstance(queries, str | bytes | Path | Query | MultiVector) or not isinstance(queries, Sequence):
-            raise ConfigError(f"queries: expected a list, got {type(queries).__name__}; search takes a single one")
-        asked = Search(k, where, exact, group_by, window)
-        texts, ready = to_encode(queries)
-        if not queries or not len(self._opened()):
-            return [[] for _ in queries]
-        made = self._ready().submit_queries(texts).result() if texts else []
-        return asked.run(self._opened(), self._images, in_order(ready, made))
-
-    async def asearch(
-        self,
-        query: Question,
-        k: int = 5,
-        *,
-        where: Where | Filter | None = None,
-        exact: bool = False,
-        group_by: GroupBy | None = None,
-        window: int = 0,
-    ) -> list[Hit]:
-        """Search without blocking the event loop; cancelling it cancels the encoding. See :meth:`search`."""
-        asked = Search(k, where, exact, group_by, window)
-        texts, ready = to_encode([query])
-        if not await asyncio.to_thread(lambda: len(self._opened())):
-            return []
-        made: list[MultiVector] = []
-        if texts:  # submitting may load a model, so it too belongs in a thread
-            future = await asyncio.to_thread(lambda: self._ready().submit_queries(texts))
-            made = await asyncio.wrap_future(future)
-        return (await asyncio.to_thread(asked.run, self._opened(), self._images, in_order(ready, made)))[0]
+            return remove_pages(store, self._images, self._write_lock, meant)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -348,6 +332,15 @@ class PageIndex:
         if store.read_only:
             raise StoreError(f"{store.location}: opened with read_only=True")
         return store
+
+    def _adding(self, batch_size: object, cache: CacheOrFolder | None) -> AbstractContextManager[Encode]:
+        """Check that pages can be added, and give what encodes them."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
+        store = self._writable()
+        if self._encoder is not None:
+            check_addable(store.info, self._encoder.info, store.location)
+        return encoding(store, self._ready, cache)
 
     def _ready(self) -> PageEncoder:
         """Give an encoder known to be the one that made the index."""

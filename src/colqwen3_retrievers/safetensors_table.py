@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from colqwen3_retrievers.errors import CheckpointError
 
@@ -38,6 +38,47 @@ class TensorRecord:
     end: int
 
 
+class WeightFiles(Protocol):
+    """Where the bytes of a checkpoint's safetensors come from, by the files' names."""
+
+    def size(self, file: str) -> int:
+        """Give a file's size in bytes."""
+        ...
+
+    def read(self, file: str, start: int, length: int) -> bytes:
+        """Read a part of a file; fewer bytes where it ends before."""
+        ...
+
+    def read_all(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read many parts: file, first byte and number of bytes of each."""
+        ...
+
+
+class LocalFiles:
+    """Files of a folder.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def size(self, file: str) -> int:
+        """Give a file's size in bytes."""
+        return (self._folder / file).stat().st_size
+
+    def read(self, file: str, start: int, length: int) -> bytes:
+        """Read a part of a file; fewer bytes where it ends before."""
+        with (self._folder / file).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(length)
+
+    def read_all(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read many parts: file, first byte and number of bytes of each."""
+        return [self.read(*part) for part in parts]
+
+
 def read_json(path: Path, model: str) -> dict[str, Any]:
     """Read a JSON object from a checkpoint's folder.
 
@@ -55,12 +96,13 @@ def read_json(path: Path, model: str) -> dict[str, Any]:
     return value
 
 
-def read_tensor_table(folder: Path, name: str) -> dict[str, TensorRecord]:
+def read_tensor_table(folder: Path, name: str, *, remote: WeightFiles | None = None) -> dict[str, TensorRecord]:
     """Read the headers of a checkpoint's safetensors, one file or shards.
 
     Args:
-        folder: where they lie.
+        folder: where they lie, or where the index of the shards lies, when the files themselves are ``remote``.
         name: what to call the checkpoint in an error.
+        remote: where the files are instead.
 
     Returns:
         Each tensor's record by its name in the files.
@@ -78,7 +120,7 @@ def read_tensor_table(folder: Path, name: str) -> dict[str, TensorRecord]:
         files = [folder / shard for shard in shards]
     else:
         single = folder / "model.safetensors"
-        files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+        files = [single] if single.exists() or remote is not None else sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f" ({pickled[0]} is a pickle, which is never read: convert it)" if pickled else ""
@@ -87,7 +129,7 @@ def read_tensor_table(folder: Path, name: str) -> dict[str, TensorRecord]:
         raise CheckpointError(f"{name}: a LoRA adapter, not a model: merge it into its base first")
     table: dict[str, TensorRecord] = {}
     for file in files:
-        for record in _read_header(file, name):
+        for record in _read_header(file, name, remote or LocalFiles(folder)):
             if record.name in table:
                 raise CheckpointError(f"{name}: tensor {record.name} lies in two shards", unexpected=[record.name])
             table[record.name] = record
@@ -97,15 +139,14 @@ def read_tensor_table(folder: Path, name: str) -> dict[str, TensorRecord]:
     return table
 
 
-def _read_header(file: Path, name: str) -> list[TensorRecord]:
+def _read_header(file: Path, name: str, files: WeightFiles) -> list[TensorRecord]:
     """Read a safetensors header: eight bytes of length, then JSON, then the tensors' bytes."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= min(_HEADER_LIMIT, size - 8):
-                raise CheckpointError(f"{name}: {file.name} is torn or not safetensors ({size:,} bytes)")
-            header = json.loads(stream.read(length))
+        size = files.size(file.name)
+        length = int.from_bytes(files.read(file.name, 0, 8), "little")
+        if not 0 < length <= min(_HEADER_LIMIT, size - 8):
+            raise CheckpointError(f"{name}: {file.name} is torn or not safetensors ({size:,} bytes)")
+        header = json.loads(files.read(file.name, 8, length))
         records = [
             TensorRecord(
                 tensor, file, item["dtype"], tuple(item["shape"]),

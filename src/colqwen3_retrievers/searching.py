@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.errors import ConfigError
@@ -102,3 +104,95 @@ def in_order(ready: list[MultiVector | None], encoded: list[MultiVector]) -> lis
     """Put encoded queries where :func:`to_encode` left a gap."""
     following = iter(encoded)
     return [given if given is not None else next(following) for given in ready]
+
+
+class Searching:
+    """The searching half of :class:`~colqwen3_retrievers.index.PageIndex`."""
+
+    _images: PageImages
+
+    def _opened(self) -> MultiVectorStore:
+        raise NotImplementedError
+
+    def _ready(self) -> PageEncoder:
+        raise NotImplementedError
+
+    def search(
+        self,
+        query: Question,
+        k: int = 5,
+        *,
+        where: Where | Filter | None = None,
+        exact: bool = False,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+    ) -> list[Hit]:
+        """Find the pages that answer a query best.
+
+        Args:
+            query: a text (a string is always one), a :class:`Query`, an image (PIL, `pathlib.Path` or bytes), or a
+                multi-vector made before.
+            k: most hits, at least 1.
+            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`.
+            exact: whether to score every page; False lets a store score candidates only.
+            group_by: ``"source"`` gives the best page of each source.
+            window: pages before and after each hit, by number in its source, as ``hit.neighbours``; the filter does
+                not bear on them.
+
+        Returns:
+            Hits, best first, equal scores by id; none when the index is empty.
+
+        Raises:
+            ConfigError: ``k`` below 1, a bad filter, or something that is no query.
+            EncodeError: the query cannot be encoded.
+            StoreMismatchError: the encoder rebuilt from what the index knows is not the one that made it.
+
+        >>> PageIndex.open("my-index").search("revenue in 2020", k=3, where={"year": 2020})   # doctest: +SKIP
+        [Hit(page=Page(id='a.pdf#page=7', ...), score=17.3, neighbours=()), ...]
+        """
+        return self.search_many([query], k, where=where, exact=exact, group_by=group_by, window=window)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Question],
+        k: int = 5,
+        *,
+        where: Where | Filter | None = None,
+        exact: bool = False,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+    ) -> list[list[Hit]]:
+        """Search for several queries at once: encoded together, and each page read once. See :meth:`search`.
+
+        Returns:
+            The hits of each query, in order.
+        """
+        if isinstance(queries, str | bytes | Path | Query | MultiVector) or not isinstance(queries, Sequence):
+            raise ConfigError(f"queries: expected a list, got {type(queries).__name__}; search takes a single one")
+        asked = Search(k, where, exact, group_by, window)
+        texts, ready = to_encode(queries)
+        if not queries or not len(self._opened()):
+            return [[] for _ in queries]
+        made = self._ready().submit_queries(texts).result() if texts else []
+        return asked.run(self._opened(), self._images, in_order(ready, made))
+
+    async def asearch(
+        self,
+        query: Question,
+        k: int = 5,
+        *,
+        where: Where | Filter | None = None,
+        exact: bool = False,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+    ) -> list[Hit]:
+        """Search without blocking the event loop; cancelling it cancels the encoding. See :meth:`search`."""
+        asked = Search(k, where, exact, group_by, window)
+        texts, ready = to_encode([query])
+        if not await asyncio.to_thread(lambda: len(self._opened())):
+            return []
+        made: list[MultiVector] = []
+        if texts:  # submitting may load a model, so it too belongs in a thread
+            future = await asyncio.to_thread(lambda: self._ready().submit_queries(texts))
+            made = await asyncio.wrap_future(future)
+        return (await asyncio.to_thread(asked.run, self._opened(), self._images, in_order(ready, made)))[0]

@@ -1,7 +1,10 @@
-"""One thread that owns an engine and gathers concurrent callers into batches.
+"""Threads that hand an engine its inputs and gather concurrent callers into batches.
 
 While the engine computes, further inputs queue up; the next batch takes all that fit. So batches form by themselves,
 without any waiting, and a lone caller is never delayed. Queries go before pages.
+
+An engine that computes here has one thread. One that waits for other machines (:class:`ConcurrentEngine`) has as many
+as it wants calls under way, a quarter of them for queries alone, so that no query ever waits behind a page.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.engines import Engine
+from colqwen3_retrievers.engines import ConcurrentEngine, Engine
 from colqwen3_retrievers.errors import ColQwen3Error, EngineError
 from colqwen3_retrievers.rendering import EncoderInput
 
 QUERY_BATCHES_IN_A_ROW = 16
 """Then one batch of pages, so that a stream of queries cannot starve indexing."""
+
+QUERY_LANES = 4
+"""One in so many threads of a concurrent engine serves queries alone; the others serve pages."""
 
 _log = logging.getLogger(__name__)
 _live: weakref.WeakSet[EncodeWorker] = weakref.WeakSet()
@@ -50,10 +56,10 @@ class _Job:
 
 
 class EncodeWorker:
-    """Runs an engine in a thread of its own.
+    """Runs an engine in a thread of its own, or in several when it is a :class:`ConcurrentEngine`.
 
     Args:
-        load: makes the engine; called in that thread at the first job, and again after it failed.
+        load: makes the engine; called in the first of them at the first job, and again after it failed.
     """
 
     def __init__(self, load: Callable[[], Engine]) -> None:
@@ -87,7 +93,7 @@ class EncodeWorker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="colqwen3-engine", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            self._changed.notify_all()  # lanes wait for different queues
         return future
 
     @property
@@ -96,7 +102,10 @@ class EncodeWorker:
         return self._closed
 
     def close(self) -> None:
-        """Finish the batch under way, fail what still waits, and drop the engine."""
+        """Finish the batch under way, fail what still waits, and drop the engine.
+
+        A :class:`ConcurrentEngine` is closed at once: its calls under way fail, instead of waiting for other machines.
+        """
         thread = self._thread
         self._fail_waiting(EngineError("the encoder was closed before this input was encoded"), closing=True)
         if thread is not None and thread is not threading.current_thread():
@@ -107,18 +116,47 @@ class EncodeWorker:
         engine: Engine | None = None
         try:
             while True:
-                with self._changed:
-                    while not (self._closed or self._queries or self._pages):
-                        self._changed.wait()
-                    if self._closed:
-                        return
+                if not self._wait(self._queries, self._pages):
+                    return
                 engine = engine or self._load_engine()
+                if isinstance(engine, ConcurrentEngine) and engine.concurrency > 1:
+                    self._run_lanes(engine)
+                    return
                 if engine is not None:
-                    self._serve(engine, self._gather(engine.batch_tokens))
+                    self._serve(engine, self._gather(engine))
         finally:  # whatever ends this thread, nobody may wait for it any longer
             self._fail_waiting(EngineError("the engine's thread ended"), closing=True)
             if engine is not None:
                 engine.close()
+
+    def _wait(self, *queues: deque[_Job]) -> bool:
+        """Wait until one of the queues holds something; False when the worker is closed."""
+        with self._changed:
+            while not self._closed and not any(queues):
+                self._changed.wait()
+            return not self._closed
+
+    def _run_lanes(self, engine: ConcurrentEngine) -> None:
+        """Serve from several threads until closed; then close the engine, which ends what they wait for."""
+        n_queries = max(1, engine.concurrency // QUERY_LANES)
+        lanes = [
+            threading.Thread(target=self._run_lane, args=(engine, queue), name=f"colqwen3-engine-{number}", daemon=True)
+            for number, queue in enumerate(
+                [self._queries] * n_queries + [self._pages] * (engine.concurrency - n_queries)
+            )
+        ]
+        for lane in lanes:
+            lane.start()
+        with self._changed:
+            while not self._closed:
+                self._changed.wait()
+        engine.close()
+        for lane in lanes:
+            lane.join()
+
+    def _run_lane(self, engine: ConcurrentEngine, queue: deque[_Job]) -> None:
+        while self._wait(queue):
+            self._serve(engine, self._take(queue, engine))
 
     def _load_engine(self) -> Engine | None:
         """Load the engine, or fail everybody who waits; the next job tries again."""
@@ -130,19 +168,26 @@ class EncodeWorker:
         self.stats.loads += 1
         return engine
 
-    def _gather(self, budget: int) -> list[_Job]:
-        """Take the next batch off the queues: the oldest input, and those most like it in length."""
+    def _gather(self, engine: Engine) -> list[_Job]:
+        """Take the next batch of a lone thread: queries, but after many of those some pages."""
         with self._changed:
             pages_turn = self._pages and self._query_batches >= QUERY_BATCHES_IN_A_ROW
             queue = self._pages if pages_turn or not self._queries else self._queries
             self._query_batches = self._query_batches + 1 if queue is self._queries else 0
-            if not queue:  # closed in the meantime
+            return self._take(queue, engine)
+
+    def _take(self, queue: deque[_Job], engine: Engine) -> list[_Job]:
+        """Take the next batch off a queue: the oldest input, and those most like it in length."""
+        alone = engine.goes_alone if isinstance(engine, ConcurrentEngine) else lambda _: False
+        with self._changed:
+            if not queue:  # closed in the meantime, or another thread was faster
                 return []
             oldest = queue.popleft()
             taken, used = [oldest], len(oldest.item)
-            for job in sorted(queue, key=lambda job: abs(len(job.item) - len(oldest.item))):
+            others = [] if alone(oldest.item) else [job for job in queue if not alone(job.item)]
+            for job in sorted(others, key=lambda job: abs(len(job.item) - len(oldest.item))):
                 used += len(job.item)
-                if used > budget:
+                if used > engine.batch_tokens:
                     break
                 taken.append(job)
             chosen = set(map(id, taken))
@@ -154,8 +199,9 @@ class EncodeWorker:
     def _serve(self, engine: Engine, jobs: list[_Job]) -> None:
         if not jobs:
             return
-        self.stats.batches += 1
-        self.stats.inputs += len(jobs)
+        with self._changed:
+            self.stats.batches += 1
+            self.stats.inputs += len(jobs)
         try:
             rows = engine.embed([job.item for job in jobs])
             if len(rows) != len(jobs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import threading
@@ -24,6 +23,7 @@ from colqwen3_retrievers.engines.torch import TorchEngine
 from colqwen3_retrievers.errors import EncodeError
 from colqwen3_retrievers.sharing import IN_FLIGHT_PAGES
 from tests.checkpoints import make_checkpoint
+from tests.langchain_suites import standard_suite
 
 pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_classic")
@@ -39,21 +39,6 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 
 from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, docs_to_content_blocks
-
-
-def standard_suite() -> Any:
-    """Load langchain-tests' suite of retrievers alone: its package also imports suites that need plugins' marks."""
-    package = importlib.util.find_spec("langchain_tests")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    file = Path(package.submodule_search_locations[0]) / "integration_tests" / "retrievers.py"
-    spec = importlib.util.spec_from_file_location("langchain_tests.integration_tests.retrievers", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.RetrieversIntegrationTests
-
 
 PAGES = 8
 QUESTION = "what was the revenue in 2024?"
@@ -342,7 +327,7 @@ def test_an_image_is_asked_through_a_chain(encoder: ColQwen3Encoder, pages: Page
 
 
 @pytest.mark.anyio  # anyio's plugin, which langchain-core brings, runs the suite's async test
-class TestLangChainsOwnSuite(standard_suite()):
+class TestLangChainsOwnSuite(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
     """langchain-tests' contract of a retriever."""
 
     @pytest.fixture

@@ -146,6 +146,30 @@ def test_score_modes_are_one_order_on_three_scales(encoder: ColQwen3Encoder, fil
     assert reranker(encoder, score_threshold=1.0).compress_documents(files, QUESTION) == []
 
 
+def test_a_folder_keeps_embeddings_for_the_next_reranker(
+    encoder: ColQwen3Encoder, files: list[Document], tmp_path: Path
+) -> None:
+    first = ColQwen3Reranker(encoder=encoder, cache=tmp_path / "cache")
+    wanted = first.compress_documents(files, QUESTION)
+    before = encoder.stats.inputs
+    other = ColQwen3Reranker(encoder=encoder, cache=str(tmp_path / "cache"), cache_bytes=2**30)
+    for tool in (
+        other,
+        pickle.loads(pickle.dumps(first)),
+        ColQwen3Reranker(**json.loads(other.model_dump_json()) | {"encoder": encoder}),
+    ):
+        first._tools.cache.flush()
+        ranked = tool.compress_documents(files, QUESTION)
+        assert [(d.id, d.metadata["relevance_score"]) for d in ranked] == [
+            (d.id, d.metadata["relevance_score"]) for d in wanted
+        ]
+    assert encoder.stats.inputs == before + 3, "the queries alone"
+    with pytest.raises(ValueError, match="cache_bytes"):
+        ColQwen3Reranker(cache=PageEmbeddingCache(encoder), cache_bytes=5)
+    with pytest.raises(ValueError, match="cache"):
+        ColQwen3Reranker(encoder=encoder, cache=7)
+
+
 def test_a_document_that_scores_the_threshold_itself_stays(encoder: ColQwen3Encoder, files: list[Document]) -> None:
     cache = PageEmbeddingCache(encoder)
     first = reranker(encoder, cache=cache).compress_documents(files, QUESTION)
@@ -373,5 +397,5 @@ def test_pickle_json_and_copies_carry_settings_only(
     values = json.loads(ColQwen3Reranker(encoder=encoder, index=pages).model_dump_json())
     assert values["encoder"] == encoder.to_dict()
     assert values["index"] == pages.location
-    assert "cache" not in values
+    assert values["cache"] is None
     assert pickle.loads(pickle.dumps(ColQwen3Reranker(model="tiny", top_n=None))).top_n is None

@@ -90,6 +90,11 @@ def test_the_model_is_told_what_a_reader_would_cite_and_nothing_technical(file: 
     assert blocks[1].resolve_image().read() == file.read_bytes()  # type: ignore[attr-defined]
 
 
+def test_what_other_views_of_an_index_keep_is_not_shown() -> None:
+    page = Page(source="a.txt", text="Revenue rose.", metadata={"_langchain": "text", "year": 2024})
+    assert node_from_hit(Hit(page, 1.0)).metadata.keys() == {"year", "page_id", "page", "sha256", "source"}
+
+
 def test_a_text_page_is_a_text_node() -> None:
     node = node_from_hit(Hit(Page(source="a.txt", text="Revenue rose."), 1.0)).node
     assert type(node) is TextNode

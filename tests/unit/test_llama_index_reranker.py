@@ -36,6 +36,7 @@ from PIL import Image
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, PageIndex, Query, maxsim
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, StoreMismatchError
 from colqwen3_retrievers.llama_index import ColQwen3Reranker
+from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from tests.checkpoints import make_checkpoint
 
 N_PICTURES = 4
@@ -221,6 +222,30 @@ def test_pages_are_not_encoded_again_for_the_next_query(folder: Path, encoder: C
     for _ in range(2):
         forgetful.postprocess_nodes(image_nodes(folder), query_str="two")
     assert encoder.stats.inputs - before == 2 + 2 * (1 + N_PICTURES)
+
+
+def test_a_folder_keeps_embeddings_for_the_next_reranker(
+    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path
+) -> None:
+    first = ColQwen3Reranker(encoder=encoder, cache=tmp_path / "cache")
+    wanted = first.postprocess_nodes(image_nodes(folder), query_str="revenue")
+    first._tools.cache.flush()  # type: ignore[union-attr]
+    shared = PageEmbeddingCache(encoder, folder=tmp_path / "cache")
+    before = encoder.stats.inputs
+    others = [
+        ColQwen3Reranker(encoder=encoder, cache=str(tmp_path / "cache"), cache_bytes=2**30),
+        ColQwen3Reranker(cache=shared),
+        pickle.loads(pickle.dumps(first)),
+    ]
+    for reranker in others:
+        assert reranker.to_dict()["cache"] == str(tmp_path / "cache")
+        assert same_ranking(reranker.postprocess_nodes(image_nodes(folder), query_str="revenue"), wanted)
+    assert encoder.stats.inputs == before + len(others), "the queries alone"
+    for wrong in ({"cache_bytes": 5}, {"model": "tiny"}, {"encoder": ColQwen3Encoder("tiny")}):
+        with pytest.raises(ConfigError, match="cache"):
+            ColQwen3Reranker(cache=shared, **wrong)
+    with pytest.raises(ConfigError, match="cache"):
+        ColQwen3Reranker(encoder=encoder, cache=7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["the index", "its location", "its location and an encoder"])
@@ -411,6 +436,39 @@ def test_the_event_loop_runs_on_while_pages_are_encoded(folder: Path, gated: Gat
     assert threading.get_ident() not in gated.threads, "opening files and checkpoints is not for the loop's thread"
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_no_more_nodes_are_under_way_than_asked_for(
+    folder: Path, encoder: ColQwen3Encoder, size: int, asynchronous: bool
+) -> None:
+    under_way: set[int] = set()
+    most = 0
+
+    class Counting(ColQwen3Encoder):
+        """The real encoder, which counts the pages that are not done."""
+
+        def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
+            nonlocal most
+            future = super().submit_pages(pages)
+            under_way.add(id(future))
+            most = max(most, len(under_way))
+            future.add_done_callback(lambda done: under_way.discard(id(done)))
+            return future
+
+    nodes = [*image_nodes(folder), *(NodeWithScore(node=TextNode(id_=f"t{i}", text=f"text {i}")) for i in range(4))]
+    nodes.insert(2, NodeWithScore(node=TextNode(id_="empty", text=" ")))
+    with Counting(folder / "checkpoint", device="cpu") as counting:
+        reranker = ColQwen3Reranker(encoder=counting, embed_batch_size=size, on_error="keep", top_n=None)
+        ask = reranker.apostprocess_nodes(nodes, QueryBundle("x"))
+        ranked = (
+            asyncio.run(ask) if asynchronous else (ask.close(), reranker.postprocess_nodes(nodes, query_str="x"))[1]
+        )
+    assert 0 < most <= size
+    expected = ColQwen3Reranker(encoder=encoder, on_error="keep", top_n=None).postprocess_nodes(nodes, query_str="x")
+    assert ids(ranked) == ids(expected)
+    assert ids(ranked)[-1] == "empty"
+
+
 def test_cancelling_the_task_cancels_the_encoding(folder: Path, gated: Gated) -> None:
     async def run() -> None:
         reranker = ColQwen3Reranker(encoder=gated)
@@ -503,6 +561,7 @@ def test_it_needs_no_argument_and_loads_nothing() -> None:
         ({"top_n": 0}, "top_n"),
         ({"top_n": True}, "top_n"),
         ({"cache_bytes": -1}, "cache_bytes"),
+        ({"embed_batch_size": 0}, "embed_batch_size"),
         ({"score_mode": "max"}, "score_mode"),
         ({"on_error": "ignore"}, "on_error"),
         ({"model": 3}, "model"),
@@ -541,7 +600,7 @@ def copies(reranker: ColQwen3Reranker) -> list[ColQwen3Reranker]:
 def test_copies_of_any_kind_keep_the_settings_and_load_nothing(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "top_n": 3, "score_mode": "mean", "keep_retrieval_score": True, "on_error": "keep", "cache_bytes": 7,
-        "show_progress": True,
+        "embed_batch_size": 2, "show_progress": True,
     }  # fmt: skip
     for reranker in [
         ColQwen3Reranker(tmp_path / "no such model", device="cpu", index="no such index", **settings),

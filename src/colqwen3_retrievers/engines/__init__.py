@@ -7,7 +7,7 @@ above it, for all engines alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.datatypes import Float32
@@ -39,4 +39,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what it holds; further calls are errors."""
+        ...
+
+
+@runtime_checkable
+class ConcurrentEngine(Engine, Protocol):
+    """An engine that waits for other machines, and is kept busy by several calls of :meth:`embed` at once.
+
+    Attributes:
+        concurrency: calls under way at once, each from a thread of its own.
+    """
+
+    concurrency: int
+
+    def goes_alone(self, item: EncoderInput) -> bool:
+        """Say whether an input has a call of its own, instead of sharing one with others up to ``batch_tokens``."""
         ...

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 
 from colqwen3_retrievers.errors import require
+from colqwen3_retrievers.kernels.scan import CodeScan, numpy_scan
 from colqwen3_retrievers.late_interaction import Kernel, numpy_kernel
 
 
@@ -48,3 +49,42 @@ def default_kernel() -> Kernel:
     [[-0.5]]
     """
     return torch_kernel("cpu") if importlib.util.find_spec("torch") is not None else numpy_kernel
+
+
+@functools.cache
+def default_scan() -> CodeScan:
+    """Give the scan of candidates' codes for the CPU: torch's, or numpy's without torch.
+
+    >>> callable(default_scan())
+    True
+    """
+    if importlib.util.find_spec("torch") is None:
+        return numpy_scan
+    from colqwen3_retrievers.kernels.torch_scan import torch_scan  # torch is imported only when asked for
+
+    return torch_scan
+
+
+def device_scan(device: str = "cuda") -> CodeScan:
+    """Make the scan of candidates' codes for a GPU, where they then stay.
+
+    Uses a fused kernel where Triton is installed (``pip install "colqwen3-retrievers[gpu]"``), torch's own otherwise.
+    Give it to a store together with the kernel that scores candidates::
+
+        EmbeddedStore(folder, scan=device_scan("cuda"), kernel=torch_kernel("cuda"))
+
+    Args:
+        device: "cuda", or "cuda:1" and so on.
+
+    Raises:
+        ConfigError: torch has no such device.
+        MissingExtraError: torch is not installed.
+
+    >>> device_scan("cuda:99")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: device: 'cuda:99' asked for, torch sees ...
+    """
+    require("torch", "torch")
+    from colqwen3_retrievers.kernels.device_scan import DeviceScan  # torch is imported only when asked for
+
+    return DeviceScan(device)

@@ -56,7 +56,6 @@ class TorchKernel:
             raise ConfigError(f"device: {device!r} asked for, torch sees {torch.cuda.device_count()} CUDA devices")
         cuda = self.device.type == "cuda"
         self._chunk_bytes, self._tile = (_CUDA_CHUNK_BYTES, _CUDA_TILE) if cuda else (CPU_CHUNK_BYTES, CPU_TILE)
-        self._workers: tuple[int, int, ThreadPoolExecutor] | None = None
 
     def __repr__(self) -> str:
         """Say on which device it computes."""
@@ -72,10 +71,10 @@ class TorchKernel:
         Returns:
             float32 (n_queries, n_documents), sums over query tokens.
         """
-        tokens = _tensor(queries.vectors).to(self.device).float()
-        owners = _tensor(np.repeat(np.arange(len(queries)), queries.lengths)).to(self.device)
+        tokens = as_tensor(queries.vectors).to(self.device).float()
+        owners = as_tensor(np.repeat(np.arange(len(queries)), queries.lengths)).to(self.device)
         scores = torch.empty((len(documents), len(queries)), dtype=torch.float32, device=self.device)
-        vectors = _tensor(documents.vectors)
+        vectors = as_tensor(documents.vectors)
         bounds = chunk_bounds(documents.offsets, max(1, self._chunk_bytes // (4 * queries.dim)))
         cursor = itertools.count()
 
@@ -122,11 +121,22 @@ class TorchKernel:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _pool(self, n_workers: int) -> ThreadPoolExecutor:
-        """Give at least ``n_workers`` worker threads: those kept, unless they are fewer or a fork left them behind."""
-        kept = self._workers
-        if kept is None or kept[0] != os.getpid() or kept[1] < n_workers:
-            kept = self._workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
-        return kept[2]
+        return shared_workers(n_workers)
+
+
+_kept_workers: tuple[int, int, ThreadPoolExecutor] | None = None
+
+
+def shared_workers(n_workers: int) -> ThreadPoolExecutor:
+    """Give at least ``n_workers`` worker threads, the same to all kernels of the process.
+
+    New ones are made when those kept are fewer, or were left behind by a fork.
+    """
+    global _kept_workers
+    kept = _kept_workers  # no lock, which a fork might leave locked: at worst two threads make workers, and one's go
+    if kept is None or kept[0] != os.getpid() or kept[1] < n_workers:
+        kept = _kept_workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
+    return kept[2]
 
 
 _one_thread_lock = threading.Lock()
@@ -233,7 +243,7 @@ class _Alias:
         self.array = array  # numpy keeps this object, and with it the memory, as the base of the alias
 
 
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     """Give an array as a CPU tensor on the same memory where it is contiguous."""
     contiguous = np.ascontiguousarray(array)
     return torch.from_numpy(contiguous if contiguous.flags.writeable else np.asarray(_Alias(contiguous)))

@@ -1,4 +1,4 @@
-"""LangChain: a retriever, a reranker, and page images for chat models. Needs the extra ``langchain``.
+"""LangChain: retriever, reranker, vector store, loader, tool, and page images for chat models. Extra ``langchain``.
 
 Each name is loaded when it is first used; importing this package imports neither langchain_core nor torch.
 """
@@ -12,13 +12,23 @@ from colqwen3_retrievers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks as docs_to_content_blocks
+    from colqwen3_retrievers.langchain.embeddings import ColQwen3Embeddings as ColQwen3Embeddings
+    from colqwen3_retrievers.langchain.page_keys import page_key_encoder as page_key_encoder
+    from colqwen3_retrievers.langchain.page_loader import PageLoader as PageLoader
     from colqwen3_retrievers.langchain.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.langchain.retriever import ColQwen3Retriever as ColQwen3Retriever
+    from colqwen3_retrievers.langchain.retriever_tool import create_page_retriever_tool as create_page_retriever_tool
+    from colqwen3_retrievers.langchain.vector_store import ColQwen3VectorStore as ColQwen3VectorStore
 
 _WHERE = {
+    "ColQwen3Embeddings": "embeddings",
     "ColQwen3Reranker": "reranker",
     "ColQwen3Retriever": "retriever",
+    "ColQwen3VectorStore": "vector_store",
+    "PageLoader": "page_loader",
+    "create_page_retriever_tool": "retriever_tool",
     "docs_to_content_blocks": "content_blocks",
+    "page_key_encoder": "page_keys",
 }
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies

@@ -13,7 +13,7 @@ from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.langchain.documents import document_to_page
-from colqwen3_retrievers.langchain.fields import OptionalIndexField, open_index
+from colqwen3_retrievers.langchain.fields import CacheField, OptionalIndexField, open_index
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.stores.protocol import check_info
 
@@ -37,11 +37,12 @@ class DocumentEmbeddings:
         device: str | None,
         encoder: ColQwen3Encoder | None,
         index: OptionalIndexField,
-        cache: PageEmbeddingCache | None,
+        cache: CacheField,
+        cache_bytes: int | None = None,
     ) -> None:
-        self.made_from = (model, device, encoder, index, cache)
+        self.made_from = (model, device, encoder, index, cache, cache_bytes)
         self.index = None if index is None else open_index(index, None)
-        if cache is not None:
+        if isinstance(cache, PageEmbeddingCache):
             self.encoder: Any = cache.encoder
         elif encoder is not None:
             self.encoder = encoder
@@ -53,7 +54,9 @@ class DocumentEmbeddings:
             self.encoder = ColQwen3Encoder(model, device=device)
         if self.index is not None:
             check_info(self.index.info, self.encoder.info, self.index.location)
-        self.cache = cache if cache is not None else PageEmbeddingCache(self.encoder)
+        if not isinstance(cache, PageEmbeddingCache):
+            cache = PageEmbeddingCache(self.encoder, cache_bytes, folder=cache)
+        self.cache = cache
 
     def submit(self, documents: Sequence[Document]) -> list[Future[MultiVector]]:
         """Look documents up in the index, and start encoding the others; one future each."""

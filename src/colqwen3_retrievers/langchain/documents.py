@@ -6,14 +6,14 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
 from langchain_core.documents import Document
 from PIL import Image
 
-from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.documents import Hit, Page
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import ImageSource
 
@@ -23,8 +23,21 @@ SCORE: Final = "score"
 RELEVANCE_SCORE: Final = "relevance_score"
 """Metadata key of the rerank score, as LangChain's other rerankers name it."""
 
-DOCUMENT_KEYS: Final = {"page": "number", "page_label": "label", "page_id": "id"}
-"""Keys of our documents' metadata whose page field has another name."""
+NEIGHBOUR_OF: Final = "neighbour_of"
+"""Metadata key of a neighbouring page: the id of the page that was found, and beside which it stands."""
+
+STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF)
+"""Keys that say something of one search or one machine, and are made anew with each document."""
+
+OTHER_VIEWS: Final = ("_llama_index",)
+"""Technical keys of pages that came into the index by another framework; no document shows them."""
+
+KEPT: Final = "_langchain"
+"""Technical key in a page's metadata: the page was a LangChain document, and goes back to it word for word.
+
+``"text"``: its content is the page's text. ``"cited"``: its content is ``metadata["citation"]`` and then the text. See
+:mod:`~colqwen3_retrievers.langchain.kept_documents`; no document shows this key.
+"""
 
 _REMOTE = re.compile(r"(?:https?|ftps?|s3|gs|az)://", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[^,]*?;base64,", re.IGNORECASE)
@@ -42,6 +55,7 @@ def page_to_document(page: Page, score: float | None = None) -> Document:
         the citation ("a.pdf, page 3"), followed by a blank line and the page's text where there is one. ``metadata``
         is the page's own, and over it ``source``, ``file_name``, ``page`` (from 1), ``page_label`` (as printed),
         ``citation``, ``sha256``, and where known ``image_path`` (absolute) and ``score``. ``id`` is the page's.
+        A page that was a document of another maker has that one's content and metadata, as they were.
 
     Raises:
         PageError: the page has no digest yet and its image cannot be opened.
@@ -50,6 +64,8 @@ def page_to_document(page: Page, score: float | None = None) -> Document:
     >>> document.id, document.page_content, document.metadata["score"]
     ('a.pdf#page=3', 'a.pdf, page 3\n\nRevenue rose.', 7.5)
     """
+    if KEPT in page.metadata:
+        return _kept_document(page, score)
     cited = citation(page)
     metadata: dict[str, Any] = {
         **page.metadata,
@@ -62,14 +78,47 @@ def page_to_document(page: Page, score: float | None = None) -> Document:
     }
     if page.label is None:
         del metadata["page_label"]  # a filter on it would find nothing
-    for stale in ("image_path", SCORE, RELEVANCE_SCORE):
+    for stale in (*STALE, *OTHER_VIEWS):
         metadata.pop(stale, None)
-    if page.image_path is not None:
-        metadata["image_path"] = os.path.abspath(page.image_path)  # noqa: PTH100 - Path.absolute keeps ".."
-    if score is not None:
-        metadata[SCORE] = float(score)
-    content = f"{cited}\n\n{page.text}" if page.text.strip() else cited
-    return Document(page_content=content, metadata=metadata, id=page.id)
+    metadata |= _of_this_search(page, score)
+    return Document(page_content=cited_content(cited, page.text), metadata=metadata, id=page.id)
+
+
+def hits_to_documents(hits: Sequence[Hit], *, scores: bool = True) -> list[Document]:
+    """Give what a search found as documents.
+
+    Args:
+        hits: of one search, with or without neighbours.
+        scores: whether ``metadata["score"]`` tells the MaxSim sum.
+
+    Returns:
+        The hits in order, each followed by its neighbouring pages that are no hits themselves and were not listed
+        before, without a score and with the id of their hit under ``metadata["neighbour_of"]``.
+
+    >>> pages = [Page(source="a.pdf", number=n, text="x") for n in (1, 2, 3)]
+    >>> found = hits_to_documents([Hit(pages[1], 7.5, (pages[0], pages[2])), Hit(pages[0], 7.0)])
+    >>> [(document.metadata["page"], document.metadata.get("neighbour_of")) for document in found]
+    [(2, None), (3, 'a.pdf#page=2'), (1, None)]
+    """
+    documents = []
+    listed = {hit.page.id for hit in hits}
+    for hit in hits:
+        documents.append(page_to_document(hit.page, hit.score if scores else None))
+        for page in hit.neighbours:
+            if page.id not in listed:
+                listed.add(page.id)
+                beside = page_to_document(page)
+                documents.append(beside.model_copy(update={"metadata": {**beside.metadata, NEIGHBOUR_OF: hit.page.id}}))
+    return documents
+
+
+def cited_content(cited: str, text: str) -> str:
+    r"""Put a citation before a text, if there is one.
+
+    >>> cited_content("a.pdf, page 3", "Revenue rose."), cited_content("a.pdf, page 3", " ")
+    ('a.pdf, page 3\n\nRevenue rose.', 'a.pdf, page 3')
+    """
+    return f"{cited}\n\n{text}" if text.strip() else cited
 
 
 def citation(page: Page) -> str:
@@ -176,6 +225,20 @@ def document_to_page(document: Document, name: str) -> Page:
     if image is None and not text.strip():
         raise ConfigError("neither a text nor an image (metadata 'image_path' or 'image')")
     return Page(id=name, image=image, text=text)
+
+
+def _kept_document(page: Page, score: float | None) -> Document:
+    metadata = {key: value for key, value in page.metadata.items() if key != KEPT}
+    cited = page.metadata[KEPT] == "cited"
+    content = cited_content(str(metadata.get("citation")), page.text) if cited else page.text
+    return Document(page_content=content, metadata=metadata | _of_this_search(page, score), id=page.id)
+
+
+def _of_this_search(page: Page, score: float | None) -> dict[str, Any]:
+    known: dict[str, Any] = {} if score is None else {SCORE: float(score)}
+    if page.image_path is not None:
+        known["image_path"] = os.path.abspath(page.image_path)  # noqa: PTH100 - Path.absolute keeps ".."
+    return known
 
 
 def _block_image(block: Mapping[str, Any]) -> bytes:

@@ -11,17 +11,25 @@ from pydantic import BaseModel, PlainSerializer
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
 def _location(index: PageIndex | str | Path | None) -> str | None:
     if index is None or isinstance(index, PageIndex):
         return None if index is None else index.location
+    if isinstance(index, str) and "://" in index:
+        return index
     return str(Path(index).expanduser().absolute())
 
 
 def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
     return None if encoder is None else encoder.to_dict()
+
+
+def _folder(cache: PageEmbeddingCache | str | Path | None) -> str | None:
+    folder = cache.folder if isinstance(cache, PageEmbeddingCache) else cache
+    return None if folder is None else str(Path(folder).expanduser().absolute())
 
 
 IndexField: TypeAlias = Annotated[PageIndex | str | Path, PlainSerializer(_location, when_used="json")]
@@ -32,6 +40,9 @@ OptionalIndexField: TypeAlias = Annotated[PageIndex | str | Path | None, PlainSe
 
 EncoderField: TypeAlias = Annotated[ColQwen3Encoder | None, PlainSerializer(_settings, when_used="json")]
 """An encoder or none; in JSON its settings, which hold no secret."""
+
+CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainSerializer(_folder, when_used="json")]
+"""A cache of page embeddings, the folder of one, or none; in JSON its folder."""
 
 
 def open_index(index: PageIndex | str | Path, encoder: ColQwen3Encoder | None) -> PageIndex:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
@@ -19,11 +20,12 @@ from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
-from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE
-from colqwen3_retrievers.langchain.fields import EncoderField, OptionalIndexField, pickled
+from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
+from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, pickled
 from colqwen3_retrievers.langchain.future_group import FutureGroup
 from colqwen3_retrievers.late_interaction import maxsim, relevance
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.server_scores import server_scores
 
 RERANK_ERROR = "rerank_error"
 """Metadata key under which ``on_error="keep"`` says why a document has no score."""
@@ -48,12 +50,17 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         top_n: most documents given back, at least 1; None gives all.
         encoder: a ready encoder, in place of ``model`` and ``device``.
         index: where embeddings of known pages are: an open index, or its folder or address, opened for reading.
-        cache: embeddings of other documents, to be shared; None makes one of 512 MB in memory.
+        cache: embeddings of other documents: a ready cache, to be shared; or a folder, which other processes may share
+            and which is there the next time; None keeps them in memory.
+        cache_bytes: most bytes of token embeddings kept; 0 keeps none; None takes 512 MB in memory, 8 GB in a folder.
         score_mode: ``"relevance"``, 0 to 1: (1 + mean MaxSim) / 2; ``"mean"``, -1 to 1: mean MaxSim over query tokens;
             ``"sum"``: MaxSim, which grows with the query.
         score_threshold: documents below it are left out; None leaves out none.
         on_error: when a document cannot be read or encoded: ``"raise"``; ``"skip"``, which leaves it out with a warning
             in the log; ``"keep"``, which puts it behind the scored ones, the reason in ``metadata["rerank_error"]``.
+        scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
+            with a url, which encode every document anew on each call: no vectors travel, no ``index`` or ``cache``
+            helps.
 
     Raises:
         ValueError: an argument is wrong or unknown (pydantic's ValidationError).
@@ -77,10 +84,12 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     top_n: int | None = Field(default=3, ge=1)
     encoder: EncoderField = None
     index: OptionalIndexField = None
-    cache: PageEmbeddingCache | None = Field(default=None, exclude=True, repr=False)
+    cache: CacheField = Field(default=None, repr=False)
+    cache_bytes: int | None = Field(default=None, ge=0, strict=True)
     score_mode: Literal["relevance", "mean", "sum"] = "relevance"
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     on_error: Literal["raise", "skip", "keep"] = "raise"
+    scoring: Literal["client", "server"] = "client"
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
     _tools: DocumentEmbeddings | None = PrivateAttr(default=None)
@@ -90,11 +99,16 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
-        ready = self.encoder is not None or self.cache is not None
+        made = self.cache if isinstance(self.cache, PageEmbeddingCache) else None
+        ready = self.encoder is not None or made is not None
         if ready and (self.model is not None or self.device is not None):
             raise ConfigError("give model and device, or an encoder or cache that has them, not both")
-        if self.encoder is not None and self.cache is not None and self.cache.encoder is not self.encoder:
+        if self.encoder is not None and made is not None and made.encoder is not self.encoder:
             raise ConfigError("cache: it belongs to another encoder")
+        if made is not None and self.cache_bytes is not None:
+            raise ConfigError("cache_bytes: the cache has its own bound; give either of them")
+        if self.scoring == "server" and not (self.index is None and self.cache is None and self.cache_bytes is None):
+            raise ConfigError("scoring='server': every document is encoded anew there; give neither index nor cache")
         return self
 
     # -- LangChain's -----------------------------------------------------------------------------------------------
@@ -119,6 +133,8 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         asked, listed = _checked(query), _listed(documents)
         if not listed:
             return []
+        if self.scoring == "server":
+            return self._scored_there(listed, asked)
         group = FutureGroup()
         try:
             question, embeddings = self._start(asked, listed, group)
@@ -134,6 +150,8 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         asked, listed = _checked(query), _listed(documents)
         if not listed:
             return []
+        if self.scoring == "server":
+            return await asyncio.to_thread(self._scored_there, listed, asked)
         group = FutureGroup()
         try:  # starting reads files and may load a model
             question, embeddings = await asyncio.to_thread(self._start, asked, listed, group)
@@ -167,7 +185,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     def _opened(self) -> DocumentEmbeddings:
         """Give the encoder, the cache and the index; made anew when a field has changed since."""
         with self._lock:
-            fields = (self.model, self.device, self.encoder, self.index, self.cache)
+            fields = (self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes)
             if self._tools is None or self._tools.made_from != fields:
                 self._tools = DocumentEmbeddings(*fields)
             return self._tools
@@ -188,30 +206,42 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         try:
             return result_at(future, place)
         except EncodeError as exc:
-            name = f"document {place}" + (f" (id {documents[place].id!r})" if documents[place].id else "")
-            message = f"{name}: {str(exc).removeprefix(f'input {place}: ')}"
-            if self.on_error == "raise":
-                raise EncodeError(message, index=place) from exc
-            _logger.warning("%s: %s", "left out" if self.on_error == "skip" else "not scored", message)
-            return exc
+            return self._refused(exc, place, documents)
+
+    def _refused(self, exc: EncodeError, place: int, documents: list[Document]) -> EncodeError:
+        name = f"document {place}" + (f" (id {documents[place].id!r})" if documents[place].id else "")
+        message = f"{name}: {str(exc).removeprefix(f'input {place}: ')}"
+        if self.on_error == "raise":
+            raise EncodeError(message, index=place) from exc
+        _logger.warning("%s: %s", "left out" if self.on_error == "skip" else "not scored", message)
+        return exc
 
     def _ranked(
         self, documents: list[Document], found: list[MultiVector | Exception], query: MultiVector
     ) -> list[Document]:
         embedded = {place: vectors for place, vectors in enumerate(found) if isinstance(vectors, MultiVector)}
         sums = maxsim(query, list(embedded.values()), kernel=default_kernel())[0].tolist() if embedded else []
-        best = sorted(zip(sums, embedded, strict=True), key=lambda pair: -pair[0])  # stable: ties as they came
+        failures = {place: failure for place, failure in enumerate(found) if isinstance(failure, Exception)}
+        return self._in_order(documents, dict(zip(embedded, sums, strict=True)), failures, len(query))
+
+    def _scored_there(self, documents: list[Document], query: str | Query) -> list[Document]:
+        """Let the encoder's servers score."""
+        pages = [partial(document_to_page, document, f"document {i}") for i, document in enumerate(documents)]
+        asked = Query(query) if isinstance(query, str) else query
+        found = server_scores(self._opened().encoder, asked, pages)
+        failures = {place: self._refused(exc, place, documents) for place, exc in found.broken.items()}
+        return self._in_order(documents, found.sums, failures, found.n_query_tokens)
+
+    def _in_order(
+        self, documents: list[Document], sums: dict[int, float], failures: Mapping[int, Exception], n_query_tokens: int
+    ) -> list[Document]:
         ranked: list[Document] = []
-        for total, place in best:
-            score = self._scaled(total, len(query))
+        for place in sorted(sums, key=lambda place: -sums[place]):  # stable: ties as they came
+            score = self._scaled(sums[place], n_query_tokens)
             if self.score_threshold is None or score >= self.score_threshold:
                 ranked.append(_copy(documents[place], {RELEVANCE_SCORE: score}))
         if self.on_error == "keep":
-            ranked += [
-                _copy(documents[place], {RERANK_ERROR: str(failure)})
-                for place, failure in enumerate(found)
-                if isinstance(failure, Exception)
-            ]
+            ranked += [_copy(documents[place], {RERANK_ERROR: str(failures[place])}) for place in sorted(failures)]
         return ranked[: self.top_n]
 
     def _scaled(self, total: float, n_query_tokens: int) -> float:
@@ -220,8 +250,8 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         return total / n_query_tokens if self.score_mode == "mean" else relevance(total, n_query_tokens)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as settings and the index's location; the cache stays behind."""
-        return pickled(self, "cache")
+        """Pickle as settings and the index's location; a cache in memory stays behind."""
+        return pickled(self, *(("cache",) if isinstance(self.cache, PageEmbeddingCache) else ()))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Give a copy that shares the encoder, the cache and the index."""

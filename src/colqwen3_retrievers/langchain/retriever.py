@@ -21,13 +21,13 @@ from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Hit, Query
+from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.langchain.documents import DOCUMENT_KEYS, page_to_document
+from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
+from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.langchain.future_group import FutureGroup
-from colqwen3_retrievers.stores.where import rename_fields
 
 Outcome = list[Document] | Exception
 
@@ -44,9 +44,11 @@ class ColQwen3Retriever(BaseRetriever):
         index: an open index; or its folder or address, which is opened now, for reading. No model is loaded.
         encoder: with a folder: what encodes queries; None rebuilds it from what the index knows, at the first query.
         k: most documents, at least 1.
-        filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`. ``page`` and
-            ``page_label`` are the documents' own; ``metadata.page`` is a key of yours.
+        filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`, the names are
+            keys of the documents' metadata: ``page`` is what they show, ``metadata.page`` a key of yours.
         group_by: ``"source"`` gives the best page of each source.
+        window: pages before and after each of them in its source, which follow it in the list, without a score; their
+            ``metadata["neighbour_of"]`` is the id of the page they stand beside. ``filter`` does not bear on them.
 
     Raises:
         StoreError: no index there.
@@ -71,6 +73,7 @@ class ColQwen3Retriever(BaseRetriever):
     k: int = Field(default=4, ge=1)
     filter: dict[str, Any] | None = None
     group_by: Literal["source"] | None = None
+    window: int = Field(default=0, ge=0)
 
     _opened_here: bool = PrivateAttr(default=False)
 
@@ -114,7 +117,7 @@ class ColQwen3Retriever(BaseRetriever):
         question: Query | None = None,
     ) -> list[Document]:
         asked = _checked(question or query)
-        return _documents(self._pages.search(asked, **self._how(k, filter)))
+        return hits_to_documents(self._pages.search(asked, **self._how(k, filter)))
 
     async def _aget_relevant_documents(
         self,
@@ -126,7 +129,7 @@ class ColQwen3Retriever(BaseRetriever):
         question: Query | None = None,
     ) -> list[Document]:
         asked = _checked(question or query)
-        return _documents(await self._pages.asearch(asked, **self._how(k, filter)))
+        return hits_to_documents(await self._pages.asearch(asked, **self._how(k, filter)))
 
     # -- many queries --------------------------------------------------------------------------------------------------
 
@@ -222,8 +225,9 @@ class ColQwen3Retriever(BaseRetriever):
     def _how(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "k": self.k if k is None else k,
-            "where": rename_fields(self.filter if filter is None else filter, DOCUMENT_KEYS),
+            "where": document_filter(self.filter if filter is None else filter),
             "group_by": self.group_by,
+            "window": self.window,
         }
 
     def _answer(
@@ -267,7 +271,7 @@ class ColQwen3Retriever(BaseRetriever):
             except Exception as exc:  # handed to the caller of this query
                 outcomes[place] = exc
         found = self._pages.search_many(list(made.values()), **how)
-        outcomes |= {place: _documents(hits) for place, hits in zip(made, found, strict=True)}
+        outcomes |= {place: hits_to_documents(hits) for place, hits in zip(made, found, strict=True)}
         return [outcomes[place] for place in sorted(outcomes)]
 
     def _manager(self, kind: Any, config: RunnableConfig) -> Any:
@@ -320,10 +324,6 @@ def _shown(query: object) -> str:
     if not isinstance(query, Query):
         return query if isinstance(query, str) else repr(query)
     return " ".join(part for part in ("[image]" if query.image is not None else "", query.text or "") if part)
-
-
-def _documents(hits: list[Hit]) -> list[Document]:
-    return [page_to_document(hit.page, hit.score) for hit in hits]
 
 
 def _parts(inputs: Sequence[Any], config: RunnableConfig) -> list[Sequence[Any]]:

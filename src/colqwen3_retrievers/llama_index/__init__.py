@@ -1,4 +1,4 @@
-"""LlamaIndex: retrieve and rerank pages by late interaction.
+"""LlamaIndex: read, index, retrieve and rerank pages by late interaction.
 
 ::
 
@@ -16,15 +16,23 @@ from colqwen3_retrievers.errors import require
 from colqwen3_retrievers.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from colqwen3_retrievers.llama_index.embedding import ColQwen3Embedding as ColQwen3Embedding
     from colqwen3_retrievers.llama_index.filters import filters_to_where as filters_to_where
     from colqwen3_retrievers.llama_index.nodes import node_from_hit as node_from_hit
     from colqwen3_retrievers.llama_index.nodes import page_from_node as page_from_node
+    from colqwen3_retrievers.llama_index.page_nodes import PageNodes as PageNodes
+    from colqwen3_retrievers.llama_index.reader import PageReader as PageReader
     from colqwen3_retrievers.llama_index.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.llama_index.retriever import ColQwen3Retriever as ColQwen3Retriever
+    from colqwen3_retrievers.llama_index.tool import PageRetrieverTool as PageRetrieverTool
 
 _WHERE = {
+    "ColQwen3Embedding": "embedding",
     "ColQwen3Reranker": "reranker",
     "ColQwen3Retriever": "retriever",
+    "PageNodes": "page_nodes",
+    "PageReader": "reader",
+    "PageRetrieverTool": "tool",
     "filters_to_where": "filters",
     "node_from_hit": "nodes",
     "page_from_node": "nodes",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Self
 
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import BaseNode, NodeWithScore
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
@@ -40,22 +41,47 @@ class Candidates:
     broken: dict[int, ColQwen3Error] = field(default_factory=dict)
     query: Future[list[MultiVector]] = field(default_factory=Future)
     left: bool = False
+    _cache: PageEmbeddingCache | None = None
+    _waiting: deque[tuple[int, BaseNode]] = field(default_factory=deque)
+    _at_once: int = 1
 
-    def start(self, nodes: Sequence[NodeWithScore], query: Query, tools: Tools) -> None:
-        """Take what the index holds and start encoding the rest; it reads files, and may open a checkpoint."""
+    def start(self, nodes: Sequence[NodeWithScore], query: Query, tools: Tools, at_once: int | None = None) -> None:
+        """Take what the index holds and start encoding the rest; it reads files, and may open a checkpoint.
+
+        Args:
+            nodes: the candidates.
+            query: the question.
+            tools: what encodes, and where embeddings are known from.
+            at_once: most nodes under way; those beyond wait for :meth:`reach`. None starts all.
+        """
         self.query = tools.encoder.submit_queries([query])
         if tools.index is not None:
             self._look_up(nodes, tools.index)
+        self._cache = tools.cache
+        self._waiting.extend((i, given.node) for i, given in enumerate(nodes) if i not in self.vectors)
+        self._at_once = at_once or len(nodes)
+        self._start_next()
+
+    def is_waiting(self, position: int) -> bool:
+        """Whether the node at a position has to be reached first."""
+        return bool(self._waiting) and self._waiting[0][0] <= position
+
+    def reach(self, position: int) -> None:
+        """Start encoding as far as a position, once those before it are settled; it reads files, like :meth:`start`."""
+        while self.is_waiting(position):
+            self._start_next()
+
+    def _start_next(self) -> None:
         places, pages = [], []
-        for position, given in enumerate(nodes):
-            if position in self.vectors:
-                continue
+        for _ in range(min(self._at_once, len(self._waiting))):
+            position, node = self._waiting.popleft()
             try:
-                pages.append(page_from_node(given.node))
+                pages.append(page_from_node(node))
                 places.append(position)
             except (PageError, ConfigError) as exc:
                 self.broken[position] = exc
-        self.pages.update(zip(places, tools.cache.submit(pages), strict=True))
+        if self._cache is not None:
+            self.pages.update(zip(places, self._cache.submit(pages), strict=True))
         if self.left:  # the task that wanted it was cancelled while this thread was at it
             self.cancel()
 

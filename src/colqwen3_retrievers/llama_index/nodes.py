@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from llama_index.core.schema import (
     BaseNode,
+    Document,
     ImageNode,
+    IndexNode,
     MediaResource,
     MetadataMode,
     Node,
@@ -25,12 +27,17 @@ from llama_index.core.schema import (
 
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.images import ImageSource, open_header, read_image_bytes
+from colqwen3_retrievers.images import open_header, read_image_bytes
+from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, recorded_fields
 
 _log = logging.getLogger(__name__)
 
-PAGE_ID: Final = "page_id"
-_TECHNICAL: Final = (PAGE_ID, "source", "file_type", "page_count", "sha256", "width", "height")
+TECHNICAL: Final = (PAGE_ID, "source", "file_type", "page_count", "sha256", "width", "height")
+"""Metadata of a page that no model has to be told."""
+
+OTHER_VIEWS: Final = ("_langchain",)
+"""Metadata with which other frameworks' views of the same index keep what is theirs."""
+
 _DATA_URL: Final = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -40,6 +47,10 @@ def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
     A page with a picture is an ``ImageNode``: ``id_`` is the page's id, ``image_path`` the picture's file, ``text`` the
     id and, below it, the page's text layer (so no two pages hash alike, though blank pages look alike). A text page is
     a ``TextNode`` whose ``text`` is the page's. So is a page whose picture is not at hand; then a warning is logged.
+
+    A page that was added as a node comes back as it: metadata, relationships, templates and what is excluded are its
+    own (a ``Document`` or ``Node`` becomes an ``ImageNode`` or ``TextNode``, which is what the rest of LlamaIndex can
+    handle). Only ``page_id`` joins the metadata, and a picture's ``text`` begins with the id.
 
     Args:
         hit: of :meth:`PageIndex.search`.
@@ -54,34 +65,60 @@ def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
     >>> node.node_id, node.score, node.text, node.metadata["page"], node.node.ref_doc_id
     ('a.txt#page=2', 3.5, 'Revenue rose.', 2, 'a.txt')
     """
-    page = hit.page
+    return NodeWithScore(node=node_from_page(hit.page, inline_image=inline_image), score=float(hit.score))
+
+
+def node_from_page(page: Page, *, inline_image: bool = False) -> BaseNode:
+    """Give a page as a node; see :func:`node_from_hit`.
+
+    >>> node_from_page(Page(source="a.txt", text="Revenue rose.")).node_id
+    'a.txt#page=1'
+    """
     picture = _picture(page)
-    metadata: dict[str, Any] = {**page.metadata, PAGE_ID: page.id, "page": page.number, "sha256": page.sha256}
+    if NODE_RECORD in page.metadata:
+        fields = recorded_fields(page)
+    else:
+        fields = {"text": page.text, **page_fields(page, None if picture is None else picture[1:])}
+    if picture is None:
+        kind = IndexNode if "index_id" in fields else TextNode
+        return kind(**{**fields, "text": fields["text"] or page.id})
+    text = f"{page.id}\n\n{fields['text']}" if fields["text"] else page.id
+    image = base64.b64encode(read_image_bytes(picture[0])).decode("ascii") if inline_image else None
+    return ImageNode(**{**fields, "text": text, "image": image, "image_path": str(picture[0])})
+
+
+def page_fields(page: Page, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Give what nodes and documents of a page have in common, but for its text and picture.
+
+    Args:
+        page: from files or an index.
+        size: width and height of its picture in pixels, where the page's metadata tells none.
+
+    Returns:
+        Arguments of a node's constructor: id, metadata, what is excluded from which text, SOURCE.
+
+    >>> page_fields(Page(source="a.pdf", number=2, sha256="ab"), None)["metadata"]
+    {'page_id': 'a.pdf#page=2', 'page': 2, 'sha256': 'ab', 'source': 'a.pdf'}
+    """
+    own = {key: value for key, value in page.metadata.items() if key not in OTHER_VIEWS}
+    metadata: dict[str, Any] = {**own, PAGE_ID: page.id, "page": page.number, "sha256": page.sha256}
     if page.source:
         metadata["source"] = page.source
     if page.label is not None:
         metadata["page_label"] = page.label
-    if picture is not None:
-        metadata.setdefault("width", picture[1])
-        metadata.setdefault("height", picture[2])
+    if size is not None:
+        metadata.setdefault("width", size[0])
+        metadata.setdefault("height", size[1])
     cited = "file_name" if "file_name" in metadata else "source"  # what a reader would name
-    common: dict[str, Any] = {
+    return {
         "id_": page.id,
         "metadata": metadata,
         "excluded_embed_metadata_keys": sorted(metadata),
-        "excluded_llm_metadata_keys": [key for key in _TECHNICAL if key in metadata and key != cited],
+        "excluded_llm_metadata_keys": [key for key in TECHNICAL if key in metadata and key != cited],
         "relationships": {
             NodeRelationship.SOURCE: RelatedNodeInfo(node_id=page.source or page.id, node_type=ObjectType.DOCUMENT)
         },
     }
-    node: BaseNode
-    if picture is None:
-        node = TextNode(text=page.text or page.id, **common)
-    else:
-        text = f"{page.id}\n\n{page.text}" if page.text else page.id
-        image = base64.b64encode(read_image_bytes(picture[0])).decode("ascii") if inline_image else None
-        node = ImageNode(text=text, image=image, image_path=str(picture[0]), **common)
-    return NodeWithScore(node=node, score=float(hit.score))
 
 
 def page_from_node(node: BaseNode) -> Page:
@@ -100,7 +137,29 @@ def page_from_node(node: BaseNode) -> Page:
     >>> page_from_node(TextNode(id_="a", text="Revenue rose.", metadata={"year": 2024})).text.split()
     ['year:', '2024', 'Revenue', 'rose.']
     """
-    return Page(id=node.node_id or "node", image=_image_of(node), text=_text_of(node))
+    return Page(id=node.node_id or "node", image=image_of(node), text=_text_of(node))
+
+
+def label_of(node: BaseNode) -> str:
+    """Name a node on one line for whoever is to cite it: the metadata meant for chat models, or else its id.
+
+    >>> label_of(TextNode(metadata={"file_name": "a.pdf", "page": 3})), label_of(TextNode(id_="n"))
+    ('file_name: a.pdf, page: 3', 'n')
+    """
+    lines = (line.strip() for line in node.get_metadata_str(MetadataMode.LLM).splitlines())
+    return ", ".join(line for line in lines if line) or node.node_id
+
+
+def has_image(node: BaseNode) -> bool:
+    """Whether a node carries a picture, in whatever way.
+
+    >>> has_image(ImageNode(image_path="a.png")), has_image(TextNode(text="a.png"))
+    (True, False)
+    """
+    if isinstance(node, ImageNode):
+        return bool(node.image or node.image_path or node.image_url)
+    resource = node.image_resource if isinstance(node, Node) else None
+    return resource is not None and bool(resource.data or resource.path or resource.url)
 
 
 def query_from_bundle(bundle: QueryBundle | None, *, text: str | None = None) -> Query:
@@ -139,7 +198,16 @@ def _picture(page: Page) -> tuple[Path, int, int] | None:
     return path.absolute(), width, height
 
 
-def _image_of(node: BaseNode) -> ImageSource | None:
+def image_of(node: BaseNode) -> str | Path | bytes | None:
+    """Give a node's picture, unopened: the bytes of base64 and ``data:`` URLs, or a path; None when there is none.
+
+    Raises:
+        PageError: base64 that is none.
+        ConfigError: a picture that is only known by a URL: nothing is fetched.
+
+    >>> image_of(ImageNode(image="YWJj")), image_of(TextNode(text="x"))
+    (b'abc', None)
+    """
     if isinstance(node, ImageNode):
         data: str | bytes | None = node.image
         path, url = node.image_path, node.image_url
@@ -168,12 +236,26 @@ def _decode(data: str | bytes, name: str) -> bytes:
         raise PageError("the image is not base64", source=name) from exc
 
 
-def _text_of(node: BaseNode) -> str:
+def plain_text(node: BaseNode) -> str:
+    r"""Give a node's text without the id that :func:`node_from_page` put before a picture's.
+
+    >>> plain_text(ImageNode(id_="a", text="a\n\nRevenue rose.", metadata={"page_id": "a"}))
+    'Revenue rose.'
+    """
     text = node.get_content(MetadataMode.NONE)
+    if node.metadata.get(PAGE_ID) != node.node_id:
+        return text
+    if text == node.node_id:
+        return ""
+    return text.removeprefix(f"{node.node_id}\n\n") if isinstance(node, ImageNode | Document) else text
+
+
+def _text_of(node: BaseNode) -> str:
+    text = plain_text(node)
     if not text.strip():
         return ""  # metadata alone is not something to rank by
-    if node.metadata.get(PAGE_ID) != node.node_id:
+    if text == node.get_content(MetadataMode.NONE):
         return node.get_content(MetadataMode.EMBED)
-    if text == node.node_id:  # a node of ours: the page's text, as the index encoded it
-        return ""
-    return text.removeprefix(f"{node.node_id}\n\n") if isinstance(node, ImageNode) else text
+    bare = node.model_copy()
+    bare.set_content(text)
+    return bare.get_content(MetadataMode.EMBED)

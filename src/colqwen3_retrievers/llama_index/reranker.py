@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,13 +27,15 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.late_interaction import relevance
 from colqwen3_retrievers.llama_index.candidates import Candidates, Tools
-from colqwen3_retrievers.llama_index.nodes import query_from_bundle
-from colqwen3_retrievers.page_cache import DEFAULT_MAX_BYTES, PageEmbeddingCache, result_at
+from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle
+from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.server_scores import server_scores
 from colqwen3_retrievers.stores.protocol import check_info
 
 _log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     Nothing is loaded before the first nodes come. A picture is encoded from the picture alone (its text joins the
     prompt only with an encoder made with ``include_text=True``), a text with the metadata meant for embedding models.
-    Pages seen before are not encoded again: they come from ``index``, or from a bounded cache in memory. The async path
+    Pages seen before are not encoded again: they come from ``index``, or from a bounded cache. The async path
     awaits the encoder and never blocks the event loop. The nodes handed in are left as they are.
 
     Args:
@@ -58,7 +61,14 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         keep_retrieval_score: whether ``metadata["retrieval_score"]`` of the nodes given back holds the score they had.
         on_error: a node that cannot be encoded (broken picture, nothing in it): ``"raise"``, ``"skip"`` it, or
             ``"keep"`` it after the others, without a score. Skipping and keeping are logged as warnings.
-        cache_bytes: most bytes of token embeddings kept in memory between calls; 0 keeps none.
+        cache: where token embeddings are kept between calls: a folder, which other processes may share and which is
+            there the next time; or a ready :class:`~colqwen3_retrievers.page_cache.PageEmbeddingCache`, whose encoder
+            is then taken. None keeps them in memory.
+        cache_bytes: most bytes of token embeddings kept; 0 keeps none; None takes 512 MB in memory, 8 GB in a folder.
+        scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
+            with a url, which encode every node anew on each call: no vectors travel, no ``index`` or ``cache`` helps.
+        embed_batch_size: most nodes under way at a time, at least 1, for long lists of large pictures; None starts all
+            of them. The encoder cuts its own batches in either case.
         show_progress: whether to draw a progress bar (on a terminal).
         callback_manager: LlamaIndex's; query engines set theirs.
 
@@ -89,7 +99,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     score_mode: Literal["sum", "mean", "relevance"] = "sum"
     keep_retrieval_score: bool = False
     on_error: Literal["raise", "skip", "keep"] = "raise"
-    cache_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=0, strict=True)
+    cache: PageEmbeddingCache | str | None = Field(default=None, repr=False)
+    cache_bytes: int | None = Field(default=None, ge=0, strict=True)
+    scoring: Literal["client", "server"] = "client"
+    embed_batch_size: int | None = Field(default=None, ge=1, strict=True)
     show_progress: bool = False
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
@@ -106,18 +119,29 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         score_mode: Literal["sum", "mean", "relevance"] = "sum",
         keep_retrieval_score: bool = False,
         on_error: Literal["raise", "skip", "keep"] = "raise",
-        cache_bytes: int = DEFAULT_MAX_BYTES,
+        cache: PageEmbeddingCache | str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        scoring: Literal["client", "server"] = "client",
+        embed_batch_size: int | None = None,
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if encoder is not None and (model is not None or device is not None):
             raise ConfigError("encoder: it has a model and a device; give either it or them")
+        if isinstance(cache, PageEmbeddingCache):
+            if model is not None or device is not None or cache_bytes is not None:
+                raise ConfigError("cache: it has an encoder and a bound; give either it, or model, device, cache_bytes")
+            if encoder is not None and encoder is not cache.encoder:
+                raise ConfigError("cache: it belongs to another encoder")
         if index is not None and device is not None and model is None:
             raise ConfigError("device: beside index= give model= too, or a ready encoder=")
+        if scoring == "server" and (index is not None or cache is not None or cache_bytes is not None):
+            raise ConfigError("scoring='server': every node is encoded anew there; give neither index nor cache")
         fields: dict[str, Any] = {
             "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
             "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score, "on_error": on_error,
-            "cache_bytes": cache_bytes, "show_progress": show_progress,
+            "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring,
+            "embed_batch_size": embed_batch_size, "show_progress": show_progress,
         }  # fmt: skip
         if callback_manager is not None:
             fields["callback_manager"] = callback_manager
@@ -143,7 +167,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     # -- as plain data -------------------------------------------------------------------------------------------------
 
-    @field_validator("model", "index", mode="before")
+    @field_validator("model", "index", "cache", mode="before")
     @classmethod
     def _plain_path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -160,6 +184,11 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     @field_serializer("index")
     def _dump_index(self, index: PageIndex | str | None) -> str | None:
         return index.location if isinstance(index, PageIndex) else index and str(Path(index).expanduser().absolute())
+
+    @field_serializer("cache")
+    def _dump_cache(self, cache: PageEmbeddingCache | str | None) -> str | None:
+        folder = cache.folder if isinstance(cache, PageEmbeddingCache) else cache
+        return None if folder is None else str(Path(folder).expanduser().absolute())
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as settings: no weights, no embeddings; a copy in another process loads the model once there."""
@@ -179,10 +208,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         query = query_from_bundle(query_bundle)
         tools = self._opened()
         with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
-            candidates.start(nodes, query, tools)
+            if self.scoring == "server":
+                return done(self._scored_there(nodes, query, tools))
+            candidates.start(nodes, query, tools, self.embed_batch_size)
             asked = candidates.query.result()[0]
             with self._progress(len(nodes)) as advance:
                 for position in range(len(nodes)):
+                    candidates.reach(position)
                     self._settle(candidates, position, nodes)
                     advance()
             return done(self._ranked(nodes, candidates, asked, tools))
@@ -195,10 +227,14 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         query = query_from_bundle(query_bundle)
         tools = await asyncio.to_thread(self._opened)
         with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
-            await asyncio.to_thread(candidates.start, nodes, query, tools)
+            if self.scoring == "server":
+                return done(await asyncio.to_thread(self._scored_there, nodes, query, tools))
+            await asyncio.to_thread(candidates.start, nodes, query, tools, self.embed_batch_size)
             asked = (await asyncio.wrap_future(candidates.query))[0]
             with self._progress(len(nodes)) as advance:
                 for position in range(len(nodes)):
+                    if candidates.is_waiting(position):
+                        await asyncio.to_thread(candidates.reach, position)
                     future = candidates.pages.get(position)
                     if future is not None:
                         await asyncio.gather(asyncio.wrap_future(future), return_exceptions=True)
@@ -209,13 +245,20 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     def _opened(self) -> Tools:
         """Make encoder, index and cache at the first use, and again when a setting they stand on was changed."""
         with self._lock:
-            settings = (self.model, self.device, id(self.encoder), self.cache_bytes, _identity(self.index))
+            settings = (
+                self.model, self.device, id(self.encoder), _identity(self.cache), self.cache_bytes,
+                _identity(self.index),
+            )  # fmt: skip
             if self._tools is None or self._tools.settings != settings:
                 self._tools = self._open(settings)
             return self._tools
 
     def _open(self, settings: tuple[object, ...]) -> Tools:
-        encoder, index = self.encoder, self.index
+        encoder, index, cache = self.encoder, self.index, self.cache
+        if isinstance(cache, PageEmbeddingCache) and encoder is None and self.model is None:
+            if not isinstance(cache.encoder, ColQwen3Encoder):
+                raise ConfigError(f"cache: its encoder is a {type(cache.encoder).__name__}, not a ColQwen3Encoder")
+            encoder = cache.encoder
         if encoder is None and (self.model is not None or index is None):
             encoder = ColQwen3Encoder(self.model, device=self.device)
         if isinstance(index, str):
@@ -227,7 +270,11 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             if not isinstance(known, ColQwen3Encoder):
                 raise ConfigError(f"encoder: that of the index is a {type(known).__name__}; give a ColQwen3Encoder")
             encoder = known
-        return Tools(settings, encoder, index, PageEmbeddingCache(encoder, self.cache_bytes))
+        if not isinstance(cache, PageEmbeddingCache):
+            cache = PageEmbeddingCache(encoder, self.cache_bytes, folder=cache)
+        elif cache.encoder is not encoder:
+            raise ConfigError("cache: it belongs to another encoder")
+        return Tools(settings, encoder, index, cache)
 
     def _settle(self, candidates: Candidates, position: int, nodes: list[NodeWithScore]) -> None:
         """Take a page's multi-vector, or do as ``on_error`` says with a node that has none."""
@@ -237,25 +284,35 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             if (future := candidates.pages.get(position)) is not None:
                 candidates.vectors[position] = result_at(future, position)
         except EncodeError as exc:
-            if self.on_error == "raise":
-                raise
-            what = "skipped" if self.on_error == "skip" else "kept last"
-            _log.warning("node %r is %s: %s", nodes[position].node_id, what, exc)
+            self._refuse(nodes[position], exc)
+
+    def _refuse(self, given: NodeWithScore, exc: EncodeError) -> None:
+        if self.on_error == "raise":
+            raise exc
+        _log.warning("node %r is %s: %s", given.node_id, "skipped" if self.on_error == "skip" else "kept last", exc)
+
+    def _scored_there(self, nodes: list[NodeWithScore], query: Query, tools: Tools) -> list[NodeWithScore]:
+        found = server_scores(tools.encoder, query, [partial(page_from_node, given.node) for given in nodes])
+        for place, exc in found.broken.items():
+            self._refuse(nodes[place], exc)
+        return self._in_order(nodes, found.sums, found.n_query_tokens)
 
     def _ranked(
         self, nodes: list[NodeWithScore], candidates: Candidates, query: MultiVector, tools: Tools
     ) -> list[NodeWithScore]:
-        """Score what has vectors; equal scores by id, then as they came."""
+        """Score what has vectors."""
         places = sorted(candidates.vectors)
-        scores: dict[int, float] = {}
-        if places:
-            documents = [candidates.vectors[place] for place in places]
-            sums = tools.encoder.score([query], documents)[0].tolist()
-            given = sums if self.score_mode == "sum" else [value / len(query) for value in sums]
-            if self.score_mode == "relevance":
-                given = [relevance(value, len(query)) for value in sums]
-            scores = dict(zip(places, given, strict=True))
-        order = sorted(places, key=lambda i: (-scores[i], nodes[i].node_id, i))
+        documents = [candidates.vectors[place] for place in places]
+        sums = tools.encoder.score([query], documents)[0].tolist() if places else []
+        return self._in_order(nodes, dict(zip(places, sums, strict=True)), len(query))
+
+    def _in_order(self, nodes: list[NodeWithScore], sums: dict[int, float], n_tokens: int) -> list[NodeWithScore]:
+        """Give the nodes with a score, best first; equal scores by id, then as they came."""
+        divisor = 1 if self.score_mode == "sum" else n_tokens
+        scores = {place: value / divisor for place, value in sums.items()}
+        if self.score_mode == "relevance":
+            scores = {place: relevance(value, n_tokens) for place, value in sums.items()}
+        order = sorted(scores, key=lambda i: (-scores[i], nodes[i].node_id, i))
         if self.on_error == "keep":
             order += [i for i in range(len(nodes)) if i not in scores]
         return [self._scored(nodes[i], scores.get(i)) for i in order[: self.top_n]]
@@ -307,5 +364,5 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             yield bar.update
 
 
-def _identity(index: PageIndex | str | None) -> object:
-    return index if isinstance(index, str) else id(index)
+def _identity(given: PageIndex | PageEmbeddingCache | str | None) -> object:
+    return given if isinstance(given, str) else id(given)

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, QueryType
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    IndexNode,
+    NodeWithScore,
+    QueryBundle,
+    QueryType,
+    TransformComponent,
+)
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from colqwen3_retrievers.documents import Hit, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.llama_index.filters import filters_to_where
-from colqwen3_retrievers.llama_index.nodes import node_from_hit, query_from_bundle
+from colqwen3_retrievers.llama_index.filters import NODE_KEYS, filters_to_where
+from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle
+from colqwen3_retrievers.llama_index.retriever_writing import Writing, read_settings, write_settings
 from colqwen3_retrievers.stores.protocol import GroupBy
-from colqwen3_retrievers.stores.where import parse
+from colqwen3_retrievers.stores.where import parse, rename_fields
 
 
-class ColQwen3Retriever(BaseRetriever):
+class ColQwen3Retriever(Writing, BaseRetriever):
     """Finds the pages of an index that answer a question, by late interaction.
 
     Nodes come as described at :func:`~colqwen3_retrievers.llama_index.nodes.node_from_hit`: page images reach a
@@ -31,15 +41,20 @@ class ColQwen3Retriever(BaseRetriever):
     ``QueryBundle("", image_path="chart.png")``, or with a text beside it. Scores are MaxSim sums over query tokens, for
     which no cutoff holds from one question to another; ``ColQwen3Reranker(score_mode="mean")`` gives -1..1.
 
+    Made over an index that is there, or with :meth:`from_nodes` and :meth:`from_documents`. What is added is on disk
+    when the call returns.
+
     Args:
         index: a :class:`PageIndex`, or the location of one, which is then opened for reading.
         similarity_top_k: most nodes, at least 1.
         encoder: what encodes the questions of an index given by location; None rebuilds it from what the index knows,
             when the first question comes.
         filters: only pages these hold for; every operator, nested too.
-        where: the same in the language of :mod:`colqwen3_retrievers.stores.where`; with both, both must hold.
+        where: the same in the language of :mod:`colqwen3_retrievers.stores.where` (``page``, ``page_label`` and
+            ``page_id`` are the nodes' own); with both, both must hold.
         exact: whether to score every page; False lets a store score candidates only.
         group_by: ``"source"`` gives the best page of each file.
+        window: pages before and after each result that follow it in the list, in their order and without a score.
         inline_images: whether nodes carry the picture in base64 too, for whoever cannot read the index's files.
         callback_manager: LlamaIndex's.
         object_map: LlamaIndex's, for index nodes.
@@ -73,6 +88,7 @@ class ColQwen3Retriever(BaseRetriever):
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
         group_by: GroupBy | None = None,
+        window: int = 0,
         inline_images: bool = False,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -81,11 +97,14 @@ class ColQwen3Retriever(BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
         self.similarity_top_k = similarity_top_k
-        self._where = _both(filters_to_where(filters), where)
+        self._where = _both(filters_to_where(filters), rename_fields(where, NODE_KEYS))
         if group_by not in (None, "source"):
             raise ConfigError(f"group_by: expected None or 'source', got {group_by!r}")
+        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+            raise ConfigError(f"window: expected a whole number from 0, got {window!r}")
         self._exact = exact
         self._group_by: GroupBy | None = group_by
+        self._window = window
         self._inline_images = inline_images
         self._owns_index = not isinstance(index, PageIndex)
         if isinstance(index, PageIndex):
@@ -96,6 +115,153 @@ class ColQwen3Retriever(BaseRetriever):
             self._index = PageIndex.open(index, encoder, read_only=True)
         else:
             raise ConfigError(f"index: expected a PageIndex or a location, got {type(index).__name__}")
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[BaseNode | NodeWithScore],
+        index: PageIndex | str | os.PathLike[str],
+        *,
+        encoder: ColQwen3Encoder | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        show_progress: bool = False,
+        similarity_top_k: int = 2,
+        filters: MetadataFilters | None = None,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+        callback_manager: CallbackManager | None = None,
+    ) -> Self:
+        """Index nodes and give a retriever over them.
+
+        Args:
+            nodes: of any kind; see :meth:`add`.
+            index: an open index, or the place of one, which is made where there is none and opened for writing.
+            encoder: what encodes, for an index given by its place; None is right where the index is there already.
+            on_error: a node that cannot be read or encoded: ``"raise"``, or ``"skip"`` it with a warning in the log.
+            show_progress: whether to draw a progress bar (on a terminal).
+            similarity_top_k: as for the constructor, like what follows.
+            filters: which nodes are searched; all are indexed.
+            group_by: see above.
+            window: see above.
+            callback_manager: LlamaIndex's.
+
+        Raises:
+            EncodeError: a node that cannot be read or encoded; those before it may be indexed already.
+            ConfigError, StoreError: see :meth:`add` and :meth:`PageIndex.open`.
+
+        Example:
+            >>> retriever = ColQwen3Retriever.from_nodes(nodes, "my-index", encoder=encoder)        # doctest: +SKIP
+        """
+        options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
+        with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
+            made.add(nodes, on_error=on_error, show_progress=show_progress)
+        return made
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[Document],
+        index: PageIndex | str | os.PathLike[str],
+        *,
+        encoder: ColQwen3Encoder | None = None,
+        transformations: Sequence[TransformComponent] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        show_progress: bool = False,
+        similarity_top_k: int = 2,
+        filters: MetadataFilters | None = None,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+        callback_manager: CallbackManager | None = None,
+    ) -> Self:
+        """Index documents, pictures whole and texts split, and give a retriever over them.
+
+        Args:
+            documents: of :class:`~colqwen3_retrievers.llama_index.PageReader` or any other reader.
+            index: as for :meth:`from_nodes`, like what is not named here.
+            encoder: see there.
+            transformations: what texts go through; see :meth:`add_documents`.
+            on_error: see there.
+            show_progress: see there.
+            similarity_top_k: see there.
+            filters: see there.
+            group_by: see there.
+            window: see there.
+            callback_manager: LlamaIndex's.
+
+        Raises:
+            EncodeError, ConfigError, StoreError: see :meth:`from_nodes`.
+
+        Example:
+            >>> documents = PageReader().load_data("reports/")                                      # doctest: +SKIP
+            >>> retriever = ColQwen3Retriever.from_documents(documents, "my-index", encoder=encoder)  # doctest: +SKIP
+        """
+        options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
+        with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
+            made.add_documents(
+                documents, transformations=transformations, on_error=on_error, show_progress=show_progress
+            )
+        return made
+
+    def persist(self, persist_dir: str | os.PathLike[str]) -> Path:
+        """Write the retriever's settings and where its index lies into ``llama_index_retriever.json``.
+
+        The index itself is on disk at any time; nothing of it is copied. When it lies inside ``persist_dir``, that
+        folder may be moved. Callbacks and what index nodes refer to are not written.
+
+        Returns:
+            The file.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        return write_settings(persist_dir, self._index.location, self._settings())
+
+    @classmethod
+    def from_persist_dir(
+        cls, persist_dir: str | os.PathLike[str], *, encoder: ColQwen3Encoder | None = None, read_only: bool = True
+    ) -> Self:
+        """Reopen a retriever that :meth:`persist` wrote.
+
+        Args:
+            persist_dir: as given there.
+            encoder: what encodes; None rebuilds it from what the index knows, when the first question comes.
+            read_only: whether the index is opened beside another writer; False to add to it.
+
+        Raises:
+            StoreError: nothing was written there, or the index is gone.
+        """
+        location, settings = read_settings(persist_dir)
+        index = PageIndex.open(location, encoder, read_only=read_only)
+        try:
+            made = cls(index, **settings)
+        except (TypeError, ConfigError) as exc:
+            index.close()
+            raise StoreError(f"{persist_dir}: not the settings of a retriever: {exc}") from exc
+        made._owns_index = True
+        return made
+
+    @classmethod
+    def _writer(
+        cls, index: PageIndex | str | os.PathLike[str], encoder: ColQwen3Encoder | None, options: dict[str, Any]
+    ) -> Self:
+        if isinstance(index, PageIndex) or not isinstance(index, str | os.PathLike):
+            return cls(index, encoder=encoder, **options)  # which refuses what is no index
+        opened = PageIndex.open(index, encoder)
+        try:
+            made = cls(opened, **options)
+        except BaseException:
+            opened.close()
+            raise
+        made._owns_index = True
+        return made
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[Self]:
+        try:
+            yield self
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def index(self) -> PageIndex:
@@ -144,6 +310,7 @@ class ColQwen3Retriever(BaseRetriever):
             "where": self._where,
             "exact": self._exact,
             "group_by": self._group_by,
+            "window": self._window,
             "inline_images": self._inline_images,
         }
 
@@ -152,21 +319,25 @@ class ColQwen3Retriever(BaseRetriever):
         return f"ColQwen3Retriever({self._index.location!r}, similarity_top_k={self.similarity_top_k})"
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = _question(query_bundle)
-        hits = self._index.search(
-            query, self.similarity_top_k, where=self._where, exact=self._exact, group_by=self._group_by
-        )
-        return self._nodes(hits)
+        return self._nodes(self._index.search(_question(query_bundle), self.similarity_top_k, **self._how()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = _question(query_bundle)
-        hits = await self._index.asearch(
-            query, self.similarity_top_k, where=self._where, exact=self._exact, group_by=self._group_by
-        )
+        hits = await self._index.asearch(_question(query_bundle), self.similarity_top_k, **self._how())
         return await asyncio.to_thread(self._nodes, hits)  # it opens the pictures' headers
 
+    def _how(self) -> dict[str, Any]:
+        return {"where": self._where, "exact": self._exact, "group_by": self._group_by, "window": self._window}
+
     def _nodes(self, hits: list[Hit]) -> list[NodeWithScore]:
-        return [node_from_hit(hit, inline_image=self._inline_images) for hit in hits]
+        """Nodes of hits; a neighbour follows the first hit it belongs to, and none stands there twice."""
+        seen = {hit.page.id for hit in hits}
+        nodes: list[NodeWithScore] = []
+        for hit in hits:
+            nodes.append(node_from_hit(hit, inline_image=self._inline_images))
+            beside = [page for page in hit.neighbours if page.id not in seen]
+            seen.update(page.id for page in beside)
+            nodes += [NodeWithScore(node=node_from_page(page, inline_image=self._inline_images)) for page in beside]
+        return nodes
 
 
 def _bundle(asked: QueryType | Query) -> QueryType:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,50 +20,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ColQwen3Error, StoreError, StoreUnavailableError
+from colqwen3_retrievers.stores.schema import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    READABLE_VERSIONS,
+    SCHEMA,
+    migrate,
+    view_as_current,
+)
 from colqwen3_retrievers.stores.token_files import sync_folder
 from colqwen3_retrievers.stores.where import Filter
 from colqwen3_retrievers.stores.where_sql import compile_filter, register
 
 FILE_NAME: Final = "catalogue.sqlite"
-APPLICATION_ID: Final = 0x43513352  # "CQ3R", in the header of the file
-FORMAT_VERSION: Final = 1
 
 _BUSY_SECONDS = 30.0
 _WAL_KEPT_BYTES = 64 * 2**20
-
-SCHEMA: Final = """
--- one row: what made the multi-vectors, a counter of commits, and one of rearrangements (both only grow)
-CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 1), info TEXT NOT NULL, token_type TEXT NOT NULL,
-    generation INTEGER NOT NULL, layout INTEGER NOT NULL);
--- token files; rows are the committed ones, the file may be longer
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL);
--- one row a page, kept narrow for it is read whole when the store is opened. Keys are never used again, and pages
--- ordered by key lie in the files in that order: (segment, start) grows with key
-CREATE TABLE pages (key INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT NULL REFERENCES segments,
-    start INTEGER NOT NULL, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL, id TEXT NOT NULL UNIQUE,
-    source TEXT NOT NULL, number INTEGER NOT NULL, label TEXT, sha256 TEXT NOT NULL, image TEXT);
-CREATE INDEX pages_source ON pages (source, number);
-CREATE INDEX pages_sha256 ON pages (sha256);
-CREATE INDEX pages_image ON pages (image) WHERE image IS NOT NULL;
--- what is read only for the pages asked for; shape is JSON: slices, grid and token strings; clusters are int32
-CREATE TABLE contents (key INTEGER PRIMARY KEY REFERENCES pages ON DELETE CASCADE, metadata TEXT NOT NULL,
-    text TEXT NOT NULL, shape TEXT NOT NULL, clusters BLOB);
--- metadata laid flat for filters, see where_sql
-CREATE TABLE facts (key INTEGER NOT NULL REFERENCES pages ON DELETE CASCADE, name TEXT NOT NULL, kind TEXT NOT NULL,
-    value, place INTEGER NOT NULL, PRIMARY KEY (key, name, place)) WITHOUT ROWID;
-CREATE INDEX facts_value ON facts (name, kind, value);
--- pages that were there once: what open readers must forget, and what a compaction may drop
-CREATE TABLE tombstones (key INTEGER PRIMARY KEY, generation INTEGER NOT NULL, segment INTEGER NOT NULL,
-    start INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE INDEX tombstones_generation ON tombstones (generation);
-"""
+_ROWS_AT_ONCE = 1 << 16
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extents:
-    """Where the committed pages of one generation lie, in the order of their keys: int64 arrays of one length."""
+    """Where the committed pages of one generation lie, in the order of their keys: arrays of one length.
+
+    All are int64 but ``code_scales``, which is float64; ``code_rows`` is 0 where a page has no code.
+    """
 
     generation: int
     layout: int
@@ -71,11 +54,38 @@ class Extents:
     segments: Int64
     starts: Int64
     rows: Int64
+    crc32: Int64
+    code_starts: Int64
+    code_rows: Int64
+    code_crc32: Int64
+    code_scales: NDArray[np.float64]
 
-    def take(self, index: Int64) -> Extents:
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Extents:
         """Give the pages at these positions."""
-        taken = (array[index] for array in (self.keys, self.segments, self.starts, self.rows))
-        return Extents(self.generation, self.layout, *taken)
+        return Extents(self.generation, self.layout, *(array[index] for array in self.columns()))
+
+    def columns(self) -> list[NDArray[Any]]:
+        """Give the arrays."""
+        return [getattr(self, name) for name in _COLUMNS]
+
+
+_COLUMNS: Final = tuple(item.name for item in fields(Extents))[2:]
+_SELECTED: Final = "key, segment, start, rows, crc32, code_start, code_rows, code_crc32, code_scale"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A token file and the code file beside it: names, and how much of them is committed.
+
+    ``dead`` counts the token rows that no page has; ``codes`` is empty where there is no code file.
+    """
+
+    number: int
+    name: str
+    rows: int
+    dead: int
+    codes: str
+    code_rows: int
 
 
 class Catalogue:
@@ -84,12 +94,13 @@ class Catalogue:
     Args:
         folder: the index folder; the catalogue in it must exist.
         read_only: whether nothing may be written, not even by others on its behalf.
+        code_factor: what a catalogue of an older format is given when it is made current, as a writer makes it.
 
     Raises:
         StoreError: not a catalogue of ours, or of a format this version does not know.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool) -> None:
+    def __init__(self, folder: Path, *, read_only: bool, code_factor: int = 3) -> None:
         self._folder = folder
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -97,6 +108,7 @@ class Catalogue:
         self._extents: Extents | None = None
         self._closed = False
         self._immutable = False
+        self._version = FORMAT_VERSION
         self._writer: sqlite3.Connection | None = None
         with self._mapped():
             connection = self._connect("mode=ro")
@@ -111,15 +123,21 @@ class Catalogue:
                 self._immutable = True  # a folder on read-only ground: nobody writes there, so no lock is needed
                 connection = self._connect("mode=ro&immutable=1")
                 version = _version(connection, folder)
-            self._idle.append(connection)
-            if version != FORMAT_VERSION:
-                self.close()
-                raise StoreError(f"{folder}: format version {version}; this release reads version {FORMAT_VERSION}")
+            if version not in READABLE_VERSIONS:
+                connection.close()
+                known = " and ".join(map(str, READABLE_VERSIONS))
+                raise StoreError(f"{folder}: format version {version}; this release reads versions {known}")
             if not read_only:
                 self._writer = self._connect("mode=rw")
                 self._writer.execute("PRAGMA synchronous = FULL")
                 self._writer.execute("PRAGMA foreign_keys = ON")
                 self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
+                if version != FORMAT_VERSION:
+                    migrate(self._writer, code_factor)
+            elif version != FORMAT_VERSION:
+                self._version = version
+                view_as_current(connection)
+            self._idle.append(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -186,6 +204,21 @@ class Catalogue:
                 self._extents = fresh
         return connection, fresh
 
+    def vacuum(self) -> None:
+        """Give back the room that deleted rows left in the file, where it is a quarter or more. Only between writes.
+
+        Raises:
+            StoreError: the disk has no room for a second copy.
+        """
+        with self._mapped():
+            self._check_open()
+            assert self._writer is not None  # noqa: S101 - the caller may write
+            (free,) = self._writer.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._writer.execute("PRAGMA page_count").fetchone()
+            if 4 * free >= pages:
+                self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # others would wait for all readers to be gone
+
     def close(self) -> None:
         """Close the connections that are not lent out; those are closed when they come back."""
         if os.getpid() != self._pid:
@@ -222,6 +255,8 @@ class Catalogue:
         )
         connection.text_factory = _text
         register(connection)
+        if self._version != FORMAT_VERSION:
+            view_as_current(connection)
         return connection
 
     @contextmanager
@@ -237,14 +272,15 @@ class Catalogue:
             raise StoreError(f"{self._folder / FILE_NAME}: {exc}") from exc
 
 
-def create(folder: Path, info: str, token_type: str, segment: str) -> None:
+def create(folder: Path, info: str, token_type: str, names: tuple[str, str], code_factor: int) -> None:
     """Make the catalogue of a new index: whole under another name first, so that a half-made one is never met.
 
     Args:
         folder: where; the caller holds the writer's lock.
         info: the encoder info as JSON.
         token_type: dtype of the token files.
-        segment: name of the first token file.
+        names: of the first token file and the first code file.
+        code_factor: tokens for each row of a page's code.
 
     Raises:
         StoreError: it cannot be written.
@@ -259,8 +295,8 @@ def create(folder: Path, info: str, token_type: str, segment: str) -> None:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-            connection.execute("INSERT INTO state VALUES (1, ?, ?, 0, 0)", (info, token_type))
-            connection.execute("INSERT INTO segments VALUES (1, ?, 0)", (segment,))
+            connection.execute("INSERT INTO state VALUES (1, ?, ?, 0, 0, ?)", (info, token_type, code_factor))
+            connection.execute("INSERT INTO segments (segment, name, rows, codes) VALUES (1, ?, 0, ?)", names)
         path.replace(folder / FILE_NAME)
         sync_folder(folder)
     except (OSError, sqlite3.Error) as exc:
@@ -274,20 +310,27 @@ def select_keys(connection: sqlite3.Connection, tree: Filter | None) -> Int64:
     return np.fromiter((row[0] for row in found), dtype=np.int64)
 
 
+def read_segments(connection: sqlite3.Connection) -> dict[int, Segment]:
+    """Give the segments by number, in order."""
+    found = connection.execute("SELECT segment, name, rows, dead, codes, code_rows FROM segments ORDER BY segment")
+    return {row[0]: Segment(*row) for row in found}
+
+
 def _read_extents(connection: sqlite3.Connection, known: Extents | None) -> Extents:
     generation, layout = _state(connection)
     after = int(known.keys[-1]) if known is not None and len(known.keys) else 0
-    new = connection.execute("SELECT key, segment, start, rows FROM pages WHERE key > ? ORDER BY key", (after,))
-    columns = np.array(new.fetchall(), dtype=np.int64).reshape(-1, 4).T
-    if known is None:
-        extents = Extents(generation, layout, *(np.ascontiguousarray(column) for column in columns))
-    else:
+    sql = f"SELECT {_SELECTED} FROM pages WHERE key > ? ORDER BY key"  # noqa: S608 - a constant
+    found = connection.execute(sql, (after,))
+    blocks = [np.empty((0, len(_COLUMNS)))]
+    while rows := found.fetchmany(_ROWS_AT_ONCE):
+        blocks.append(np.array(rows, dtype=np.float64))  # which holds whole numbers up to 2**53
+    columns = [column.astype(np.int64) for column in np.concatenate(blocks).T[:-1]]
+    columns.append(np.concatenate(blocks)[:, -1].copy())
+    if known is not None:
         gone = connection.execute("SELECT key FROM tombstones WHERE generation > ?", (known.generation,)).fetchall()
         keep = ~np.isin(known.keys, np.array(gone, dtype=np.int64).ravel())
-        old = (known.keys[keep], known.segments[keep], known.starts[keep], known.rows[keep])
-        joined = (np.concatenate(pair) for pair in zip(old, columns, strict=True))
-        extents = Extents(generation, layout, *joined)
-    return extents
+        columns = [np.concatenate([old[keep], new]) for old, new in zip(known.columns(), columns, strict=True)]
+    return Extents(generation, layout, *columns)
 
 
 def _state(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreMismatchError
 from colqwen3_retrievers.stores.where import Filter, Where
 
-COMPARED: Final = ("fingerprint", "family", "dim", "pool_factor", "include_text", "rendering_version")
+COMPARED: Final = ("fingerprint", "family", "dim", "pool_factor", "pool_method", "include_text", "rendering_version")
 """Fields of an :class:`EncoderInfo` that must agree before two multi-vectors may be compared."""
 
 GroupBy = Literal["source"]

@@ -11,14 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 
+from colqwen3_retrievers.codes import PageCode
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.stores.token_files import Float16
 from colqwen3_retrievers.stores.where_sql import fact_rows, text_bytes
 
-_RECORD: Final = "p.key, p.id, p.source, p.number, p.label, p.sha256, p.image, c.metadata, c.text"
-_VECTORS: Final = "p.segment, p.start, p.rows, p.crc32, c.shape, c.clusters"
+_RECORD: Final = "p.key, p.id, p.source, p.number, p.label, p.sha256, p.image, c.metadata, c.text, c.shape, c.clusters"
+_PLACE: Final = "p.segment, p.start, p.rows, p.crc32"
+_COLUMNS: Final = f"{_RECORD}, c.crc32, {_PLACE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +36,29 @@ class Place:
     clusters: bytes | None
 
 
-def insert(connection: sqlite3.Connection, record: Record, segment: int, start: int, rows: Float16) -> None:
-    """Write one record whose token embeddings lie at row ``start`` of ``segment``."""
+def insert(
+    connection: sqlite3.Connection, record: Record, segment: int, start: int, rows: Float16, code: PageCode, at: int
+) -> None:
+    """Write one record whose token embeddings lie at row ``start`` of ``segment``, its code at row ``at``."""
     page, multi_vector = record.page, record.multi_vector
     assert multi_vector is not None  # noqa: S101 - check_records refused it otherwise
-    place = (segment, start, len(rows), zlib.crc32(rows.tobytes()))
-    own = (page.id, page.source, page.number, page.label, page.sha256, record.image)
-    marks = ", ".join("?" * (len(place) + len(own)))
+    values = (
+        *(segment, start, len(rows), zlib.crc32(rows.data)),
+        *(page.id, page.source, page.number, page.label, page.sha256, record.image),
+        *(at, len(code.rows), code.scale, zlib.crc32(code.rows.data)),
+    )
+    columns = "segment, start, rows, crc32, id, source, number, label, sha256, image"
+    marks = ", ".join("?" * len(values))
     key = connection.execute(
-        f"INSERT INTO pages (segment, start, rows, crc32, id, source, number, label, sha256, image) VALUES ({marks})",  # noqa: S608 - question marks
-        place + own,
+        f"INSERT INTO pages ({columns}, code_start, code_rows, code_scale, code_crc32) VALUES ({marks})",  # noqa: S608 - constants
+        values,
     ).lastrowid
-    clusters = multi_vector.clusters
+    clusters = None if multi_vector.clusters is None else multi_vector.clusters.astype("<i4").tobytes()
+    metadata, shape = json.dumps(page.metadata), _shape(multi_vector)
+    said = (page.id, page.source, page.number, page.label, page.sha256, record.image, metadata, page.text, shape)
     connection.execute(
-        "INSERT INTO contents VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
-        (
-            key,
-            json.dumps(page.metadata),
-            text_bytes(page.text),
-            _shape(multi_vector),
-            None if clusters is None else clusters.astype("<i4").tobytes(),
-        ),
+        "INSERT INTO contents VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?)",
+        (key, metadata, text_bytes(page.text), shape, clusters, _checksum((*said, clusters))),
     )
     connection.executemany(
         "INSERT INTO facts VALUES (?1, ?2, ?3, CASE typeof(?4) WHEN 'blob' THEN CAST(?4 AS TEXT) ELSE ?4 END, ?5)",
@@ -68,6 +73,11 @@ def remove(connection: sqlite3.Connection, keys: list[int]) -> None:
         "INSERT INTO tombstones SELECT key, ?, segment, start, rows FROM pages WHERE key = ?",
         [(generation, key) for key in keys],
     )
+    connection.executemany(
+        "UPDATE segments SET dead = dead + p.rows FROM (SELECT segment, rows FROM pages WHERE key = ?) AS p "
+        "WHERE segments.segment = p.segment",
+        [(key,) for key in keys],
+    )
     connection.executemany("DELETE FROM pages WHERE key = ?", [(key,) for key in keys])
 
 
@@ -77,19 +87,22 @@ def keys_of(connection: sqlite3.Connection, ids: list[str]) -> list[int]:
     return [row[0] for row in found if row is not None]
 
 
-def by_id(connection: sqlite3.Connection, ids: list[str], *, vectors: bool) -> Iterator[tuple[Record, Place | None]]:
-    """Give the records of the ids that are there, in their order, and where their token embeddings lie."""
-    columns = f"{_RECORD}, {_VECTORS}" if vectors else _RECORD
-    sql = f"SELECT {columns} FROM pages AS p JOIN contents AS c USING (key) WHERE p.id = ?"  # noqa: S608 - constants
+def by_id(connection: sqlite3.Connection, ids: list[str]) -> Iterator[tuple[Record, Place]]:
+    """Give the records of the ids that are there, in their order, and where their token embeddings lie.
+
+    Raises:
+        StoreError: what the catalogue says of a page is not what was written.
+    """
+    sql = f"SELECT {_COLUMNS} FROM pages AS p JOIN contents AS c USING (key) WHERE p.id = ?"  # noqa: S608 - constants
     for item in ids:
         row = _one(connection, sql, item)
         if row is not None:
-            yield _record(row), Place(*row[9:]) if vectors else None
+            yield _record(row), Place(*row[12:], *row[9:11])
 
 
 def by_key(connection: sqlite3.Connection, key: int) -> Record:
-    """Give the record of a key that is there."""
-    sql = f"SELECT {_RECORD} FROM pages AS p JOIN contents AS c USING (key) WHERE p.key = ?"  # noqa: S608 - constants
+    """Give the record of a key that is there; raises as :func:`by_id`."""
+    sql = f"SELECT {_COLUMNS} FROM pages AS p JOIN contents AS c USING (key) WHERE p.key = ?"  # noqa: S608 - constants
     return _record(connection.execute(sql, (key,)).fetchone())
 
 
@@ -114,7 +127,12 @@ def _one(connection: sqlite3.Connection, sql: str, item: str) -> Any:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    _, page_id, source, number, label, sha256, image, metadata, text = row[:9]
+    page_id, source, number, label, sha256, image, metadata, text = row[1:9]
+    if row[11] is not None and row[11] != _checksum(row[1:11]):
+        raise StoreError(
+            f"what the catalogue says of {page_id!r} is not what was written (its checksum differs): the disk or a "
+            "copy of the folder is at fault; add the page again"
+        )
     page = Page(
         id=page_id,
         source=source,
@@ -136,6 +154,16 @@ def _shape(made: MultiVector) -> str:
             "tokens": made.tokens,
         }
     )
+
+
+def _checksum(said: tuple[Any, ...]) -> int:
+    """Checksum of all that is said about a page: texts, numbers, bytes and None, told apart and with their lengths."""
+    sum_of_all = 0
+    for value in said:
+        kind = "n" if value is None else "b" if isinstance(value, bytes) else "t"
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        sum_of_all = zlib.crc32(raw, zlib.crc32(f"{kind}{len(raw)}".encode(), sum_of_all))
+    return sum_of_all
 
 
 def _cut(part: slice) -> list[int | None]:

@@ -1,17 +1,19 @@
-"""Token embeddings on disk: append-only float16 files, read through memory maps.
+"""Rows on disk: token embeddings (float16) and pages' codes (int8) in append-only files, read through memory maps.
 
-A file is rows of ``dim`` little-endian float16 components and nothing else, so row ``n`` lies at byte ``2 * dim * n``.
-How many rows count is written in the catalogue; what lies beyond was never committed.
+A file is rows of one width and nothing else, so row ``n`` lies at byte ``n * row_bytes``. How many rows count is
+written in the catalogue; what lies beyond was never committed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +24,34 @@ from colqwen3_retrievers.errors import StoreError
 ROW_TYPE = np.dtype("<f2")
 """What a component is on disk."""
 
+CODE_TYPE = np.dtype("i1")
+"""What a component of a code is on disk."""
+
 CHUNK_BYTES = 32 * 2**20
 """Most bytes of token embeddings handed to a kernel at once, unless one page is larger; kernels cut further."""
 
 Float16 = NDArray[np.float16]
 
 
-class TokenFiles:
-    """The token files of one folder, by name. Reading is safe from several threads; only one may write.
+class FileGoneError(StoreError):
+    """A file the catalogue named is not there: damage, or a compaction that has come between."""
+
+
+class RowFiles:
+    """The files of one folder that hold rows of one kind, by name. Reading is safe from several threads; one may write.
 
     Args:
         folder: where they lie.
-        dim: components of a row.
+        width: components of a row.
+        dtype: of a component.
     """
 
-    def __init__(self, folder: Path, dim: int) -> None:
+    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any]) -> None:
         self._folder = folder
-        self._dim = dim
-        self._row_bytes = ROW_TYPE.itemsize * dim
-        self._maps: dict[str, Float16] = {}
+        self._width = width
+        self._dtype = dtype
+        self.row_bytes = dtype.itemsize * width
+        self._maps: dict[str, NDArray[Any]] = {}
         self._lock = threading.Lock()
 
     def create(self, name: str) -> None:
@@ -57,19 +68,32 @@ class TokenFiles:
                 os.close(descriptor)
         sync_folder(self._folder)
 
-    def append(self, name: str, start: int, rows: Float16) -> None:
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self._folder / name).exists()
+
+    def remove(self, name: str) -> None:
+        """Remove a file that nothing names any more; maps of it live on. Where a system refuses, it stays."""
+        with self._lock:
+            self._maps.pop(name, None)
+        with contextlib.suppress(OSError):
+            (self._folder / name).unlink()
+
+    def append(self, name: str, start: int, rows: NDArray[Any]) -> None:
         """Write rows from row ``start`` on and wait until they are on disk.
 
         Args:
             name: the file.
             start: the first row that is not committed; whatever lies there is overwritten.
-            rows: float16 (n, dim).
+            rows: (n, width); none at all is nothing to do.
 
         Raises:
             StoreError: the disk is full, or another fault of it.
         """
-        left = np.ascontiguousarray(rows, dtype=ROW_TYPE).data.cast("B")
-        offset = start * self._row_bytes
+        if not len(rows):
+            return
+        left = np.ascontiguousarray(rows, dtype=self._dtype).data.cast("B")
+        offset = start * self.row_bytes
         with self._naming(name), open(self._folder / name, "r+b", buffering=0) as file:  # noqa: PTH123 - Path.open buffers
             file.seek(offset)
             while left:
@@ -83,8 +107,8 @@ class TokenFiles:
             StoreError: it cannot be cut.
         """
         with self._naming(name):
-            if (self._folder / name).stat().st_size > rows * self._row_bytes:
-                os.truncate(self._folder / name, rows * self._row_bytes)
+            if (self._folder / name).stat().st_size > rows * self.row_bytes:
+                os.truncate(self._folder / name, rows * self.row_bytes)
 
     def check(self, name: str, rows: int) -> None:
         """Make sure that the committed rows are there.
@@ -94,14 +118,14 @@ class TokenFiles:
         """
         with self._naming(name):
             size = (self._folder / name).stat().st_size
-        if size < rows * self._row_bytes:
+        if size < rows * self.row_bytes:
             raise StoreError(
-                f"{self._folder / name}: {size:,} bytes, but the catalogue counts {rows * self._row_bytes:,}: the file "
+                f"{self._folder / name}: {size:,} bytes, but the catalogue counts {rows * self.row_bytes:,}: the file "
                 "was cut or replaced; restore it from a copy, or build the index anew"
             )
 
-    def rows(self, name: str, count: int) -> Float16:
-        """Give the first rows of a file without reading them: float16 (at least ``count``, dim), read-only.
+    def rows(self, name: str, count: int) -> NDArray[Any]:
+        """Give the first rows of a file without reading them: (at least ``count``, width), read-only.
 
         Raises:
             StoreError: the file is missing or shorter.
@@ -111,12 +135,18 @@ class TokenFiles:
             self.check(name, count)  # a map past the end of a file that was cut kills the process when it is read
             if mapped is None or len(mapped) < count:
                 if count == 0:
-                    return np.empty((0, self._dim), dtype=ROW_TYPE)
+                    return np.empty((0, self._width), dtype=self._dtype)
                 with self._naming(name), (self._folder / name).open("rb") as file:
-                    whole = mmap.mmap(file.fileno(), count * self._row_bytes, access=mmap.ACCESS_READ)
-                mapped = np.frombuffer(whole, dtype=ROW_TYPE).reshape(count, self._dim)
+                    whole = mmap.mmap(file.fileno(), count * self.row_bytes, access=mmap.ACCESS_READ)
+                mapped = np.frombuffer(whole, dtype=self._dtype).reshape(count, self._width)
                 self._maps[name] = mapped
             return mapped
+
+    def keep(self, names: Container[str]) -> None:
+        """Let go of the maps of other files."""
+        with self._lock:
+            for name in [name for name in self._maps if name not in names]:
+                del self._maps[name]
 
     def close(self) -> None:
         """Let go of the maps; each lives on until the last array of it is gone."""
@@ -127,6 +157,8 @@ class TokenFiles:
     def _naming(self, name: str) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as exc:
+            raise FileGoneError(f"{self._folder / name}: {exc.strerror or exc}") from exc
         except OSError as exc:
             raise StoreError(f"{self._folder / name}: {exc.strerror or exc}") from exc
 

@@ -1,0 +1,243 @@
+"""One HTTP exchange with a vLLM server, over httpx: bounded in time and size, every fault one of our errors.
+
+The client is asynchronous inside, in an event loop with a thread of its own, because that alone bounds an exchange as a
+whole: httpx's time-outs are for single reads, and a server that sends a byte now and then would never meet them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import threading
+import time
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from colqwen3_retrievers.errors import EngineError, EngineResponseError, require
+
+T = TypeVar("T")
+
+KEEP_ALIVE = 3.0
+"""Seconds an idle connection is kept: less than vLLM's 5, so that none is used which the server is just closing."""
+
+_MESSAGE_BYTES = 16_384
+_QUOTED = 300
+_HINTS = {
+    401: "give api_key=, or set COLQWEN3_API_KEY",
+    403: "is the api_key allowed to do this?",
+    404: "is it a vLLM server, started with --runner pooling, and the url its root?",
+}
+
+
+class RefusalError(EngineResponseError):
+    """An answer other than 200.
+
+    Args:
+        message: what was asked of whom, and what it said.
+        status_code: the HTTP status.
+        said: the server's own words.
+        retry_after: seconds it asks to be left alone.
+    """
+
+    def __init__(self, message: str, *, status_code: int, said: str, retry_after: float | None) -> None:
+        super().__init__(message, status_code=status_code, retryable=status_code == 429 or status_code >= 500)
+        self.said = said
+        self.retry_after = retry_after
+
+
+class UnreachableError(EngineError):
+    """No answer: the connection could not be made, or broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of status 200.
+
+    Attributes:
+        metadata: vLLM's header of that name.
+        body: all of it.
+    """
+
+    metadata: str | None
+    body: bytes
+
+    def json(self, what: str) -> dict[str, Any]:
+        """Read the body as a JSON object.
+
+        Raises:
+            EngineResponseError: it is none.
+
+        >>> Answer(None, b'{"a": 1}').json("x")
+        {'a': 1}
+        """
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError) as exc:
+            raise EngineResponseError(f"{what}: the answer is not JSON") from exc
+        if not isinstance(value, dict):
+            raise EngineResponseError(f"{what}: the answer is no JSON object")
+        return value
+
+
+class Transport:
+    """A pool of connections, and the thread they live in.
+
+    Args:
+        connections: most at once.
+        connect_timeout: seconds to make one.
+        api_key: sent as a bearer token; in no repr, log or error.
+
+    Raises:
+        MissingExtraError: httpx is not installed.
+    """
+
+    def __init__(self, *, connections: int, connect_timeout: float, api_key: str | None) -> None:
+        self._httpx: Any = require("server", "httpx")
+        self._loop = asyncio.new_event_loop()
+        self._closed = False
+        self._key = api_key
+        self._client: Any = self._httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key is not None else {},
+            limits=self._httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE
+            ),
+            timeout=self._httpx.Timeout(None, connect=connect_timeout),
+            follow_redirects=False,  # a redirect would carry pages, and on some hosts the key, to another server
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name="colqwen3-http", daemon=True)
+        self._thread.start()
+
+    def run(self, job: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop, and wait for it.
+
+        Raises:
+            EngineError: the transport is or was closed.
+        """
+        if self._closed:
+            job.close()
+            raise EngineError("the engine is closed")
+        try:
+            return asyncio.run_coroutine_threadsafe(job, self._loop).result()
+        except (CancelledError, asyncio.CancelledError) as exc:
+            raise EngineError("the engine was closed before the server answered") from exc
+
+    def close(self) -> None:
+        """End what is under way, and all connections; doing it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _shut(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+    async def send(self, method: str, server: str, path: str, body: bytes | None = None, *, most_bytes: int) -> Answer:
+        """Ask a server one thing, once; cancelling it, as ``asyncio.timeout`` does, breaks the exchange off at once.
+
+        Args:
+            method: GET or POST.
+            server: its address.
+            path: from there.
+            body: JSON.
+            most_bytes: of the body of an answer of status 200; a longer one is an error.
+
+        Raises:
+            UnreachableError: no connection, or it broke before the answer was whole; retryable.
+            RefusalError: another status than 200; retryable for 429 and 5xx.
+            EngineResponseError: a body too long or wrongly compressed.
+        """
+        what = f"{method} {server}{path}"
+        try:
+            return await self._exchange(what, method, server + path, body, most_bytes)
+        except self._httpx.ConnectTimeout as exc:
+            raise UnreachableError(f"{what}: no connection in time", retryable=True) from _bare(exc)
+        except self._httpx.TransportError as exc:
+            raise UnreachableError(f"{what}: {_reason(exc)}", retryable=True) from _bare(exc)
+        except (self._httpx.DecodingError, self._httpx.InvalidURL) as exc:
+            raise EngineResponseError(f"{what}: {_reason(exc)}") from _bare(exc)
+
+    async def _exchange(self, what: str, method: str, url: str, body: bytes | None, most_bytes: int) -> Answer:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        async with self._client.stream(method, url, content=body, headers=headers) as response:
+            good = response.status_code == 200
+            limit = most_bytes if good else _MESSAGE_BYTES
+            parts: list[bytes] = []
+            size = 0
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    break
+            content = b"".join(parts)
+            if good and size > limit:
+                raise EngineResponseError(f"{what}: the answer is longer than the {limit:,} bytes it can have")
+            if good:
+                return Answer(response.headers.get("metadata"), content)
+            said = _words(content)
+            if self._key is not None:
+                said = said.replace(self._key, "***")  # some gateways quote what they refuse
+            raise _refusal(what, response.status_code, response.headers, said)
+
+
+def _refusal(what: str, status: int, headers: Mapping[str, str], said: str) -> RefusalError:
+    text = f"{what}: HTTP {status}"
+    if 300 <= status < 400:
+        text += ": it redirects, which is not followed; give the final address as url"
+    else:
+        text += f": {said}" if said else ""
+        text += f" ({_HINTS[status]})" if status in _HINTS else ""
+    return RefusalError(text, status_code=status, said=said, retry_after=_seconds(headers.get("retry-after")))
+
+
+def _words(body: bytes) -> str:
+    """Find the server's own words in an error's body: vLLM's JSON, or any text; shortened."""
+    text = body.decode("utf-8", "replace")
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+    words = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+    return words if len(words) <= _QUOTED else words[:_QUOTED] + " ..."
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or a date (RFC 9110, section 10.2.3).
+
+    >>> _seconds("7"), _seconds("soon"), _seconds(None), _seconds("-1"), _seconds("nan")
+    (7.0, None, None, None, None)
+    """
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _reason(exc: Exception) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _bare(exc: Any) -> Exception:
+    """Take the request off httpx's exception: its headers hold the key, and exceptions get kept and printed."""
+    exc._request = None
+    assert isinstance(exc, Exception)  # noqa: S101 - narrows the type for the checker
+    return exc

@@ -1,0 +1,80 @@
+"""Maximal marginal relevance by late interaction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from colqwen3_retrievers.datatypes import Float32, MultiVector
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.late_interaction import Kernel, maxsim, numpy_kernel
+
+
+def most_diverse(
+    relevances: Sequence[float],
+    documents: Sequence[MultiVector],
+    k: int,
+    lambda_mult: float = 0.5,
+    *,
+    kernel: Kernel = numpy_kernel,
+) -> list[int]:
+    """Choose documents that answer the query and do not repeat each other.
+
+    One after the other the document is chosen whose ``lambda_mult * relevance - (1 - lambda_mult) * redundancy`` is
+    highest. Its redundancy is how much of it is said already: the largest mean MaxSim, over its own content tokens,
+    with a document chosen before. Source: Carbonell and Goldstein 1998, with late interaction as both similarities.
+
+    Args:
+        relevances: mean MaxSim of the query with each document, -1 to 1.
+        documents: multi-vectors in the same order.
+        k: most documents chosen, at least 1.
+        lambda_mult: 1 for relevance alone, 0 for diversity alone; the first one chosen is always the most relevant.
+        kernel: what computes MaxSim; (k - 1) times all documents against one.
+
+    Returns:
+        Positions in the order chosen; of equal ones the first.
+
+    Raises:
+        ConfigError: ``lambda_mult`` is not within 0..1.
+
+    >>> copy, other = MultiVector(np.eye(1, 2, 0, dtype=np.float32)), MultiVector(np.eye(1, 2, 1, dtype=np.float32))
+    >>> most_diverse([0.9, 0.9, 0.5], [copy, copy, other], 2)
+    [0, 2]
+    """
+    check_lambda(lambda_mult)
+    if not documents:
+        return []
+    relevance = np.asarray(relevances, dtype=np.float64)
+    contents = [_content(document) for document in documents]
+    chosen = [int(relevance.argmax())]
+    redundancy = np.full(len(documents), -np.inf)
+    while len(chosen) < min(k, len(documents)):
+        repeated = maxsim(contents, contents[chosen[-1]], mode="mean", kernel=kernel)[:, 0]
+        redundancy = np.maximum(redundancy, repeated)
+        gain = lambda_mult * relevance - (1 - lambda_mult) * redundancy
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+    return chosen
+
+
+def check_lambda(lambda_mult: float) -> None:
+    """Refuse what does not lie within 0..1.
+
+    Raises:
+        ConfigError: it does not.
+
+    >>> check_lambda(2)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: lambda_mult: expected a number from 0 to 1, got 2
+    """
+    number = isinstance(lambda_mult, int | float) and math.isfinite(lambda_mult)
+    if not number or not 0 <= lambda_mult <= 1:
+        raise ConfigError(f"lambda_mult: expected a number from 0 to 1, got {lambda_mult!r}")
+
+
+def _content(document: MultiVector) -> Float32:
+    """Token embeddings without the prompt, which is alike in all; a pooled document's rows do not tell it apart."""
+    rows = document.vectors if document.clusters is not None else document.vectors[document.content]
+    return rows if len(rows) else document.vectors

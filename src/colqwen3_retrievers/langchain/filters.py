@@ -1,0 +1,80 @@
+"""Filters on the metadata that documents show, as filters on the pages behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.langchain.documents import KEPT
+from colqwen3_retrievers.stores.where import (
+    FIELDS,
+    And,
+    Condition,
+    Filter,
+    Not,
+    Or,
+    parse,
+    rename_fields,
+)
+
+DOCUMENT_KEYS: Final = {
+    "source": "source", "page": "number", "page_label": "label", "page_id": "id", "sha256": "sha256",
+    "id": "id", "number": "number", "label": "label", "text": "text",
+}  # fmt: skip
+"""Names that mean a page's own field, where the page was not a document that brought metadata of that name along."""
+
+_MARK: Final = "_document."  # in front of such a name while it is parsed: what is asked of it need not fit the field
+_MIRRORED: Final = ("source", "page_label")  # texts under these names are the page's own, whoever made the document
+_NOTHING: Final = Or(())
+
+
+def document_filter(where: Mapping[str, Any] | None) -> Filter | None:
+    """Read a filter whose names are the keys of documents' metadata.
+
+    Args:
+        where: in the language of :mod:`~colqwen3_retrievers.stores.where`. ``source``, ``page``, ``page_label`` and
+            ``sha256`` are what documents show; ``page_id`` is their id; ``metadata.page`` is always a key of yours.
+
+    Raises:
+        ConfigError: as for :func:`~colqwen3_retrievers.stores.where.parse`.
+
+    >>> document_filter({"source": "a.pdf"})
+    Condition(name='source', field=True, test='in', values=(Value(kind='text', payload='a.pdf', size=0),))
+    >>> document_filter({"page": {"$near": 3}})
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: where: 'page': unknown operator '$near'; known: $eq, $ne, ...
+    """
+    try:
+        tree = parse(rename_fields(where, {name: f"{_MARK}{name}" for name in DOCUMENT_KEYS}))
+    except ConfigError as exc:
+        raise ConfigError(str(exc).replace(_MARK, "")) from None
+    return None if tree is None else _translated(tree)
+
+
+def _translated(tree: Filter) -> Filter:
+    if isinstance(tree, And):
+        return And(tuple(map(_translated, tree.parts)))
+    if isinstance(tree, Or):
+        return Or(tuple(map(_translated, tree.parts)))
+    if isinstance(tree, Not):
+        return Not(_translated(tree.part))
+    name = tree.name.removeprefix(_MARK)
+    if name == tree.name:
+        return tree
+    field = _on_field(tree, DOCUMENT_KEYS[name])
+    if name in _MIRRORED and tree.test == "in" and all(value.kind == "text" for value in tree.values):
+        return field
+    kept = Condition(KEPT, False, "exists")
+    brought = Condition(name, False, tree.test, tree.values)
+    return Or((And((kept, brought)), And((Not(kept), field))))
+
+
+def _on_field(condition: Condition, field: str) -> Filter:
+    """Put the same to a page's own field; a value of another kind than the field's is not there."""
+    values = tuple(value for value in condition.values if value.kind == FIELDS[field])
+    if condition.values and not values:
+        return _NOTHING
+    if condition.test in ("contains", "text", "itext") and FIELDS[field] != "text":
+        return _NOTHING
+    return Condition(field, True, condition.test, values)

@@ -1,0 +1,113 @@
+"""The LangChain document loader of page images."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from langchain_core.document_loaders import BaseLoader
+from langchain_core.documents import Document
+
+from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.images import open_image
+from colqwen3_retrievers.langchain.documents import page_to_document
+from colqwen3_retrievers.page_files import OnError, PagePath
+from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS, load_pages
+
+
+class PageLoader(BaseLoader):
+    """Loads PDFs and images page by page, each page a document with its image.
+
+    Documents are those of :func:`~colqwen3_retrievers.langchain.documents.page_to_document`: ``page_content`` is the
+    citation and the text layer, ``metadata`` has source, page (from 1), page_count, sha256 and so on. The image of a
+    single image file is that file, ``metadata["image_path"]``. A rendered page is written to ``images_dir``, or, by
+    default, travels in ``metadata["image"]`` as base64, so that it survives JSON and ``index()``; chat models and other
+    embedders see neither, for they are given ``page_content``. One page at a time is held.
+
+    Args:
+        paths: files, folders or patterns, as for :func:`~colqwen3_retrievers.pages.load_pages`.
+        root: what sources are relative to; by default a folder itself, and a file's folder.
+        max_pixels: most pixels of a rendered page.
+        on_error: ``"raise"``; ``"skip"``, which logs a warning and goes on; or a function called with the PageError.
+        password: opens encrypted PDFs; it is neither shown nor pickled.
+        images_dir: where images of rendered pages are written, by the digest of their content; made when needed.
+
+    Raises:
+        ConfigError: a wrong argument; while loading, also two files of one source.
+        PageError: while loading: a file that is not there or cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (40, 30), "white").save(folder / "scan.png")
+        >>> for document in PageLoader(folder).lazy_load():
+        ...     print(document.id, document.page_content, pathlib.Path(document.metadata["image_path"]).name)
+        scan.png#page=1 scan.png, page 1 scan.png
+    """
+
+    def __init__(
+        self,
+        paths: PagePath | Iterable[PagePath],
+        *,
+        root: PagePath | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        on_error: OnError = "raise",
+        password: str | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(paths, str | os.PathLike | Iterable) or isinstance(paths, bytes):
+            raise ConfigError(f"paths: expected a path or a list of paths, got {type(paths).__name__}")
+        self.paths = paths if isinstance(paths, str | os.PathLike) else list(paths)
+        self.root = root
+        self.max_pixels = max_pixels
+        self.on_error = on_error
+        self.images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
+        self._password = password
+
+    def lazy_load(self) -> Iterator[Document]:
+        """Give one page after the other; files are looked up now and opened as their pages are asked for."""
+        pages = load_pages(
+            self.paths, root=self.root, max_pixels=self.max_pixels, on_error=self.on_error, password=self._password
+        )
+        return map(self._document, pages)
+
+    def _document(self, page: Page) -> Document:
+        document = page_to_document(page)
+        if page.image_source is None or page.image_path is not None:
+            return document
+        file = io.BytesIO()
+        open_image(page.image_source, name=page.id).save(file, "PNG")
+        if self.images_dir is None:
+            document.metadata["image"] = base64.b64encode(file.getvalue()).decode("ascii")
+        else:
+            document.metadata["image_path"] = str(_written(file.getvalue(), self.images_dir, page))
+        return document
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle and copy without the password."""
+        return {**self.__dict__, "_password": None}
+
+    def __repr__(self) -> str:
+        """Name the paths; never the password."""
+        return f"PageLoader({self.paths!r})"
+
+
+def _written(data: bytes, folder: Path, page: Page) -> Path:
+    """Write a file named by its content, whole or not at all, unless it is there."""
+    path = folder / f"{hashlib.sha256(data).hexdigest()}.png"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            partial.write_bytes(data)
+            partial.replace(path)
+    except OSError as exc:
+        reason = f"its image cannot be written to {folder}: {exc.strerror or exc}"
+        raise PageError(reason, source=page.source, page=page.number) from exc
+    return path

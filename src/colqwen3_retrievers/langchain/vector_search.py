@@ -1,0 +1,298 @@
+"""The searching half of the vector store."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+
+from colqwen3_retrievers.datatypes import MultiVector, as_token_embeddings
+from colqwen3_retrievers.documents import Hit
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.kernels import default_kernel
+from colqwen3_retrievers.langchain.diversity import check_lambda, most_diverse
+from colqwen3_retrievers.langchain.documents import hits_to_documents
+from colqwen3_retrievers.langchain.filters import document_filter
+from colqwen3_retrievers.langchain.store_inputs import check_question, refuse
+from colqwen3_retrievers.late_interaction import relevance
+from colqwen3_retrievers.searching import Question, in_order, to_encode
+from colqwen3_retrievers.stores.protocol import check_search
+
+GroupBy = Literal["source"]
+Where = Mapping[str, Any]
+_KNOWN = ("k", "filter", "group_by")
+
+
+class PageVectorSearch(VectorStore):
+    """What a vector store over a page index can be asked.
+
+    In every method ``query`` is a text, a :class:`~colqwen3_retrievers.documents.Query`, an image (PIL, ``Path`` or
+    bytes) or a multi-vector; ``filter`` is in the language of :mod:`~colqwen3_retrievers.stores.where`, over the keys
+    of the documents' metadata; ``group_by="source"`` gives the best document of each source. All raise ConfigError for
+    an argument that cannot be used, an unknown one too, and EncodeError for a query that cannot be encoded. The async
+    twins wait for the encoder without blocking the event loop, and cancelling them cancels the encoding.
+    """
+
+    index: PageIndex
+
+    # -- documents -----------------------------------------------------------------------------------------------------
+
+    def similarity_search(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find the documents that answer a query best.
+
+        Args:
+            query: as for all methods.
+            k: most documents found, at least 1.
+            filter: only among these.
+            group_by: ``"source"`` or None.
+            window: neighbours on each side in the same source, which follow it in the list, with the id of the document
+                they stand beside under ``metadata["neighbour_of"]``; the filter does not bear on them.
+            **kwargs: none.
+
+        Returns:
+            Documents, best first, equal scores by id.
+        """
+        refuse(kwargs, *_KNOWN, "window")
+        return hits_to_documents(self._search(query, k, filter, group_by, window)[1], scores=False)
+
+    async def asimilarity_search(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        window: int = 0,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find documents without blocking the event loop; see :meth:`similarity_search`."""
+        refuse(kwargs, *_KNOWN, "window")
+        return hits_to_documents((await self._asearch(query, k, filter, group_by, window))[1], scores=False)
+
+    def similarity_search_by_vector(
+        self, embedding: MultiVector | Sequence[Any], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """Find documents for a multi-vector: (n_tokens, dim) with unit rows, never one flat vector.
+
+        Raises:
+            ConfigError: a flat vector, or rows that are no unit vectors.
+            DimensionError: another dim than the index's.
+        """
+        return self.similarity_search(_multi_vector(embedding), k, **kwargs)
+
+    async def asimilarity_search_by_vector(
+        self, embedding: MultiVector | Sequence[Any], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """Find documents for a multi-vector without blocking; see :meth:`similarity_search_by_vector`."""
+        return await self.asimilarity_search(_multi_vector(embedding), k, **kwargs)
+
+    # -- documents with scores -----------------------------------------------------------------------------------------
+
+    def similarity_search_with_score(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """Find documents and their MaxSim sums: higher is better, and comparable for one query only."""
+        refuse(kwargs, *_KNOWN)
+        hits = self._search(query, k, filter, group_by)[1]
+        return [(document, hit.score) for document, hit in zip(_plain(hits), hits, strict=True)]
+
+    async def asimilarity_search_with_score(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """Find documents and scores without blocking; see :meth:`similarity_search_with_score`."""
+        refuse(kwargs, *_KNOWN)
+        hits = (await self._asearch(query, k, filter, group_by))[1]
+        return [(document, hit.score) for document, hit in zip(_plain(hits), hits, strict=True)]
+
+    def _similarity_search_with_relevance_scores(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """Find documents and (1 + mean MaxSim) / 2, which can be compared between queries and with a threshold."""
+        refuse(kwargs, *_KNOWN, "score_threshold")
+        return _relevances(*self._search(query, k, filter, group_by))
+
+    async def _asimilarity_search_with_relevance_scores(
+        self,
+        query: Question,
+        k: int = 4,
+        *,
+        filter: Where | None = None,
+        group_by: GroupBy | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        refuse(kwargs, *_KNOWN, "score_threshold")
+        return _relevances(*await self._asearch(query, k, filter, group_by))
+
+    # -- documents that do not repeat each other -----------------------------------------------------------------------
+
+    def max_marginal_relevance_search(
+        self,
+        query: Question,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find documents that answer a query and do not repeat each other.
+
+        See :func:`~colqwen3_retrievers.langchain.diversity.most_diverse` for the rule.
+
+        Args:
+            query: as for all methods.
+            k: most documents, at least 1.
+            fetch_k: the most relevant ones to choose from; their multi-vectors are read.
+            lambda_mult: from 0, diversity alone, to 1, relevance alone.
+            filter: only among these.
+            **kwargs: none.
+
+        Returns:
+            Documents in the order chosen.
+        """
+        refuse(kwargs, "k", "fetch_k", "lambda_mult", "filter")
+        fetched = _fetched(k, fetch_k, lambda_mult)
+        return _plain(self._diverse(*self._search(query, fetched, filter), k, lambda_mult))
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: Question,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        *,
+        filter: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find diverse documents without blocking; see :meth:`max_marginal_relevance_search`."""
+        refuse(kwargs, "k", "fetch_k", "lambda_mult", "filter")
+        fetched = _fetched(k, fetch_k, lambda_mult)
+        found = await self._asearch(query, fetched, filter)
+        return _plain(await asyncio.to_thread(self._diverse, *found, k, lambda_mult))
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: MultiVector | Sequence[Any],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find diverse documents for a multi-vector (n_tokens, dim) with unit rows."""
+        return self.max_marginal_relevance_search(_multi_vector(embedding), k, fetch_k, lambda_mult, **kwargs)
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: MultiVector | Sequence[Any],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Find diverse documents for a multi-vector without blocking."""
+        return await self.amax_marginal_relevance_search(_multi_vector(embedding), k, fetch_k, lambda_mult, **kwargs)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _search(
+        self, query: Question, k: int, filter: Where | None, group_by: GroupBy | None = None, window: int = 0
+    ) -> tuple[MultiVector | None, list[Hit]]:
+        """Give the query's multi-vector and its hits; an empty index needs no model."""
+        check_search(k, group_by)
+        question, where = check_question(query), document_filter(filter)
+        if not len(self.index):
+            return None, []
+        texts, ready = to_encode([question])
+        made = self.index.encoder.submit_queries(texts).result() if texts else []
+        vectors = in_order(ready, made)[0]
+        return vectors, self.index.search(vectors, k, where=where, group_by=group_by, window=window)
+
+    async def _asearch(
+        self, query: Question, k: int, filter: Where | None, group_by: GroupBy | None = None, window: int = 0
+    ) -> tuple[MultiVector | None, list[Hit]]:
+        check_search(k, group_by)
+        question, where = check_question(query), document_filter(filter)
+        if not await asyncio.to_thread(len, self.index):
+            return None, []
+        texts, ready = to_encode([question])
+        made: list[MultiVector] = []
+        if texts:  # submitting may load a model, so it belongs in a thread
+            future = await asyncio.to_thread(lambda: self.index.encoder.submit_queries(texts))
+            made = await asyncio.wrap_future(future)
+        vectors = in_order(ready, made)[0]
+        return vectors, await self.index.asearch(vectors, k, where=where, group_by=group_by, window=window)
+
+    def _diverse(self, query: MultiVector | None, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
+        if query is None or lambda_mult == 1 or len(hits) < 2:
+            return hits[:k]
+        records = self.index.get([hit.page.id for hit in hits], vectors=True)
+        vectors = {record.page.id: record.multi_vector for record in records}
+        kept = [hit for hit in hits if vectors.get(hit.page.id) is not None]  # one may have been deleted meanwhile
+        relevances = [hit.score / len(query) for hit in kept]
+        documents = [vectors[hit.page.id] for hit in kept]
+        chosen = most_diverse(relevances, documents, k, lambda_mult, kernel=default_kernel())  # type: ignore[arg-type]  # None is out
+        return [kept[place] for place in chosen]
+
+
+def _plain(hits: list[Hit]) -> list[Document]:
+    return hits_to_documents(hits, scores=False)
+
+
+def _relevances(query: MultiVector | None, hits: list[Hit]) -> list[tuple[Document, float]]:
+    scores = [] if query is None else [relevance(hit.score, len(query)) for hit in hits]
+    return list(zip(_plain(hits), scores, strict=True))
+
+
+def _fetched(k: int, fetch_k: int, lambda_mult: float) -> int:
+    check_lambda(lambda_mult)
+    check_search(k, None)
+    try:
+        fetched = operator.index(fetch_k)
+    except TypeError:
+        fetched = 0
+    if fetched < 1:
+        raise ConfigError(f"fetch_k: expected a whole number from 1, got {fetch_k!r}")
+    return max(k, fetched)
+
+
+def _multi_vector(embedding: MultiVector | Sequence[Any]) -> MultiVector:
+    if isinstance(embedding, MultiVector):
+        return embedding
+    try:
+        array = np.asarray(embedding, dtype=np.float32)
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(f"embedding: expected numbers of shape (n_tokens, dim): {exc}") from exc
+    return MultiVector(as_token_embeddings(array, name="embedding"))

@@ -1,0 +1,197 @@
+"""Which files a sync is about: those that are there, those that are gone for sure, and what must not be lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.file_ledger import FileEntry, device_of
+from colqwen3_retrievers.page_files import PageFile, PagePath, find_page_files
+from colqwen3_retrievers.page_images import PageImages
+from colqwen3_retrievers.stores import MultiVectorStore
+
+
+@dataclass(frozen=True, slots=True)
+class NotSynced:
+    """A file, page or folder that could not be read or encoded; what the index had of it is still there.
+
+    Attributes:
+        source: of the file's pages, or a folder's path.
+        page: the page's number, or None when it is the whole file.
+        reason: why.
+
+    >>> print(NotSynced("a.pdf", 3, "the page is missing or broken"))
+    a.pdf, page 3: the page is missing or broken
+    """
+
+    source: str
+    page: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        """Put it in one line."""
+        return f"{self.source}{'' if self.page is None else f', page {self.page}'}: {self.reason}"
+
+
+@dataclass(slots=True)
+class FoundFiles:
+    """The files of one sync, looked up by :meth:`find`; nothing is changed and no file is opened.
+
+    Args:
+        store: where the index's records are.
+        images: where its page images are.
+        known: what its ledger knows, by source.
+
+    Attributes:
+        files: that are there, in the order in which they are read.
+        gone: known ones under the paths that are gone for sure.
+        failed: folders that cannot be listed, and files that may be gone and may not.
+    """
+
+    store: MultiVectorStore
+    images: PageImages
+    known: Mapping[str, FileEntry]
+    files: list[PageFile] = field(default_factory=list)
+    gone: list[FileEntry] = field(default_factory=list)
+    failed: list[NotSynced] = field(default_factory=list)
+    _followed: set[str] = field(default_factory=set)
+    _unlisted: list[Path] = field(default_factory=list)
+
+    def find(self, paths: PagePath | Iterable[PagePath], root: PagePath | None, allow_empty: bool) -> None:
+        """Look the files up, and refuse what would lose pages.
+
+        Raises:
+            PageError, ConfigError: see :meth:`~colqwen3_retrievers.index.PageIndex.sync`.
+        """
+        given = _listed(paths)
+        roots = [_absolute(item) for item in given]
+        there = [item for item, path in zip(given, roots, strict=True) if path.exists()]
+        # An index inside the folder that it indexes would take its own page images for pages, more at every sync.
+        self.files = [
+            file
+            for file in find_page_files(there, root=root, on_error=self._unreadable)
+            if self.images.path(file.path.name) != file.path
+        ]
+        listed = {file.path for file in self.files}
+        if not allow_empty:
+            for item, path in zip(given, roots, strict=True):
+                self._check_root(item, path, listed)
+        gone = [
+            entry
+            for entry in self.known.values()
+            if entry.path not in listed
+            and any(entry.path.is_relative_to(path) for path in roots)
+            and not any(entry.path.is_relative_to(folder) for folder in self._unlisted)
+            and self._is_gone(entry, allow_empty)
+        ]
+        names = {file.source for file in self.files}
+        self.gone = [entry for entry in gone if entry.source not in names]
+        self._followed = names & {entry.source for entry in gone}
+        for file in self.files:
+            known = self.known.get(file.source)
+            if known is not None and os.path.lexists(known.path) and self.belongs_elsewhere(known, file):
+                raise ConfigError(
+                    f"{known.path}, which is in the index, and {file.path} would both be {file.source!r}: "
+                    "give a root= above both of them"
+                )
+
+    def belongs_elsewhere(self, known: FileEntry, file: PageFile) -> bool:
+        """Whether a file's name is that of another one, which is there or perhaps on a disk that is not mounted."""
+        if known.path == file.path or file.source in self._followed or _same_file(known.path, file.path):
+            return False
+        return bool(page_ids(self.store, file.source))
+
+    def _unreadable(self, error: PageError) -> None:
+        if not Path(error.source).is_dir():
+            raise error
+        self._unlisted.append(Path(error.source))
+        self.failed.append(NotSynced(error.source, None, reason_of(error)))
+
+    def _check_root(self, item: PagePath, root: Path, listed: set[Path]) -> None:
+        """Refuse a path that looks as if its disk were not there."""
+        here = root.exists()
+        if here and any(root.is_relative_to(folder) for folder in self._unlisted):
+            return  # reported; nothing under it counts as gone
+        if not here and any(character in str(item) for character in "*?["):
+            raise ConfigError(f"{item}: no such file or folder; sync takes files and folders, not patterns")
+        known = [entry for entry in self.known.values() if entry.path.is_relative_to(root)]
+        if not known and here:
+            return  # an empty folder that never held anything
+        pages = sum(len(entry.pages) for entry in known)
+        remedy = f"; allow_empty=True forgets the {pages} pages known from there" if known else ""
+        if not here:
+            raise PageError(f"no such file or folder{remedy}", source=str(item))
+        if any(entry.path in listed for entry in known):
+            return
+        if not any(path.is_relative_to(root) for path in listed):
+            raise PageError(f"no page file is left; is its disk mounted?{remedy}", source=str(item))
+        device = device_of(root)
+        if all(entry.device != device for entry in known):
+            raise PageError(f"another disk is mounted there, without any of the known files{remedy}", source=str(item))
+
+    def _is_gone(self, entry: FileEntry, allow_empty: bool) -> bool:
+        """Whether a known file that was not listed is gone for sure, and not merely out of sight."""
+        try:
+            if not stat.S_ISDIR(entry.path.lstat().st_mode):
+                return False  # there, though not among the files now: behind a link to a folder, perhaps
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as exc:
+            self.failed.append(NotSynced(entry.source, None, f"cannot be looked at: {reason_of(exc)}"))
+            return False
+        if allow_empty:
+            return True
+        folder = next(parent for parent in entry.path.parents if os.path.lexists(parent))
+        try:
+            unmounted = device_of(folder) != entry.device and not any(folder.iterdir())
+        except OSError:
+            unmounted = True
+        if unmounted:
+            reason = f"{folder} is empty; is its disk mounted? allow_empty=True forgets its pages"
+            self.failed.append(NotSynced(entry.source, None, reason))
+        return not unmounted
+
+
+def page_ids(store: MultiVectorStore, source: str) -> list[str]:
+    """Give the ids a store has of a file's pages; ids that a caller made up are none of them."""
+    ours = re.compile(re.escape(source) + r"#page=[1-9][0-9]*")
+    return [page_id for page_id in store.ids({"source": source}) if ours.fullmatch(page_id)]
+
+
+def reason_of(error: Exception, page: Page | None = None) -> str:
+    """Give an error's message without the names that stand beside it.
+
+    >>> reason_of(PageError("the page has no size", source="a.pdf", page=3))
+    'the page has no size'
+    """
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, PageError):
+        named = error.source if error.page is None else f"{error.source}, page {error.page}"
+        text = text.removeprefix(f"{named}: ")
+    return text if page is None else text.removeprefix(f"page {page.id!r}: ")
+
+
+def _listed(paths: Any) -> list[Any]:
+    several = isinstance(paths, Iterable) and not isinstance(paths, str | bytes | bytearray | os.PathLike)
+    return list(paths) if several else [paths]
+
+
+def _absolute(item: Any) -> Path:
+    """Give what :func:`find_page_files` makes of a path; it refuses what is none."""
+    if not isinstance(item, str | os.PathLike) or "://" in str(item) or not os.fspath(item):
+        find_page_files([item])
+    return Path(os.path.abspath(Path(item).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False

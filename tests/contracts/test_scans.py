@@ -1,0 +1,198 @@
+"""What every scan of codes must do, as one class that each scan subclasses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colqwen3_retrievers.codes import BLOCK, QueryCodes, code_width, query_codes
+from colqwen3_retrievers.datatypes import PackedEmbeddings
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.kernels import default_scan, device_scan
+from colqwen3_retrievers.kernels.scan import CodeScan, numpy_scan
+
+
+def queries(seed: int, lengths: list[int], dim: int) -> QueryCodes:
+    rng = np.random.default_rng(seed)
+    rows = [rng.standard_normal((n, dim)) for n in lengths]
+    return query_codes(PackedEmbeddings.pack([r / np.linalg.norm(r, axis=1, keepdims=True) for r in rows]))
+
+
+def codes(seed: int, lengths: list[int], dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = np.asarray(lengths) * BLOCK
+    rows = rng.integers(-127, 128, (int(sizes.sum()), code_width(dim)), dtype=np.int8)
+    return rows, np.cumsum(sizes) - sizes, sizes, rng.random(len(sizes)).astype(np.float32) / 100
+
+
+def by_loops(asked: QueryCodes, rows, starts, lengths, scales) -> np.ndarray:
+    found = np.zeros((len(asked.offsets) - 1, len(starts)))
+    for i in range(len(found)):
+        for t in range(asked.offsets[i], asked.offsets[i + 1]):
+            for j, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+                products = [
+                    int(np.dot(asked.rows[t].astype(int), row.astype(int))) for row in rows[start : start + length]
+                ]
+                found[i, j] += max(products) * float(asked.scales[t]) * float(scales[j])
+    return found
+
+
+class ScanContract:
+    """Subclass it with a fixture ``scan``."""
+
+    @pytest.mark.parametrize("dim", [1, 16, 128])
+    @pytest.mark.parametrize(("asked", "pages"), [([1], [1]), ([3, 1, 7], [1, 4, 2, 9]), ([2], [1] * 30)])
+    def test_equals_the_loops(self, scan: CodeScan, dim: int, asked: list[int], pages: list[int]) -> None:
+        made, given = queries(dim, asked, dim), codes(dim, pages, dim)
+        got = scan(made, *given)
+        assert got.dtype == np.float32 and got.shape == (len(asked), len(pages))
+        np.testing.assert_allclose(got, by_loops(made, *given), rtol=1e-5, atol=1e-5)
+
+    def test_negative_products_stay_negative(self, scan: CodeScan) -> None:
+        asked = QueryCodes(np.full((1, 8), 3, np.int8), np.ones(1, np.float32), np.asarray([0, 1]))
+        rows = np.full((16, 8), -2, np.int8)
+        rows[8:] = -5
+        one = np.asarray([0, 8]), np.asarray([8, 8]), np.asarray([1, 0.5], np.float32)
+        assert scan(asked, rows, *one).tolist() == [[-48.0, -60.0]]
+
+    def test_some_pages_of_many(self, scan: CodeScan) -> None:
+        """Most of what lies in a file may be of no interest: dead, or outside a filter."""
+        asked = queries(1, [5, 9], 32)
+        rows, starts, lengths, scales = codes(2, np.random.default_rng(3).integers(1, 30, 400).tolist(), 32)
+        everything = scan(asked, rows, starts, lengths, scales)
+        for step in (1, 2, 7, 399):
+            some = np.arange(0, 400, step)
+            got = scan(asked, rows, starts[some], lengths[some], scales[some])
+            np.testing.assert_array_equal(got, everything[:, some])
+
+    @pytest.mark.parametrize("lengths", [[1], [2000], [700, 700, 700], [1] * 5000])
+    def test_pieces_of_every_size(self, scan: CodeScan, lengths: list[int]) -> None:
+        asked, given = queries(4, [20], 128), codes(5, lengths, 128)
+        np.testing.assert_allclose(scan(asked, *given), numpy_scan(asked, *given), rtol=1e-6)
+
+    def test_many_query_tokens(self, scan: CodeScan) -> None:
+        asked, given = queries(6, [255, 1, 300, 40], 16), codes(7, [3, 40, 1], 16)
+        products = asked.rows.astype(np.float64) @ given[0].astype(np.float64).T
+        best = np.maximum.reduceat(products, given[1], axis=1) * asked.scales[:, None] * given[3]
+        expected = np.add.reduceat(best, asked.offsets[:-1], axis=0)
+        np.testing.assert_allclose(scan(asked, *given), expected, rtol=1e-5)
+
+    def test_codes_in_a_mapped_file(self, scan: CodeScan, tmp_path: Path) -> None:
+        asked, (rows, *where) = queries(8, [4], 16), codes(9, [2, 3], 16)
+        rows.tofile(tmp_path / "codes")
+        mapped = np.memmap(tmp_path / "codes", dtype=np.int8, mode="r", shape=rows.shape)
+        np.testing.assert_array_equal(scan(asked, mapped, *where), scan(asked, rows, *where))
+
+
+class TestNumpyScan(ScanContract):
+    @pytest.fixture
+    def scan(self) -> CodeScan:
+        return numpy_scan
+
+
+class TestTorchScan(ScanContract):
+    @pytest.fixture
+    def scan(self) -> CodeScan:
+        pytest.importorskip("torch")
+        return default_scan()
+
+    def test_products_are_whole_numbers_where_the_processor_has_them(self, scan: CodeScan, monkeypatch) -> None:
+        import torch
+
+        asked, given = queries(10, [20, 3], 64), codes(11, [30, 2, 50], 64)
+        whole = scan(asked, *given)
+        monkeypatch.delattr(torch, "_int_mm")
+        np.testing.assert_allclose(scan(asked, *given), whole, rtol=1e-6)
+
+
+class TestTorchScanWithWorkers(TestTorchScan):
+    """The same, shared out between three worker threads."""
+
+    @pytest.fixture(autouse=True)
+    def three_threads(self):
+        torch = pytest.importorskip("torch")
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        yield
+        torch.set_num_threads(before)
+
+
+class TestDeviceScan(ScanContract):
+    """The scan for GPUs, its torch lines, on the CPU."""
+
+    @pytest.fixture
+    def scan(self) -> CodeScan:
+        pytest.importorskip("torch")
+        from colqwen3_retrievers.kernels.device_scan import DeviceScan
+
+        return DeviceScan("cpu", fused=False)
+
+    def test_codes_are_copied_once_and_let_go_with_their_map(self, scan: CodeScan) -> None:
+        asked, (rows, *where) = queries(8, [4], 16), codes(9, [2, 3], 16)
+        first = scan(asked, rows, *where)
+        ((_, kept),) = scan._resident.values()
+        scan(asked, rows, *where)
+        assert next(iter(scan._resident.values()))[1] is kept
+        grown = np.concatenate([rows, rows])
+        del rows
+        assert not scan._resident
+        np.testing.assert_array_equal(scan(asked, grown, *where), first)
+
+    def test_devices_it_does_not_have(self) -> None:
+        pytest.importorskip("torch")
+        for device in ("gpu", "cuda:99", "meta"):
+            with pytest.raises(ConfigError, match="device: "):
+                device_scan(device)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_fused_kernel_in_the_interpreter() -> None:
+    """Triton reads its variable when it is imported, hence another process."""
+    code = """
+import numpy as np
+from colqwen3_retrievers.kernels.device_scan import DeviceScan
+from colqwen3_retrievers.kernels.scan import numpy_scan
+from tests.contracts.test_scans import codes, queries
+
+scan = DeviceScan("cpu", fused=True)
+shapes = (1, [1], [1]), (16, [3, 1, 7], [1, 4, 2, 9]), (128, [25, 40], [5, 1, 12]), (320, [33], [2, 8])
+for dim, asked, pages in shapes:
+    made, given = queries(dim, asked, dim), codes(dim, pages, dim)
+    np.testing.assert_allclose(scan(made, *given), numpy_scan(made, *given), rtol=1e-6)
+    some = [given[0], *(array[::2] for array in given[1:])]
+    np.testing.assert_allclose(scan(made, *some), numpy_scan(made, *some), rtol=1e-6)
+print("same")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200,
+        cwd=Path(__file__).parents[2], env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.stdout == "same\n", done.stderr[-2000:]
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+@pytest.mark.skipif(not _has_cuda(), reason="no CUDA device")
+@pytest.mark.parametrize("fused", [False, True])
+class TestCudaScan(ScanContract):
+    """Both kernels on a GPU."""
+
+    @pytest.fixture
+    def scan(self, fused: bool) -> CodeScan:
+        if fused:
+            pytest.importorskip("triton")
+        from colqwen3_retrievers.kernels.device_scan import DeviceScan
+
+        return DeviceScan("cuda", fused=fused)

@@ -1,0 +1,95 @@
+"""Our LlamaIndex classes keep the contracts of the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_index.core.schema import MediaResource, Node, NodeWithScore, TextNode
+from PIL import Image
+
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
+from colqwen3_retrievers.llama_index import ColQwen3Embedding, ColQwen3Reranker, ColQwen3Retriever, PageReader
+from tests.checkpoints import make_checkpoint
+from tests.contracts import llama_index_contract as contract
+from tests.contracts.llama_index_contract import _no_loop_left_open, events  # noqa: F401 - fixtures
+
+N_PICTURES = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("llama_index_contract")
+    make_checkpoint(made / "checkpoint", "tomoro")
+    (made / "pages").mkdir()
+    for seed in range(N_PICTURES):
+        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
+    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
+    with PageIndex.open(folder / "index", encoder) as made:
+        made.add(load_pages(folder / "pages"))
+        made.add(Page(source="notes.txt", text="Revenue rose."))
+        ColQwen3Retriever(made).add([TextNode(id_="node", text="Costs fell.", metadata={"year": 2024})])
+        yield made
+
+
+class TestRetriever(contract.RetrieverContract):
+    @pytest.fixture
+    def retriever(self, index: PageIndex) -> ColQwen3Retriever:
+        return ColQwen3Retriever(index, similarity_top_k=5)
+
+
+class TestGroupedRetriever(contract.RetrieverContract):
+    @pytest.fixture
+    def retriever(self, index: PageIndex) -> ColQwen3Retriever:
+        return ColQwen3Retriever(index, similarity_top_k=3, group_by="source", where={"page": 1})
+
+
+class TestReranker(contract.RerankerContract):
+    @pytest.fixture
+    def reranker(self, encoder: ColQwen3Encoder) -> ColQwen3Reranker:
+        return ColQwen3Reranker(encoder=encoder)
+
+    @pytest.fixture
+    def nodes(self, folder: Path, index: PageIndex) -> list[NodeWithScore]:
+        theirs = Node(id_="theirs", image_resource=MediaResource(path=folder / "pages" / "0.png"))
+        ours = ColQwen3Retriever(index, similarity_top_k=3).retrieve("x")
+        return [*ours, NodeWithScore(node=theirs), NodeWithScore(node=TextNode(id_="text", text="Revenue."), score=0.5)]
+
+
+class TestRerankerOfAnIndex(TestReranker):
+    @pytest.fixture
+    def reranker(self, encoder: ColQwen3Encoder, index: PageIndex) -> ColQwen3Reranker:
+        return ColQwen3Reranker(encoder=encoder, index=index, score_mode="relevance", top_n=3)
+
+
+class TestEmbedding(contract.EmbeddingContract):
+    @pytest.fixture
+    def embedding(self, encoder: ColQwen3Encoder) -> ColQwen3Embedding:
+        return ColQwen3Embedding(encoder=encoder, dim=128, embed_batch_size=2)
+
+    @pytest.fixture
+    def pictures(self, folder: Path) -> list[Path]:
+        return [folder / "pages" / "0.png", folder / "pages" / "1.png"]
+
+
+class TestReader(contract.ReaderContract):
+    @pytest.fixture
+    def reader(self, tmp_path: Path) -> PageReader:
+        return PageReader(image_dir=tmp_path / "pictures")
+
+    @pytest.fixture
+    def path(self, folder: Path) -> Path:
+        return folder / "pages"
