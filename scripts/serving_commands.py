@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from colqwen3_retrievers.families import FAMILIES
-from colqwen3_retrievers.serving import CHAT_TEMPLATES, serve_command, show_command
+from colqwen3_retrievers.serving import serve_command, show_command
+from colqwen3_retrievers.serving_templates import CHAT_TEMPLATES
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 START = "<!-- commands: written by scripts/serving_commands.py; a test compares them -->\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from colqwen3_retrievers.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from colqwen3_retrievers.copying import copy_index as copy_index
     from colqwen3_retrievers.datatypes import EncoderInfo as EncoderInfo
     from colqwen3_retrievers.datatypes import MultiVector as MultiVector
     from colqwen3_retrievers.datatypes import PackedEmbeddings as PackedEmbeddings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.similarity_maps import SimilarityMap as SimilarityMap
     from colqwen3_retrievers.similarity_maps import similarity_map as similarity_map
     from colqwen3_retrievers.stores import open_store as open_store
+    from colqwen3_retrievers.stores.qdrant_collection import QdrantOptions as QdrantOptions
 
 __version__ = "0.1.0"
 
@@ -41,12 +43,14 @@ _WHERE = {
     "PackedEmbeddings": "datatypes",
     "Page": "documents",
     "PageIndex": "index",
+    "QdrantOptions": "stores.qdrant_collection",
     "Query": "documents",
     "ServerOptions": "options",
     "SimilarityMap": "similarity_maps",
     "TorchOptions": "options",
     "VLLMOptions": "options",
     "Video": "documents",
+    "copy_index": "copying",
     "load_pages": "pages",
     "maxsim": "late_interaction",
     "open_store": "stores",

@@ -1,4 +1,4 @@
-"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy`` and ``demo``.
+"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy``, ``serve`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
 2 a wrong command line, 130 an interruption.
@@ -23,6 +23,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.serving import add_serve_arguments, serve
 from colqwen3_retrievers.similarity_maps import similarity_map
 from colqwen3_retrievers.stores import is_qdrant
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        code: int = options.run(options)
+        code: int = options.command(options)
     except ColQwen3Error as exc:
         print(f"colqwen3: {' '.join(str(exc).split())}", file=sys.stderr)
         return 1
@@ -62,6 +63,8 @@ def _index(options: argparse.Namespace) -> int:
     if is_qdrant(options.index) and options.images == "store" and options.images_dir is None:
         raise ConfigError("--images-dir: say where page images are kept beside Qdrant, or give --images none")
     encoder = _encoder(options)
+    if options.sync:
+        return _sync(options, encoder)
     pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")  # first: a path may be wrong
     with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
         done = index.add(pages, show_progress=True, batch_size=options.batch_size)
@@ -72,14 +75,29 @@ def _index(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sync(options: argparse.Namespace, encoder: ColQwen3Encoder) -> int:
+    with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
+        done = index.sync(options.paths, show_progress=True, batch_size=options.batch_size)
+        print(
+            f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {done.removed} removed; "
+            f"{len(index)} pages in the index"
+        )
+    for failed in done.failed:
+        print(f"colqwen3: {failed}", file=sys.stderr)
+    encoder.close()
+    return 1 if done.failed and not options.skip_errors else 0
+
+
 def _search(options: argparse.Namespace) -> int:
     query = Query(options.query or None, options.image)
     where = _json_object(options.where) if options.where else None
     with contextlib.ExitStack() as stack:
         place = {"images_dir": options.images_dir, "read_only": True}
         index = stack.enter_context(PageIndex.open(options.index, **place))
-        if options.device or options.model:
-            encoder = ColQwen3Encoder.from_info(index.info, model=options.model, device=options.device)
+        if options.device or options.model or options.url:
+            encoder = ColQwen3Encoder.from_info(
+                index.info, model=options.model, device=options.device, url=options.url or None
+            )
             index = stack.enter_context(PageIndex.open(options.index, encoder, **place))
         [asked] = index.encoder.submit_queries([query]).result()
         hits = index.search(asked, k=options.k, where=where)
@@ -172,6 +190,8 @@ def _draw(index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Pat
 def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
     return ColQwen3Encoder(
         options.model,
+        engine=options.engine,
+        url=options.url or None,
         device=options.device,
         dtype=options.dtype,
         dim=options.dim,
@@ -193,6 +213,7 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+_URL = "of a vLLM server; repeat for a fleet (COLQWEN3_URL; the key from COLQWEN3_API_KEY)"
 _PLACE = "a folder, or qdrant://host:6333/collection (qdrants:// over TLS; the key from QDRANT_API_KEY)"
 
 
@@ -208,8 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--images", choices=("store", "reference", "none"), default="store", help="what to keep of them")
     index.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together")
     index.add_argument("--skip-errors", action="store_true", help="go on after a page that cannot be read")
+    index.add_argument("--sync", action="store_true", help="also forget the pages of files that are gone under PATH")
     _model_options(index)
-    index.set_defaults(run=_index)
+    index.set_defaults(command=_index)
 
     search = commands.add_parser("search", help="ask an index")
     search.add_argument("query", nargs="?", default="", metavar="QUERY", help="a text")
@@ -221,14 +243,15 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--heatmap", metavar="DIR", help="write the pages with the answering regions drawn")
     search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
     search.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
+    search.add_argument("--url", action="append", default=[], metavar="URL", help=_URL)
     search.add_argument("--json", action="store_true", help="print JSON")
-    search.set_defaults(run=_search)
+    search.set_defaults(command=_search)
 
     info = commands.add_parser("info", help="tell what an index or a model is")
     info.add_argument("--index", metavar="INDEX", help=f"{_PLACE}; without it, the model is told about")
     info.add_argument("--json", action="store_true", help="print JSON")
     _model_options(info)
-    info.set_defaults(run=_info)
+    info.set_defaults(command=_info)
 
     copy = commands.add_parser("copy", help="move an index to another store, encoding nothing again")
     copy.add_argument("src", metavar="SRC", help=_PLACE)
@@ -239,14 +262,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     copy.add_argument("--src-images-dir", metavar="DIR", help="where the images of a Qdrant source lie")
     copy.add_argument("--dst-images-dir", metavar="DIR", help="where the images of a Qdrant destination are to lie")
-    copy.set_defaults(run=_copy)
+    copy.set_defaults(command=_copy)
+
+    server = commands.add_parser("serve", help="print, or run, the command line of a vLLM server for a model")
+    add_serve_arguments(server)
+    server.set_defaults(command=serve)
 
     demo = commands.add_parser("demo", help="index some PDFs, ask questions, write a report")
     demo.add_argument("paths", nargs="*", metavar="PDF", help="PDFs of yours, beside the demo's own")
     demo.add_argument("--out", default="demo-output", metavar="DIR", help="where to write (demo-output)")
     demo.add_argument("--model", default="tiny", metavar="MODEL", help="checkpoint (tiny)")
     demo.add_argument("--question", action="append", default=[], metavar="TEXT", help="a question of yours; repeatable")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(command=_demo)
     return parser
 
 
@@ -255,6 +282,8 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="MODEL", help="hub name, folder or 'tiny' (COLQWEN3_MODEL)")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
     group.add_argument("--family", metavar="NAME", help="overrule the family told from the checkpoint")
+    group.add_argument("--engine", default="auto", metavar="NAME", help="auto, torch, vllm or server")
+    group.add_argument("--url", action="append", default=[], metavar="URL", help=_URL)
     group.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
     group.add_argument("--dtype", default="auto", metavar="NAME", help="auto, bfloat16, float16 or float32")
     group.add_argument("--dim", type=int, metavar="N", help="Matryoshka dim")

@@ -235,7 +235,12 @@ class ColQwen3Encoder:
 
     @classmethod
     def from_info(
-        cls, info: EncoderInfo, *, model: str | os.PathLike[str] | None = None, device: str | None = None
+        cls,
+        info: EncoderInfo,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        url: str | Sequence[str] | None = None,
     ) -> ColQwen3Encoder:
         """Make the encoder that an index was made with; nothing is loaded.
 
@@ -243,10 +248,12 @@ class ColQwen3Encoder:
             info: of the index.
             model: where the checkpoint lies now, when it has moved.
             device: as for the constructor.
+            url: as for the constructor.
         """
         return cls(
             info.model if model is None else model,
             device=device,
+            url=url,
             dim=info.dim,
             pool_factor=info.pool_factor,
             max_visual_tokens=info.max_visual_tokens,

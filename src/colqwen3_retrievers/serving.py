@@ -24,85 +24,12 @@ from colqwen3_retrievers.engines.vllm_folder import NEEDED_BY_VLLM, config_overr
 from colqwen3_retrievers.errors import ConfigError, EngineError
 from colqwen3_retrievers.families import FAMILIES, VISUAL_TOKEN_SIDE, Family, get_family
 from colqwen3_retrievers.options import VLLMOptions
-
-CHAT_TEMPLATES = Path(__file__).parent / "chat_templates"
-"""Folder of the families' chat templates, one file each, as :func:`chat_template` writes them."""
+from colqwen3_retrievers.serving_templates import CHAT_TEMPLATES
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 LAUNCHERS = ("vllm", "python")
 
 _NATIVE_CONTEXT = 262_144  # of Qwen3-VL; a hub checkpoint is not downloaded to read its own
-_IMAGE_MARK = "{visual}"
-
-
-def chat_template(family: Family) -> str:
-    """Write the Jinja chat template of a family.
-
-    A message's text that already holds an image or video placeholder is a whole prompt and taken as it stands: that is
-    how our client sends what it has rendered. Otherwise an image becomes the family's image document, with any text
-    beside it, a video its video document, and text alone a query, or a text document in the role ``document``.
-
-    Args:
-        family: whose prompts.
-
-    Returns:
-        The template; ASCII, ends in a line break that Jinja drops.
-
-    >>> "Describe the image." in chat_template(get_family("tomoro"))
-    True
-    """
-    before, after = family.image.replace(_IMAGE_MARK, "{image}").split("{text}")
-    strip = " | trim" if family.strip else ""
-    image = f"{_literal(before, '{image}', 'image')} ~ beside ~ {json.dumps(after)}"
-    lines = [
-        f"{{#- {family.name}: written by colqwen3_retrievers.serving; change the family's row, not this file. -#}}",
-        '{%- set image = "<|vision_start|><|image_pad|><|vision_end|>" -%}',
-        '{%- set video = "<|vision_start|><|video_pad|><|vision_end|>" -%}',
-        '{%- set found = namespace(text="", images=0, videos=0, role="user") -%}',
-        "{%- for message in messages -%}",
-        '{%- set found.role = message["role"] -%}',
-        '{%- if message["content"] is string -%}',
-        '{%- set found.text = found.text ~ message["content"] -%}',
-        "{%- else -%}",
-        '{%- for part in message["content"] -%}',
-        '{%- if part["type"] == "text" -%}{%- set found.text = found.text ~ part["text"] -%}',
-        '{%- elif part["type"] == "video" -%}{%- set found.videos = found.videos + 1 -%}',
-        "{%- else -%}{%- set found.images = found.images + 1 -%}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        f'{{%- set beside = ({json.dumps(family.beside)} ~ found.text | trim) if found.text | trim else "" -%}}',
-        '{%- if "<|image_pad|>" in found.text or "<|video_pad|>" in found.text -%}',
-        "{{- found.text -}}",
-        "{%- elif found.videos -%}",
-        _video_branch(family),
-        "{%- elif found.images -%}",
-        f"{{{{- {image} -}}}}",
-        '{%- elif found.role == "document" -%}',
-        f"{{{{- {_text(family.text, strip)} -}}}}",
-        "{%- else -%}",
-        f"{{{{- {_text(family.query, strip)} -}}}}",
-        "{%- endif -%}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _video_branch(family: Family) -> str:
-    if family.video is None:
-        return f'{{{{- raise_exception("family {family.name} has no prompt for videos") -}}}}'
-    before, after = family.video.replace(_IMAGE_MARK, "{video}").split("{text}")
-    return f"{{{{- {_literal(before, '{video}', 'video')} ~ beside ~ {json.dumps(after)} -}}}}"
-
-
-def _literal(text: str, mark: str, variable: str) -> str:
-    before, after = text.split(mark)
-    return f"{json.dumps(before)} ~ {variable} ~ {json.dumps(after)}"
-
-
-def _text(template: str, strip: str) -> str:
-    before, after = template.split("{text}")
-    return f"{json.dumps(before)} ~ (found.text{strip}) ~ {json.dumps(after)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +108,7 @@ def serve_command(
     served_name: str | None = None,
     dtype: str = "bfloat16",
     max_visual_tokens: int | None = None,
+    videos: bool = False,
     options: VLLMOptions | None = None,
     launcher: str = "vllm",
     extra: Sequence[str] = (),
@@ -201,6 +129,8 @@ def serve_command(
         dtype: ``"bfloat16"``, ``"float16"`` (GPUs before Ampere), ``"float32"`` or ``"auto"``, with which vLLM makes a
             float32 checkpoint float16; the projection stays float32.
         max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
+        videos: whether clients may say the times of a video's frames, as ours does; vLLM can allow this only together
+            with all other settings of its image processor, so it is off unless asked for.
         options: GPUs, memory, length; the same as of the in-process engine.
         launcher: ``"vllm"`` for ``vllm serve``, or ``"python"`` for ``python -m vllm.entrypoints.openai.api_server``.
         extra: further arguments for vLLM, as they stand.
@@ -240,6 +170,10 @@ def serve_command(
     command += ["--hf-overrides", json.dumps(config_overrides(row))]
     command += ["--mm-processor-kwargs", json.dumps({"size": size})]
     command += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 1 if row.video else 0})]
+    if videos:
+        if row.video is None:
+            raise ConfigError(f"videos: family {row.name} has no prompt for them")
+        command += ["--trust-request-mm-kwargs"]
     command += [
         "--chat-template",
         str(CHAT_TEMPLATES / f"{row.name}.jinja"),
@@ -312,6 +246,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--served-name", metavar="NAME", help="the name clients ask for (MODEL)")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the backbone (bfloat16)")
     parser.add_argument("--max-visual-tokens", type=int, metavar="N", help="most visual tokens a page")
+    parser.add_argument("--videos", action="store_true", help="let clients say the times of a video's frames")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of one input")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs the model is cut over (1)")
     parser.add_argument("--gpu-memory", type=float, default=VLLMOptions().gpu_memory_utilization, metavar="SHARE",
@@ -344,6 +279,7 @@ def serve(arguments: argparse.Namespace) -> int:
         served_name=arguments.served_name,
         dtype=arguments.dtype,
         max_visual_tokens=arguments.max_visual_tokens,
+        videos=arguments.videos,
         options=VLLMOptions(
             gpu_memory_utilization=arguments.gpu_memory,
             tensor_parallel_size=arguments.gpus,

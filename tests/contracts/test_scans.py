@@ -129,7 +129,7 @@ class TestDeviceScan(ScanContract):
     @pytest.fixture
     def scan(self) -> CodeScan:
         pytest.importorskip("torch")
-        from colqwen3_retrievers.kernels.device_scan import DeviceScan
+        from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
 
         return DeviceScan("cpu", fused=False)
 
@@ -156,7 +156,7 @@ def test_the_fused_kernel_in_the_interpreter() -> None:
     """Triton reads its variable when it is imported, hence another process."""
     code = """
 import numpy as np
-from colqwen3_retrievers.kernels.device_scan import DeviceScan
+from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
 from colqwen3_retrievers.kernels.scan import numpy_scan
 from tests.contracts.test_scans import codes, queries
 
@@ -193,6 +193,6 @@ class TestCudaScan(ScanContract):
     def scan(self, fused: bool) -> CodeScan:
         if fused:
             pytest.importorskip("triton")
-        from colqwen3_retrievers.kernels.device_scan import DeviceScan
+        from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
 
         return DeviceScan("cuda", fused=fused)

@@ -154,3 +154,23 @@ def test_the_installed_command_runs(indexed: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("index ")
+
+
+def test_serve_prints_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "tiny", "--port", "8123"]) == 0
+    printed = capsys.readouterr().out
+    assert "--runner pooling" in printed
+    assert "--port 8123" in printed
+
+
+def test_sync_forgets_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for shade in (10, 200):
+        Image.new("L", (320, 256), shade).save(folder / f"{shade}.png")
+    command = ["index", str(folder), "--index", str(tmp_path / "index"), "--model", "tiny", "--sync"]
+    assert main(command) == 0
+    assert "2 added, 0 updated, 0 unchanged, 0 removed; 2 pages" in capsys.readouterr().out
+    (folder / "10.png").unlink()
+    assert main(command) == 0
+    assert "0 added, 0 updated, 1 unchanged, 1 removed; 1 pages" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -101,7 +102,9 @@ def test_reaches_the_workers_of_a_real_server(models: dict[str, TinyCheckpoint],
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    with ServerProcess(model.folder, tmp_path, worker_processes=True) as server:
+    with ServerProcess(model.folder, tmp_path, worker_processes=True, api_key="s3cret") as server:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(server, SENTENCE, key="wrong")
         page = ask(server, [{"type": "image_url", "image_url": {"url": url}}])
         query = ask(server, SENTENCE)
         log = server.log_text()
@@ -111,6 +114,7 @@ def test_reaches_the_workers_of_a_real_server(models: dict[str, TinyCheckpoint],
     for want, got in zip(expected, (page, query), strict=True):
         assert got.shape == want.shape
         assert (got * want).sum(axis=1).min() >= MIN_COSINE
+    assert "s3cret" not in log
     [said] = [line for line in log.splitlines() if "the plugin is active" in line]
     assert said.startswith("(Worker"), said
 
@@ -123,10 +127,12 @@ def test_our_server_does_not_start_without_the_plugin(models: dict[str, TinyChec
     assert "not supported" in server.log_text()
 
 
-def ask(server: ServerProcess, content: Any) -> np.ndarray:
+def ask(server: ServerProcess, content: Any, *, key: str = "s3cret") -> np.ndarray:
     body = {"task": "token_embed", "messages": [{"role": "user", "content": content}]}
     request = urllib.request.Request(
-        f"{server.url}/pooling", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{server.url}/pooling",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
         return np.asarray(json.load(answer)["data"][0]["data"], dtype=np.float32)

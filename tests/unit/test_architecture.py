@@ -22,7 +22,8 @@ FLOORS = {
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
     "kernels": 3.0, "model": 3.0,
     "engines": 4.0, "engines.torch": 4.1, "engines.vllm_key": 4.0, "engines.vllm_folder": 4.01,
-    "engines.vllm_plugin": 4.02, "engines.vllm_model": 4.03, "engines.vllm": 4.1, "serving": 4.5,
+    "engines.vllm_plugin": 4.02, "engines.vllm_model": 4.03, "engines.vllm": 4.1, "serving_templates": 2.0,
+    "serving": 4.5,
     "engines.server_wire": 4.01, "engines.server_fleet": 4.01, "engines.server_transport": 4.01,
     "engines.server_reference": 4.01, "engines.server_probe": 4.02, "engines.server_client": 4.03,
     "engines.server_scoring": 4.04, "engines.server": 4.1, "worker": 4.2, "sharing": 4.3,
@@ -121,8 +122,8 @@ def test_no_module_bears_a_public_name() -> None:
 def test_public_names() -> None:
     assert colqwen3_retrievers.__all__ == [
         "ColQwen3Encoder", "ColQwen3Error", "EncoderInfo", "Hit", "MultiVector", "PackedEmbeddings", "Page",
-        "PageIndex", "Query", "ServerOptions", "SimilarityMap", "TorchOptions", "VLLMOptions", "Video", "load_pages",
-        "maxsim", "open_store", "similarity_map",
+        "PageIndex", "QdrantOptions", "Query", "ServerOptions", "SimilarityMap", "TorchOptions", "VLLMOptions", "Video",
+        "copy_index", "load_pages", "maxsim", "open_store", "similarity_map",
     ]  # fmt: skip
     for name in colqwen3_retrievers.__all__:
         assert getattr(colqwen3_retrievers, name).__name__ == name

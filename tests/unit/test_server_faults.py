@@ -123,7 +123,7 @@ def test_what_the_caller_gets(
                 assert caught.value.retryable == (fault in ("429", "500", "truncated", "close") or "within" in words)
     finally:
         server.clear()
-    assert time.monotonic() - start < TIMEOUT + 0.5
+    assert time.monotonic() - start < TIMEOUT + 1.0
     assert len(server.seen) - before == requests
     assert encoder.encode_images([IMAGE])[0].vectors.shape == truth.shape  # and the next call is well
 
@@ -311,9 +311,9 @@ def test_a_query_does_not_wait_for_pages(folder: Path, connect: Callable[..., Co
         pages = encoder.submit_pages([Page(id=str(i), image=image) for i, image in enumerate(images(16))])
         while server.active < 3:
             time.sleep(0.01)
-        start = time.monotonic()
+        before = len(server.pooled())
         encoder.encode_queries(["now"])
-        assert time.monotonic() - start < 0.8
+        assert len(server.pooled()) - before <= 7  # itself, and what the three page lanes did meanwhile
         assert not pages.done()
         assert len(pages.result(30)) == 16
         assert server.most_active <= 4

@@ -28,14 +28,13 @@ from colqwen3_retrievers.families import FAMILIES, Family
 from colqwen3_retrievers.options import VLLMOptions
 from colqwen3_retrievers.rendering import Renderer
 from colqwen3_retrievers.serving import (
-    CHAT_TEMPLATES,
     add_serve_arguments,
-    chat_template,
     serve,
     serve_command,
     server_environment,
     show_command,
 )
+from colqwen3_retrievers.serving_templates import CHAT_TEMPLATES, chat_template
 from colqwen3_retrievers.tokens import PromptTokenizer
 from conftest import NEEDS
 from scripts.serving_commands import PAGE, START, STOP, command_lines
@@ -95,6 +94,8 @@ def test_options_reach_vllm() -> None:
     assert option(command, "--dtype") == "float16"
     assert "--enforce-eager" in command
     assert command[-2:] == ["--max-num-seqs", "8"]
+    assert "--trust-request-mm-kwargs" in serve_command("tiny", videos=True)
+    assert "--trust-request-mm-kwargs" not in command
     by_module = serve_command("tiny", launcher="python")
     assert by_module[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY)]
     assert by_module[5:] == serve_command("tiny")[3:]
@@ -119,6 +120,7 @@ def test_revision_of_a_hub_model_only(tmp_path: Path) -> None:
         ({"max_visual_tokens": 5000}, "max_visual_tokens 5000: .* reads at most 1280 a page"),
         ({"options": VLLMOptions(max_model_len=1000)}, "max_model_len 1000: a page takes up to 1312 tokens"),
         ({"options": VLLMOptions(max_model_len=10**6)}, "max_model_len 1000000: the model reads at most 8192"),
+        ({"model": "OpenSearch-AI/Ops-Colqwen3-4B", "videos": True}, "videos: family ops has no prompt for them"),
         ({"extra": ["--api-key", "secret"]}, "--api-key: everybody on the machine sees a command line"),
         ({"extra": ["--api-key=secret"]}, "set VLLM_API_KEY instead"),
     ],
@@ -252,12 +254,17 @@ def test_serve_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed == serve_command("tiny", port=81, options=options, extra=["--max-num-seqs", "8"])
 
 
-RUN = (
-    "import sys; from tests.unit.test_serving import parse; from colqwen3_retrievers.serving import serve; "
-    "from colqwen3_retrievers.errors import EngineError\n"
-    "try: serve(parse('tiny', '--run'))\n"
-    "except EngineError as exc: sys.exit(f'ours: {exc}')"
-)
+RUN = """
+import argparse, sys
+from colqwen3_retrievers.errors import EngineError
+from colqwen3_retrievers.serving import add_serve_arguments, serve
+parser = argparse.ArgumentParser()
+add_serve_arguments(parser)
+try:
+    serve(parser.parse_args(["tiny", "--run"]))
+except EngineError as exc:
+    sys.exit(f"ours: {exc}")
+"""
 
 
 def run(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,10 @@
 """Several servers as one: who is asked next, who is left alone for a while, and when one is asked again.
 
 Each server has a circuit. It opens when requests have failed for a second without an answer in between, and then nobody
-waits for that server; after a pause, which doubles from one failure to the next, the circuit is half open: one check decides whether the server is back, and
-whoever wants it waits for that check. A server nobody has asked yet stands half open too, so the first thing any server
-hears is the check, and so is the first after it was gone: it may have come back with another model.
+waits for that server; after a pause, which doubles from one failure to the next, the circuit is half open: one check
+decides whether the server is back, and whoever wants it waits for that check. A server nobody has asked yet stands half
+open too, so the first thing any server hears is the check, and so is the first after it was gone: it may have come back
+with another model.
 
 All of it runs in one event loop, which takes the place of locks.
 """

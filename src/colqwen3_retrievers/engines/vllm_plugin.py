@@ -58,7 +58,7 @@ def register() -> None:
     if os.environ.get(_SAID):
         return
     os.environ[_SAID] = str(os.getpid())
-    # below INFO nothing would be seen: vLLM sets its logging up only later
+    # warnings only: vLLM sets its logging up later, and what is said at INFO here is lost
     if not known:
         _log.warning(
             "colqwen3-retrievers: vLLM %s has no ColQwen3 where one was expected; its own architectures are left as "

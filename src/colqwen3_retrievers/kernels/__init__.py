@@ -85,6 +85,6 @@ def device_scan(device: str = "cuda") -> CodeScan:
     colqwen3_retrievers.errors.ConfigError: device: 'cuda:99' asked for, torch sees ...
     """
     require("torch", "torch")
-    from colqwen3_retrievers.kernels.device_scan import DeviceScan  # torch is imported only when asked for
+    from colqwen3_retrievers.kernels.gpu_scan import DeviceScan  # torch is imported only when asked for
 
     return DeviceScan(device)

@@ -94,7 +94,7 @@ class EmbeddedStore(EmbeddedReader):
 
     Example:
         >>> import tempfile
-        >>> from colqwen3_retrievers.documents import Page
+        >>> from colqwen3_retrievers import MultiVector, Page
         >>> info = EncoderInfo("ab12", "tiny", "tomoro", 2, 1, 1280, False, 1)
         >>> folder = tempfile.TemporaryDirectory()
         >>> with EmbeddedStore(folder.name, info=info) as store:

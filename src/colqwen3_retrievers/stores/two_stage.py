@@ -28,8 +28,8 @@ EXACT_PAGES: Final = 500
 FEWEST_CANDIDATES: Final = 50
 CANDIDATES_PER_HIT: Final = 5
 MARGIN: Final = 2.5
-"""Standard deviations by which an estimate may be off, beyond the mean error. With 2, 2.5 and 3, recall@10 on 2,000 crops
-by the tiny checkpoint is .992, .997 and 1.000, and 72, 108 and 167 pages are scored."""
+"""Standard deviations by which an estimate may be off, beyond the mean error. With 2, 2.5 and 3, recall@10 on 2,000
+crops by the tiny checkpoint is .992, .997 and 1.000, and 72, 108 and 167 pages are scored."""
 
 MOST_DOUBLINGS: Final = 4
 """Then the candidates are left as they are: 800 for ten hits. Among pages that are all alike, as random ones are, no
