@@ -140,6 +140,7 @@ def test_three_engines_find_the_same(
 
 
 # last, since it kills the server
+@pytest.mark.timeout(900)  # 400 pages and two starts of a server, on a machine that may be busy
 def test_killed_in_the_middle_of_200_pages_and_started_again(
     server: ServerProcess, torch_encoder: ColQwen3Encoder
 ) -> None:
