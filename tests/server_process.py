@@ -24,8 +24,8 @@ from typing import Self
 from colqwen3_retrievers.options import VLLMOptions
 from colqwen3_retrievers.serving import serve_command
 
-START_SECONDS = 420.0
-"""Far beyond the fifteen seconds or so that a tiny checkpoint takes, since a machine may be busy."""
+START_SECONDS = 600.0
+"""Far beyond the fifteen seconds that a tiny checkpoint takes on a quiet machine, for a machine may be busy."""
 
 # vLLM on a CPU: little memory for keys and values, one thread, and no attempt to bind it to a core others use.
 CPU_ENVIRONMENT = {

@@ -205,7 +205,11 @@ class ColQwen3Encoder:
     @property
     def info(self) -> EncoderInfo:
         """What shapes its multi-vectors. Reads the checkpoint's headers, not its weights."""
-        return self._submitter.opened().info
+        return self.opened().info
+
+    def opened(self) -> OpenedSettings:
+        """Give its checkpoint and renderer, for what asks a server in its place. Loads no weights."""
+        return self._submitter.opened()
 
     @property
     def stats(self) -> WorkerStats:

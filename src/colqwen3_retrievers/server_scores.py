@@ -56,7 +56,7 @@ def server_scores(
         EncodeError: the query cannot be encoded.
         EngineError: no server answers as it should.
     """
-    opened = encoder._submitter.opened()
+    opened = encoder.opened()
     _check(opened)
     asked = opened.renderer.query(query)
     scores = ServerScores(len(asked))

@@ -170,7 +170,12 @@ class OpenedSettings:
             ConfigError: a dim it was not trained for, or more visual tokens than it reads.
             MissingExtraError: tokenizers is not installed, or scipy, for pooling.
         """
-        checkpoint = open_checkpoint(settings.model, revision=settings.revision, family=settings.family)
+        checkpoint = open_checkpoint(
+            settings.model,
+            revision=settings.revision,
+            family=settings.family,
+            weights=not isinstance(settings.engine, ServerOptions),
+        )
         family = checkpoint.family
         dim = settings.dim or checkpoint.dim
         if dim not in checkpoint.matryoshka_dims:
