@@ -16,18 +16,22 @@ VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_pl
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-main test-vllm check format bench clean
+.PHONY: demo test test-main test-vllm test-frameworks check format bench clean
 
 demo: $(READY)
 	$(BIN)/colqwen3 demo --out demo-output
 
-test: test-main test-vllm
+test: test-main test-vllm test-frameworks
 
 test-main: $(READY)
 	$(BIN)/python -m pytest
 
 test-vllm: $(VLLM_READY)
 	$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
+
+# The newest frameworks are those of constraints.txt; here are the oldest that pyproject.toml allows.
+test-frameworks: $(READY)
+	$(BIN)/python scripts/test_frameworks.py langchain-oldest llama-index-oldest
 
 check: $(READY)
 	$(BIN)/ruff check .
