@@ -67,7 +67,7 @@ def test_it_is_small_and_of_the_tomoro_family() -> None:
 def test_it_finds_the_page_that_shows_a_word(encoder: ColQwen3Encoder, documents: list[MultiVector]) -> None:
     scores = encoder.score(encoder.encode_queries(WORDS), documents)
     first = (scores.argmax(axis=1) == np.arange(len(WORDS))).sum()
-    assert first >= 18, f"{first} of {len(WORDS)}"
+    assert first >= 19, f"{first} of {len(WORDS)}"
 
 
 def test_letter_case_does_not_matter(encoder: ColQwen3Encoder) -> None:
@@ -75,7 +75,7 @@ def test_letter_case_does_not_matter(encoder: ColQwen3Encoder) -> None:
     assert np.abs(lower.vectors - upper.vectors).max() < 1e-6
 
 
-@pytest.mark.parametrize(("dim", "least"), [(64, 18), (32, 16)])
+@pytest.mark.parametrize(("dim", "least"), [(64, 19), (32, 18)])
 def test_truncated_to_a_nested_dim_it_still_finds_them(dim: int, least: int, pages: list[Image.Image]) -> None:
     with ColQwen3Encoder("tiny", device="cpu", dim=dim) as narrow:
         scores = narrow.score(narrow.encode_queries(WORDS), narrow.encode_images(pages))
