@@ -9,8 +9,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_plugin.py \
-	tests/contracts/test_server_engine.py tests/integration/test_server.py \
-	src/colqwen3_retrievers/engines/vllm_model.py
+	tests/contracts/test_server_engine.py tests/integration/test_server.py
 
 # Two OpenMP threads that spin against each other make torch ten times slower when anything else runs.
 export OMP_WAIT_POLICY := PASSIVE

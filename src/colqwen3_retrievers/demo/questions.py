@@ -20,7 +20,7 @@ DEMO_QUESTIONS: tuple[tuple[str, str, int], ...] = (
     ("118 kilometres", "slides.pdf", 2),
     ("transformer", "slides.pdf", 2),
     ("Gloves and toys", "slides.pdf", 3),
-    ("Watt-hours", "slides.pdf", 4),
+    ("Watt-hours per kilometre", "slides.pdf", 4),
     ("Windscreen fogged", "slides.pdf", 5),
     ("Regenerative braking", "slides.pdf", 5),
     ("£4.35 million", "slides.pdf", 6),

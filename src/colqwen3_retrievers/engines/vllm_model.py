@@ -10,9 +10,6 @@ What vLLM 0.32 does to a ColQwen3 checkpoint, and what is done about it here:
 Whether 1 and 2 need mending is not read off a version number but off the model itself, once vLLM has loaded it: when
 the bias of the checkpoint stands in the model, nothing is replaced. What is done against 3 and 4 does not harm a vLLM
 that does it itself. So a mended vLLM is not broken by this module.
-
->>> renamed("base_model.model.vlm.model.visual.patch_embed.proj.weight")
-'model.visual.patch_embed.proj.weight'
 """
 
 from __future__ import annotations
@@ -29,34 +26,12 @@ from vllm.model_executor.models.colqwen3 import ColQwen3Model
 from vllm.model_executor.models.interfaces_base import attn_type
 from vllm.model_executor.models.utils import PPMissingLayer
 
+from colqwen3_retrievers.engines.vllm_names import PROJECTION, mapped, renamed, sources
 from colqwen3_retrievers.engines.vllm_plugin import TESTED_VERSIONS
-from colqwen3_retrievers.families import PROJECTION_NAMES
 
-_OUTER_PREFIXES = ("base_model.model.", "vlm.", "model.")
-_PROJECTION = "custom_text_proj"  # vLLM's name for it, whatever a checkpoint's
 _HEAD = "language_model.lm_head."
 
 _log = logging.getLogger("vllm.colqwen3_retrievers")
-
-
-def renamed(name: str) -> str:
-    """Bring a tensor's name from any family's convention to the one that vLLM maps from.
-
-    Args:
-        name: as it stands in a checkpoint.
-
-    Returns:
-        ``model.visual.*``, ``model.language_model.*``, ``lm_head.*`` or ``custom_text_proj.*``; other names unchanged.
-    """
-    inner = name
-    for prefix in _OUTER_PREFIXES:
-        inner = inner.removeprefix(prefix)
-    part, _, rest = inner.partition(".")
-    if part in PROJECTION_NAMES:
-        return f"{_PROJECTION}.{rest}"
-    if part in ("visual", "language_model"):
-        return f"model.{inner}"
-    return inner if part == "lm_head" else name
 
 
 class ColQwen3Causal(ColQwen3Model):  # type: ignore[misc]  # vLLM is not there when types are checked
@@ -81,8 +56,8 @@ class ColQwen3Causal(ColQwen3Model):  # type: ignore[misc]  # vLLM is not there 
             for original, tensor in weights:
                 name = renamed(original)
                 seen.add(name)
-                if name.startswith(f"{_PROJECTION}."):
-                    projection[name.removeprefix(f"{_PROJECTION}.")] = tensor
+                if name.startswith(f"{PROJECTION}."):
+                    projection[name.removeprefix(f"{PROJECTION}.")] = tensor
                 if not name.startswith("lm_head."):  # nothing here ever predicts a token
                     yield name, tensor
 
@@ -104,9 +79,9 @@ class ColQwen3Causal(ColQwen3Model):  # type: ignore[misc]  # vLLM is not there 
         if all(any(_is_same(value, tensor) for value in present.values()) for tensor in tensors.values()):
             _say("vLLM loads this checkpoint's projection whole by itself: the plugin changes nothing about it")
             return set()
-        if not hasattr(self, _PROJECTION):
+        if not hasattr(self, PROJECTION):
             raise ValueError(
-                f"this vLLM keeps the projection elsewhere than in {_PROJECTION} and drops part of it: "
+                f"this vLLM keeps the projection elsewhere than in {PROJECTION} and drops part of it: "
                 "a newer colqwen3-retrievers is needed"
             )
         like = next(self.language_model.parameters())
@@ -116,11 +91,11 @@ class ColQwen3Causal(ColQwen3Model):  # type: ignore[misc]  # vLLM is not there 
         whole.requires_grad_(False)
         for name, tensor in tensors.items():
             getattr(whole, name).data.copy_(tensor)
-        setattr(self, _PROJECTION, whole)
+        setattr(self, PROJECTION, whole)
         self.embed_dim = dim
         bias = " and its bias, which vLLM leaves out" if "bias" in tensors else ""
         _say(f"the plugin is active: it keeps the projection (dim {dim}){bias}")
-        return {f"{_PROJECTION}.{name}" for name in tensors}
+        return {f"{PROJECTION}.{name}" for name in tensors}
 
 
 @attn_type("encoder_only")
@@ -156,41 +131,17 @@ def _check_complete(model: Any, seen: set[str]) -> None:
     """Refuse a checkpoint that leaves a parameter unfilled: vLLM tracks whole modules, and not all of them."""
     if model.language_model.quant_config is not None:
         return  # quantised checkpoints have tensors of their own
-    mapped = {new for name in seen for new in [_mapped(name)]}
+    present = {mapped(name) for name in seen}
     missing = sorted(
         source
         for name, _ in model.named_parameters()
-        if not name.startswith((_PROJECTION, _HEAD))
-        for source in _sources(name, model.packed_modules_mapping)
-        if source not in mapped
+        if not name.startswith((PROJECTION, _HEAD))
+        for source in sources(name, model.packed_modules_mapping)
+        if source not in present
     )
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise ValueError(f"tensors missing from the checkpoint: {shown}")
-
-
-def _mapped(name: str) -> str:
-    """Give the parameter's name of a renamed tensor.
-
-    >>> _mapped("model.language_model.norm.weight")
-    'language_model.model.norm.weight'
-    """
-    if name.startswith("model.language_model."):
-        return "language_model.model." + name.removeprefix("model.language_model.")
-    return name.removeprefix("model.")
-
-
-def _sources(parameter: str, packed: dict[str, list[str]]) -> list[str]:
-    """Give the tensors that fill a parameter: vLLM packs some that a checkpoint holds apart.
-
-    >>> _sources("language_model.model.layers.0.mlp.gate_up_proj.weight", {"gate_up_proj": ["gate_proj", "up_proj"]})
-    ['language_model.model.layers.0.mlp.gate_proj.weight', 'language_model.model.layers.0.mlp.up_proj.weight']
-    """
-    parts = parameter.split(".")
-    for index, part in enumerate(parts):
-        if part in packed:
-            return [".".join([*parts[:index], source, *parts[index + 1 :]]) for source in packed[part]]
-    return [parameter]
 
 
 def _say(message: str) -> None:
