@@ -198,12 +198,15 @@ class OpenedSettings:
             unverified=family.unverified,
             revision=settings.revision,
         )
+        context = checkpoint.context_length
+        if isinstance(settings.engine, VLLMOptions):
+            context = settings.engine.context_length(context, tokens)
         renderer = Renderer(
             family,
             PromptTokenizer(checkpoint.folder, model=settings.model),
             min_pixels=checkpoint.min_pixels,
             max_pixels=min(checkpoint.max_pixels, tokens * _PIXELS_A_TOKEN),
-            context_length=checkpoint.context_length,
+            context_length=context,
             include_text=settings.include_text,
             truncate=settings.truncate,
         )

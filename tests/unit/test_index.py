@@ -404,6 +404,16 @@ def test_deleting_needs_a_reason(index: PageIndex) -> None:
     assert index.delete(["a.pdf#page=1", "nobody"], where={}) == 1 and index.ids() == ["a.pdf#page=3"]
 
 
+def test_compacting_gives_back_the_room_of_deleted_pages(index: PageIndex) -> None:
+    index.add(text_page(f"page {n} about wine", number=n + 1) for n in range(20))
+    before = index.search("wine", k=3)
+    index.delete(where={"number": {"$gt": 10}})
+    assert index.compact() > 0
+    assert index.compact() == 0
+    assert [hit for hit in ids_of(index.search("wine", k=20)) if hit in ids_of(before)]
+    assert len(index) == len(index.search("wine", k=20)) == 10
+
+
 def test_threads_add_delete_and_search_at_once(index: PageIndex, folder: Path) -> None:
     failed: list[BaseException] = []
 

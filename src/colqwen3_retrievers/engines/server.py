@@ -129,8 +129,8 @@ class ServerEngine:
             except RefusalError as exc:
                 if times and "media_io_kwargs" in exc.said:
                     raise ConfigError(
-                        f"{url} does not take the times of a video's frames: start it with --trust-request-mm-kwargs "
-                        "(without, at most 32 frames, one a second)"
+                        f"{url} does not take the times of a video's frames: start it with colqwen3 serve --videos, or "
+                        "--trust-request-mm-kwargs (without, at most 32 frames, one a second)"
                     ) from exc
                 raise
 
