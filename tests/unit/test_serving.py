@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
 from colqwen3_retrievers.checkpoint import TINY, open_checkpoint
+from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.documents import Page, Query, Video
 from colqwen3_retrievers.engines.vllm_folder import write_folder
 from colqwen3_retrievers.engines.vllm_key import RequireKey
@@ -357,3 +359,12 @@ def test_make_runs_every_test_that_needs_vllm() -> None:
     listed = made.replace("\\\n", " ").split("\n")[0].split()
     assert set(listed) == {path for path in NEEDS["vllm"] if path.startswith("tests/")}
     assert all((root / path).is_file() for path in listed)
+
+
+def test_the_commands_of_the_readme_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ colqwen3 (serve .+?) --run", text, flags=re.MULTILINE)
+    assert len(commands) == len(FAMILIES)
+    for command in commands:
+        assert main(command.split()) == 0, command
+        assert "--runner pooling" in capsys.readouterr().out
