@@ -55,7 +55,7 @@ def choose_engine(
     urls = _urls(os.environ.get("COLQWEN3_URL", "").split(",") if url is None else url)
     if not urls:
         raise ConfigError("engine 'server': give url=, or set COLQWEN3_URL")
-    key = os.environ.get("COLQWEN3_API_KEY") or None if api_key is None else api_key
+    key = (os.environ.get("COLQWEN3_API_KEY") if api_key is None else api_key) or None
     if key is not None and (
         not isinstance(key, str) or not key.isascii() or not key.isprintable() or key != key.strip()
     ):
@@ -109,7 +109,9 @@ def _urls(given: object) -> tuple[str, ...]:
             parts = urlsplit("")
         if "@" in text.split("://", 1)[-1].split("/", 1)[0]:
             raise ConfigError("url: leave user and password out of it; api_key= takes a key")
-        if not sound or parts.query or parts.fragment:
+        if any(mark in text for mark in "@?#"):
+            raise ConfigError("url: expected http://host:port or https://host, without query; api_key= takes a key")
+        if not sound:
             raise ConfigError(f"url {text!r}: expected http://host:port or https://host, without query")
         urls.append(text.removesuffix("/v1"))
     return tuple(dict.fromkeys(urls))

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -36,8 +36,12 @@ ImageSource = Image.Image | str | Path | bytes
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "AVIF", "MPO")
 """Pillow's names of the formats that are read, where this build of Pillow has them."""
 
+CHAT_FORMATS: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+"""Formats that chat models read, with their media types."""
+
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _URL = re.compile(r"(?:https?|ftps?|s3|gs|az|file):/|data:", re.IGNORECASE)  # one slash: a Path folds "//" into "/"
+_SECRETS = re.compile(r"(?<=/)[^/?#@]*@|[?#].*", re.DOTALL)  # user and password, and what is asked for
 _ORIENTATION = 0x0112  # the EXIF and TIFF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -148,6 +152,37 @@ def checked_size(image: Image.Image) -> tuple[int, int]:
     method = _upright_method(image)
     swapped = method is not None and Image.new("L", (2, 1)).transpose(method).size == (1, 2)
     return (size[1], size[0]) if swapped else size
+
+
+def chat_image(source: ImageSource, *, name: str | None = None) -> tuple[bytes, str]:
+    """Give an image as chat models read it: a file of :data:`CHAT_FORMATS` as it is, anything else as PNG.
+
+    Not every chat model turns a picture as its EXIF says, so a file that does not lie upright goes as PNG too.
+
+    Args:
+        source: a PIL image, a path, or the bytes of an image file.
+        name: what to call it in an error; a path names itself.
+
+    Returns:
+        The bytes of an image file, and its media type.
+
+    Raises:
+        PageError, ConfigError: as for :func:`open_image`.
+
+    >>> chat_image(Image.new("RGB", (2, 1)))[1]
+    'image/png'
+    """
+    if not isinstance(source, Image.Image):
+        label = name or _label(source)
+        data = read_image_bytes(source, name=label)
+        header = open_header(io.BytesIO(data), name=label)
+        media_type = CHAT_FORMATS.get(header.format or "")
+        if media_type is not None and _upright_method(header) is None:
+            return data, media_type
+        source, name = data, label
+    file = io.BytesIO()
+    open_image(source, name=name).save(file, "PNG")
+    return file.getvalue(), "image/png"
 
 
 def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> bytes:
@@ -270,6 +305,8 @@ def check_size(image: Image.Image, max_pixels: int, label: str) -> None:
 def _label(source: object) -> str:
     if isinstance(source, str | Path):
         text = str(source)
+        if _URL.match(text) and not text.lower().startswith("data:"):
+            text = _SECRETS.sub("", text)
         return text if len(text) <= 200 else f"{text[:200]}…"
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"<{source.mode} image>"

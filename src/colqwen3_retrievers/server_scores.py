@@ -18,7 +18,7 @@ from colqwen3_retrievers.options import ServerOptions
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.settings import OpenedSettings
 
-_lock = threading.Lock()
+_locks: dict[int, threading.Lock] = {}  # by generation: a forked child does not wait for its parent's threads
 _clients: weakref.WeakKeyDictionary[ColQwen3Encoder, tuple[int, ServerClient]] = weakref.WeakKeyDictionary()
 
 
@@ -91,9 +91,10 @@ def _client(encoder: ColQwen3Encoder, opened: OpenedSettings) -> ServerClient:
     """Give the encoder's client for scoring, made when there is none in this process; it goes with the encoder."""
     settings = opened.settings
     assert isinstance(settings.engine, ServerOptions)  # noqa: S101 - narrows the type for the checker
-    with _lock:
+    here = sharing.current_generation()
+    with _locks.setdefault(here, threading.Lock()):
         generation, client = _clients.get(encoder, (-1, None))
-        if client is None or generation != sharing.current_generation():
+        if client is None or generation != here:
             client = ServerClient(
                 opened.checkpoint,
                 urls=settings.url,
@@ -101,11 +102,13 @@ def _client(encoder: ColQwen3Encoder, opened: OpenedSettings) -> ServerClient:
                 options=settings.engine,
                 max_pixels=min(opened.checkpoint.max_pixels, opened.info.max_visual_tokens * VISUAL_TOKEN_SIDE**2),
             )
-            _clients[encoder] = sharing.current_generation(), client
-            weakref.finalize(encoder, _close_later, client).atexit = False
+            _clients[encoder] = here, client
+            weakref.finalize(encoder, _close_later, client, here).atexit = False
         return client
 
 
-def _close_later(client: ServerClient) -> None:
+def _close_later(client: ServerClient, generation: int) -> None:
     """Close in a thread of its own: the garbage collector may run in one that the connections need."""
+    if generation != sharing.current_generation():
+        return  # its parent's: a forked child has no thread that would close it
     threading.Thread(target=client.close, daemon=True).start()

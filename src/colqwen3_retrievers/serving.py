@@ -52,7 +52,11 @@ class ServedModel:
 
 
 def served_model(
-    model: str | os.PathLike[str], *, family: str | None = None, folder: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
 ) -> ServedModel:
     """Find out what a command line has to say about a checkpoint.
 
@@ -63,6 +67,7 @@ def served_model(
         family: its family; needed for a hub model that the family table does not name.
         folder: where to lay out a folder with what vLLM needs beside the weights (links to them); the server is then
             started from there. Needed when the checkpoint's own folder lacks it.
+        revision: branch, tag or commit of a hub model that is laid out in ``folder``.
 
     Raises:
         ConfigError: the family cannot be told, or files that vLLM needs are missing and no ``folder`` is given.
@@ -72,7 +77,7 @@ def served_model(
     name = os.fspath(model)
     local = name == "tiny" or Path(name).expanduser().exists()
     if local or folder is not None or name.count("/") != 1:
-        checkpoint = open_checkpoint(name, family=family)
+        checkpoint = open_checkpoint(name, family=family, revision=None if local else revision)
         where = checkpoint.folder.absolute()
         if folder is not None:
             where = Path(folder).expanduser().absolute()
@@ -153,9 +158,9 @@ def serve_command(
         raise ConfigError(f"launcher {launcher!r}: expected {' or '.join(LAUNCHERS)}")
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65_536:
         raise ConfigError(f"port: expected an integer from 1 to 65535, got {port!r}")
-    if any(part == "--api-key" or part.startswith("--api-key=") for part in extra):
+    if any(part.partition("=")[0].replace("_", "-") == "--api-key" for part in extra):  # vLLM takes both spellings
         raise ConfigError("--api-key: everybody on the machine sees a command line; set VLLM_API_KEY instead")
-    served = served_model(model, family=family, folder=folder)
+    served = served_model(model, family=family, folder=folder, revision=revision)
     max_pixels = _max_pixels(served, max_visual_tokens)
     row = served.family
     size = {"shortest_edge": min(served.min_pixels, max_pixels), "longest_edge": max_pixels}  # areas, despite the names
@@ -269,6 +274,10 @@ def serve(arguments: argparse.Namespace) -> int:
         CheckpointError: a folder that is no checkpoint.
         EngineError: vLLM is not installed here.
     """
+    try:
+        extra = shlex.split(arguments.vllm_options)
+    except ValueError as exc:
+        raise ConfigError(f"--vllm-options: {exc}") from exc
     command = serve_command(
         arguments.model,
         family=arguments.family,
@@ -286,7 +295,7 @@ def serve(arguments: argparse.Namespace) -> int:
             max_model_len=arguments.max_model_len,
         ),
         launcher=arguments.launcher,
-        extra=shlex.split(arguments.vllm_options),
+        extra=extra,
     )
     if not arguments.run:
         sys.stdout.write(show_command(command) + "\n")

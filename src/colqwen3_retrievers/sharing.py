@@ -129,11 +129,8 @@ _fork_hook_set = False
 
 def acquire(key: Hashable, load: Callable[[], Engine]) -> SharedEngine:
     """Get the shared engine of a key, made when it is not there, and count one handle more."""
-    global _fork_hook_set
+    current_generation()
     with _lock:
-        if not _fork_hook_set and hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_fork)
-            _fork_hook_set = True
         if key not in _shared:
             _shared[key] = SharedEngine(key, load)
         _shared[key].handles += 1
@@ -158,7 +155,11 @@ def release(engine: SharedEngine, generation: int) -> None:
 
 
 def current_generation() -> int:
-    """Give the number of forks this process is away from the first one that used the table."""
+    """Give the number of forks this process is away from the first one that asked; from then on they are counted."""
+    global _fork_hook_set
+    if not _fork_hook_set and hasattr(os, "register_at_fork"):
+        _fork_hook_set = True
+        os.register_at_fork(after_in_child=_after_fork)
     return _generation
 
 

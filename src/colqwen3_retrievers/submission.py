@@ -157,7 +157,7 @@ class Submitter:
             self.engine()
         except ColQwen3Error as exc:
             error = exc
-        except Exception as exc:
+        except BaseException as exc:  # a library that panics or exits must not leave callers waiting
             error = EngineError(f"the checkpoint cannot be opened: {exc!r}")
             error.__cause__ = exc
         jobs: list[Callable[[ColQwen3Error | None], None]] = []

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.engines import ConcurrentEngine, Engine
-from colqwen3_retrievers.errors import ColQwen3Error, EngineError
+from colqwen3_retrievers.errors import ColQwen3Error, EncodeError, EngineError, EngineResponseError
 from colqwen3_retrievers.rendering import EncoderInput
 
 QUERY_BATCHES_IN_A_ROW = 16
@@ -202,12 +202,25 @@ class EncodeWorker:
         with self._changed:
             self.stats.batches += 1
             self.stats.inputs += len(jobs)
+        self._embed(engine, jobs)
+
+    def _embed(self, engine: Engine, jobs: list[_Job]) -> None:
+        """Settle jobs; a batch that fails for one of its inputs is halved, until that one alone fails."""
         try:
             rows = engine.embed([job.item for job in jobs])
             if len(rows) != len(jobs):
                 raise EngineError(f"the engine gave {len(rows)} results for {len(jobs)} inputs")
         except BaseException as exc:  # the failure belongs to the callers, not to this thread
-            _fail(jobs, exc)
+            if len(jobs) > 1 and not self._closed and _may_be_an_input(exc):
+                half = len(jobs) // 2
+            else:
+                _fail(jobs, exc)
+                return
+        else:
+            half = 0
+        if half:  # outside the handler, whose traceback keeps the batch
+            self._embed(engine, jobs[:half])
+            self._embed(engine, jobs[half:])
             return
         for job, embedded in zip(jobs, rows, strict=True):
             try:
@@ -223,6 +236,13 @@ class EncodeWorker:
             self._pages.clear()
             self._changed.notify_all()
         _fail([job for job in waiting if job.future.set_running_or_notify_cancel()], exc)
+
+
+def _may_be_an_input(exc: BaseException) -> bool:
+    """Whether an error may be about one input of a batch, and the others be well without it."""
+    if isinstance(exc, EngineResponseError):
+        return not exc.retryable and exc.status_code in (None, 400, 413, 422)
+    return isinstance(exc, EncodeError) or (isinstance(exc, EngineError) and not exc.retryable)
 
 
 def _fail(jobs: Sequence[_Job], exc: BaseException) -> None:

@@ -121,7 +121,7 @@ def test_one_encoder_is_shared(embeddings: ColQwen3Embeddings, encoder: ColQwen3
 
 def test_fingerprints_tell_what_compares(embeddings: ColQwen3Embeddings, encoder: ColQwen3Encoder) -> None:
     seen = {embeddings.fingerprint}
-    for change in ({"dimensions": 256}, {"method": "fde", "dimensions": 512}, {"seed": 1}, {"nearest": 4}):
+    for change in ({"dimensions": 256}, {"method": "directions"}, {"seed": 1}, {"nearest": 4}):
         seen.add(ColQwen3Embeddings(encoder=encoder, **{"dimensions": 512, **change}).fingerprint)
     assert len(seen) == 5
     assert ColQwen3Embeddings(encoder=encoder, dimensions=512).fingerprint == embeddings.fingerprint

@@ -235,10 +235,10 @@ def test_trap_l14_a_cache_keyed_by_text_is_refused(embedding: ColQwen3Embedding,
 
 
 def test_trap_l15_workers_get_settings_and_find_the_same(folder: Path, encoder: ColQwen3Encoder) -> None:
-    pipeline = IngestionPipeline(transformations=[PageNodes(), ColQwen3Embedding(encoder=encoder, dim=64)])
+    pipeline = IngestionPipeline(transformations=[PageNodes(), ColQwen3Embedding(encoder=encoder, dim=128)])
     nodes = [bare(folder, seed) for seed in range(2)]
     alone = pipeline.run(nodes=nodes)
-    pipeline = IngestionPipeline(transformations=[PageNodes(), ColQwen3Embedding(encoder=encoder, dim=64)])
+    pipeline = IngestionPipeline(transformations=[PageNodes(), ColQwen3Embedding(encoder=encoder, dim=128)])
     made = pipeline.run(nodes=[bare(folder, seed) for seed in range(2)], num_workers=2)
     assert [node.node_id for node in made] == [node.node_id for node in alone]
     for one, other in zip(made, alone, strict=True):

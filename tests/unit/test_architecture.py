@@ -18,7 +18,7 @@ FLOORS = {
     "lazy": 0.0, "errors": 0.0, "images": 0.1, "datatypes": 0.2, "documents": 0.3,
     "late_interaction": 1.0, "compression": 1.0, "single_vector": 1.1, "families": 1.0, "options": 1.0, "futures": 1.0,
     "safetensors_table": 1.0, "hub_files": 1.0, "engine_choice": 1.1,
-    "codes": 1.1, "page_files": 1.1, "pdf": 1.2, "video": 1.2, "pages": 1.3,
+    "codes": 1.1, "page_files": 1.1, "remote_images": 1.0, "pdf": 1.2, "video": 1.2, "pages": 1.3,
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
     "kernels": 3.0, "model": 3.0,
     "engines": 4.0, "engines.torch": 4.1,
@@ -31,7 +31,8 @@ FLOORS = {
     "settings": 5.0, "submission": 5.05, "encoder_inputs": 5.06, "encoder": 5.1, "server_scores": 5.15,
     "stores": 5.2,
     "page_images": 5.9, "disk_cache": 5.8, "page_keys": 5.85, "page_cache": 5.9, "file_ledger": 5.8,
-    "synced_files": 5.93, "adding": 5.95, "searching": 5.97, "syncing": 5.97, "index": 6.0, "copying": 6.5,
+    "synced_files": 5.93, "adding": 5.95, "searching": 5.97, "syncing": 5.97, "index": 6.0, "evidence": 6.1,
+    "copying": 6.5,
     "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0, "__main__": 9.0,
 }  # fmt: skip
 TORCH_FREE_BELOW = 3.0

@@ -341,7 +341,7 @@ def test_what_cannot_be_kept_is_refused_by_name(store: ColQwen3VectorStore, tmp_
         (lambda: store.add_documents([Document("a")], ids=["1", "2"]), "ids: 2 for 1 documents"),
         (lambda: store.add_documents([Document("a")], ids="1"), "ids: expected a list, got str"),
         (lambda: store.add_documents([Document("a")], ids=[7]), "ids: expected a non-empty text or None at 0, got 7"),
-        (lambda: store.add_documents([Document("a")], id=["1"]), "id: unknown argument; known: ids, batch_size"),
+        (lambda: store.add_documents([Document("a")], id=["1"]), "id: unknown argument; known: ids, allow_remote"),
         (lambda: store.add_documents([Document("a")], batch_size=0), "batch_size"),
         (lambda: store.add_texts("abc"), "texts: expected a list"),
         (lambda: store.add_texts(["a", 7]), "texts: expected a text at 1, got int"),

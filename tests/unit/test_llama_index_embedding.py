@@ -70,10 +70,10 @@ def test_vectors_are_those_of_the_bridge(embedding: ColQwen3Embedding, encoder: 
 
 
 def test_the_other_method(encoder: ColQwen3Encoder) -> None:
-    embedding = ColQwen3Embedding(encoder=encoder, dim=DIM, method="fde")
-    settings = SingleVectorSettings(encoder.info.dim, dim=DIM, method="fde")
+    embedding = ColQwen3Embedding(encoder=encoder, dim=DIM, method="directions")
+    settings = SingleVectorSettings(encoder.info.dim, dim=DIM, method="directions")
     assert same(embedding.get_text_embedding("x"), single_vector(encoder.encode_texts(["x"])[0], settings))
-    assert len(ColQwen3Embedding(encoder=encoder, dim=3).get_query_embedding("x")) == 3
+    assert len(ColQwen3Embedding(encoder=encoder, dim=3, method="directions").get_query_embedding("x")) == 3
 
 
 def test_pictures_of_every_kind(embedding: ColQwen3Embedding, folder: Path) -> None:

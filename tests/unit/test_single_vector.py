@@ -21,7 +21,7 @@ from colqwen3_retrievers.single_vector import (
     single_vectors,
 )
 
-DIRECTIONS = SingleVectorSettings(token_dim=24, dim=512, nearest=5)
+DIRECTIONS = SingleVectorSettings(token_dim=24, method="directions", dim=512, nearest=5)
 FDE = SingleVectorSettings(token_dim=24, method="fde", dim=512)
 BOTH = pytest.mark.parametrize("settings", [DIRECTIONS, FDE], ids=["directions", "fde"])
 

@@ -24,7 +24,7 @@ from colqwen3_retrievers.engines.server_wire import (
     pooling_settings,
     text_body,
 )
-from colqwen3_retrievers.errors import ConfigError, EngineResponseError, EngineTimeoutError
+from colqwen3_retrievers.errors import ConfigError, EngineError, EngineResponseError, EngineTimeoutError
 from colqwen3_retrievers.options import ServerOptions
 
 T = TypeVar("T")
@@ -126,16 +126,23 @@ class ServerClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.options.timeout
         failed: list[Server[Findings]] = []
+        last: EngineError
         for attempt in range(self.options.retries + 1):
             with self._fleet.use(but=failed) as server:
+                others = any(not (one is server or one in failed or one.resting) for one in self._fleet.servers)
+                # half of what is left of the time, so that a server that hangs leaves some for another
+                now = loop.time()
+                ends = (now + deadline) / 2 if others else deadline
                 try:
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(ends):
                         result = await ask(server.url, await server.ready(self._check))
-                except TimeoutError as exc:
-                    server.failed()
-                    raise EngineTimeoutError(
-                        f"{server.url}: no whole answer within {self.options.timeout:.4g} s"
-                    ) from exc
+                except (TimeoutError, EngineTimeoutError) as exc:  # its own, or that of a check others began
+                    seconds = ends - now if others else self.options.timeout
+                    last = EngineTimeoutError(f"{server.url}: no whole answer within {seconds:.4g} s")
+                    last.__cause__ = exc
+                    server.failed(str(last))
+                    if not others:
+                        raise last from exc
                 except (UnreachableError, RefusalError) as exc:
                     self._note(server, exc)
                     last = exc
@@ -151,7 +158,7 @@ class ServerClient:
 
     def _note(self, server: Server[Findings], exc: UnreachableError | RefusalError) -> None:
         if isinstance(exc, UnreachableError) or exc.status_code in _GONE:
-            server.failed()
+            server.failed(str(exc))
         else:
             server.succeeded()
         if isinstance(exc, RefusalError) and exc.retryable and exc.retry_after:
@@ -163,7 +170,7 @@ class ServerClient:
         if any(server not in failed and not server.busy for server in there):
             return 0.0
         failed.clear()
-        bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)
+        bound = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** min(attempt, 10))
         return max(random.uniform(0, bound), min((server.busy for server in there), default=0.0))  # noqa: S311 - no secret
 
     async def _check(self, server: Server[Findings]) -> Findings:
@@ -189,6 +196,12 @@ class ServerClient:
                 return await self._probe.run(Channel(server.url, models, texts, message))
         except TimeoutError as exc:
             raise EngineTimeoutError(f"{server.url}: not checked within {self.options.timeout:.4g} s") from exc
+
+    def check_again(self, url: str) -> None:
+        """Have a server checked before it is asked again."""
+        for server in self._fleet.servers:
+            if server.url == url:
+                server.forget()
 
     async def pool(self, url: str, body: bytes, n_tokens: int) -> Answer:
         """Post one ``/pooling`` request, of so many tokens, to one server, once."""

@@ -24,6 +24,7 @@ GRACE = 1.0
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+_DOUBLINGS = 10  # no more: a server may be gone for days, and a float ends at 1,024
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Server(Generic[T]):
         self.active = 0
         self.known: T | None = None
         self._clock = clock
+        self._why = ""  # the last failure, in words
         self._failing_since: float | None = None
         self._opened = 0  # times in a row
         self._pause_ends = 0.0
@@ -60,6 +62,16 @@ class Server(Generic[T]):
     def busy(self) -> float:
         """Seconds for which it has asked to be left alone (``Retry-After``)."""
         return max(0.0, self._busy_until - self._clock())
+
+    @property
+    def checking(self) -> bool:
+        """Whether a check is under way."""
+        return self._check is not None
+
+    @property
+    def why(self) -> str:
+        """What its last failure was."""
+        return self._why
 
     async def ready(self, check: Callable[[Server[T]], Awaitable[T]]) -> T:
         """Give what is known of it; when nothing is, check it, once for all who wait.
@@ -79,7 +91,7 @@ class Server(Generic[T]):
             known = await check(self)
         except EngineError as exc:
             if exc.retryable:
-                self._note_failure()
+                self._note_failure(str(exc))
             raise
         else:
             self.known = known
@@ -92,22 +104,27 @@ class Server(Generic[T]):
         """Note an answer of any kind: it is there."""
         self._failing_since, self._opened = None, 0
 
-    def failed(self) -> None:
-        """Note that it did not answer."""
+    def failed(self, why: str = "") -> None:
+        """Note that it did not answer, and what was seen instead."""
         if self.known is not None:  # otherwise its check has noted that, or will
-            self._note_failure()
+            self._note_failure(why)
+
+    def forget(self) -> None:
+        """Check it anew before it is asked again: what it answers is not what it was."""
+        self.known = None
 
     def leave_alone(self, seconds: float) -> None:
         """Note that it asked not to be asked for so long."""
         self._busy_until = max(self._busy_until, self._clock() + seconds)
 
-    def _note_failure(self) -> None:
+    def _note_failure(self, why: str) -> None:
         now = self._clock()
+        self._why = why
         if self._failing_since is None:
             self._failing_since = now
         if not self._opened and now - self._failing_since < GRACE:
             return
-        self._pause_ends = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._opened)
+        self._pause_ends = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._opened, _DOUBLINGS))
         self._opened += 1
         self.known = None
 
@@ -142,9 +159,14 @@ class Fleet(Generic[T]):
         if not there:
             pause = min(server.resting for server in self.servers)
             names = ", ".join(server.url for server in self.servers)
-            raise EngineError(f"no answer from {names}; not asked again for {pause:.1f} s", retryable=True)
+            why = next((f" ({server.why})" for server in self.servers if server.why), "")
+            raise EngineError(f"no answer from {names}; not asked again for {pause:.1f} s{why}", retryable=True)
+        checked = any(server.known is not None for server in there)  # then nobody joins those who wait for a check
         # ties are broken by lot, so that several clients do not all start with the first
-        picked = min(there, key=lambda one: (one in but, one.busy > 0, one.active, random.random()))  # noqa: S311 - no secret
+        picked = min(
+            there,
+            key=lambda one: (one in but, one.busy > 0, checked and one.checking, one.active, random.random()),  # noqa: S311 - no secret
+        )
         picked.active += 1
         try:
             yield picked

@@ -47,10 +47,12 @@ class Findings:
     Attributes:
         model: the name it gives the model.
         dialect: how it is made to see exact prompts.
+        context_length: most tokens it takes, when it tells.
     """
 
     model: str
     dialect: Dialect
+    context_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Probe:
         self._bare_ids = np.asarray(self._tokenizer.encode(self._bare_prompt).ids, dtype=np.int64)
         self._reference: TokenReference | None = None
         self._warned = False
+        self._first: tuple[str, Float32] | None = None
 
     @property
     def most_tokens(self) -> int:
@@ -115,7 +118,7 @@ class Probe:
             ConfigError: it serves another model, another dim, with a wrong template or too low a pixel bound.
             EngineError: it does not answer, or not with token embeddings.
         """
-        model = self._model_name(await channel.models(), channel.url)
+        model, room = self._model_name(await channel.models(), channel.url)
         half = len(self._bare_ids) // 2
         try:
             lone, bare, part = await channel.texts(
@@ -138,9 +141,19 @@ class Probe:
                 )
         self._check_attention(channel.url, part, bare[:half])
         self._check_weights(channel.url, lone[0])
-        return Findings(model, await self._find_dialect(channel, model, bare))
+        dialect = await self._find_dialect(channel, model, bare)
+        self._check_likeness(channel.url, bare)
+        return Findings(model, dialect, room)
 
-    def _model_name(self, served: list[dict[str, Any]], url: str) -> str:
+    def _check_likeness(self, url: str, rows: Float32) -> None:
+        """Hold a prompt's embeddings against the first server's: the weights to compute them are seldom at hand."""
+        first, expected = self._first = self._first or (url, rows)
+        likeness = float(_cosines(rows, expected).mean())
+        if likeness < SAME:
+            when = "it did before" if first == url else f"{first} does, and a fleet is of one"
+            raise ConfigError(f"{url} serves another model than {when} (cosine {likeness:.3f} of a known prompt)")
+
+    def _model_name(self, served: list[dict[str, Any]], url: str) -> tuple[str, int | None]:
         names = [str(item.get("id")) for item in served]
         asked = self._options.served_model
         if asked is not None and asked not in names:
@@ -156,7 +169,7 @@ class Probe:
                 f"{url} takes at most {room} tokens, a page has up to {len(self._image)}: start it with "
                 f"--max-model-len {len(self._image)} or more, or lower max_visual_tokens"
             )
-        return model
+        return model, room if isinstance(room, int) else None
 
     def _check_attention(self, url: str, alone: Float32, inside: Float32) -> None:
         """Under a causal mask a prompt's first half does not know of its second; otherwise it must."""

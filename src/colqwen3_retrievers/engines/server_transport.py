@@ -48,6 +48,11 @@ class RefusalError(EngineResponseError):
         self.said = said
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep keyword arguments across processes, where it arrives as the error it is one of."""
+        told = {"status_code": self.status_code, "retryable": self.retryable}
+        return _response_error, (str(self), told)
+
 
 class UnreachableError(EngineError):
     """No answer: the connection could not be made, or broke."""
@@ -99,6 +104,7 @@ class Transport:
         self._httpx: Any = require("server", "httpx")
         self._loop = asyncio.new_event_loop()
         self._closed = False
+        self._lock = threading.Lock()  # so that nothing is handed to the loop after its end, and waited for without end
         self._key = api_key
         self._client: Any = self._httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key is not None else {},
@@ -117,20 +123,26 @@ class Transport:
         Raises:
             EngineError: the transport is or was closed.
         """
-        if self._closed:
-            job.close()
-            raise EngineError("the engine is closed")
+        with self._lock:
+            if self._closed:
+                job.close()
+                raise EngineError("the engine is closed")
+            future = asyncio.run_coroutine_threadsafe(job, self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(job, self._loop).result()
+            return future.result()
         except (CancelledError, asyncio.CancelledError) as exc:
             raise EngineError("the engine was closed before the server answered") from exc
+        finally:
+            future.cancel()  # does something only when the waiting was broken off, as by Ctrl-C
 
     def close(self) -> None:
         """End what is under way, and all connections; doing it again does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            shut = asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
+        shut.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -184,10 +196,7 @@ class Transport:
                 raise EngineResponseError(f"{what}: the answer is longer than the {limit:,} bytes it can have")
             if good:
                 return Answer(response.headers.get("metadata"), content)
-            said = _words(content)
-            if self._key is not None:
-                said = said.replace(self._key, "***")  # some gateways quote what they refuse
-            raise _refusal(what, response.status_code, response.headers, said)
+            raise _refusal(what, response.status_code, response.headers, _words(content, self._key))
 
 
 def _refusal(what: str, status: int, headers: Mapping[str, str], said: str) -> RefusalError:
@@ -200,8 +209,18 @@ def _refusal(what: str, status: int, headers: Mapping[str, str], said: str) -> R
     return RefusalError(text, status_code=status, said=said, retry_after=_seconds(headers.get("retry-after")))
 
 
-def _words(body: bytes) -> str:
-    """Find the server's own words in an error's body: vLLM's JSON, or any text; shortened."""
+def _response_error(message: str, told: dict[str, Any]) -> EngineResponseError:
+    return EngineResponseError(message, **told)
+
+
+def _words(body: bytes, key: str | None) -> str:
+    """Find the server's own words in an error's body: vLLM's JSON, or any text; shortened, and without the key.
+
+    Some gateways quote what they refuse. The key goes before anything is cut off, which might leave half of it.
+
+    >>> _words(b'{"error": {"message": "no: Bearer sk-1"}}', "sk-1")
+    'no: Bearer ***'
+    """
     text = body.decode("utf-8", "replace")
     try:
         value: Any = json.loads(text)
@@ -210,7 +229,10 @@ def _words(body: bytes) -> str:
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and key in value:
             value = value[key]
-    words = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+    words = value if isinstance(value, str) else json.dumps(value)
+    for secret in (json.dumps(key)[1:-1], key) if key else ():
+        words = words.replace(secret, "***")
+    words = " ".join(words.split())
     return words if len(words) <= _QUOTED else words[:_QUOTED] + " ..."
 
 

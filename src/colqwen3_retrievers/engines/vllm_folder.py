@@ -61,27 +61,40 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_pixels: int | None
 
     Args:
         checkpoint: an opened checkpoint.
-        folder: where to; made when it is not there. What it holds already is replaced file by file.
+        folder: where to; made when it is not there. One that this wrote before is written anew, any other has to be
+            empty.
         max_pixels: most pixels of an image; None takes the checkpoint's bound.
 
     Raises:
-        EngineError: the folder cannot be written, or lies inside the checkpoint's.
+        EngineError: the folder cannot be written, is the checkpoint's own, or holds something else.
     """
     source = checkpoint.folder.resolve()
     if folder.resolve() == source:
         raise EngineError(f"{folder}: the checkpoint's own folder; choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not _is_ours(folder):
+            raise EngineError(f"{folder}: holds other files; choose an empty folder")
+        for name, content in _small_files(checkpoint, max_pixels or checkpoint.max_pixels).items():
+            (folder / name).unlink(missing_ok=True)  # never write through a link
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        for old in folder.glob("*.safetensors*"):  # vLLM reads all there are, those of another checkpoint too
+            old.unlink()
         for path in sorted({record.file for record in checkpoint.tensors.values()}):
             _link(path.resolve(), folder / path.name)
         for name in ("tokenizer.json", "model.safetensors.index.json"):
             if (source / name).exists():
                 _link((source / name).resolve(), folder / name)
-        for name, content in _small_files(checkpoint, max_pixels or checkpoint.max_pixels).items():
-            (folder / name).unlink(missing_ok=True)  # never write through a link
-            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError as exc:
         raise EngineError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["architectures"][0] in (CAUSAL_ARCHITECTURE, BIDIRECTIONAL_ARCHITECTURE)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _small_files(checkpoint: Checkpoint, max_pixels: int) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.langchain.documents import document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, OptionalIndexField, open_index
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import check_info
 
 
@@ -58,7 +59,7 @@ class DocumentEmbeddings:
             cache = PageEmbeddingCache(self.encoder, cache_bytes, folder=cache)
         self.cache = cache
 
-    def submit(self, documents: Sequence[Document]) -> list[Future[MultiVector]]:
+    def submit(self, documents: Sequence[Document], allow_remote: AllowRemote = False) -> list[Future[MultiVector]]:
         """Look documents up in the index, and start encoding the others; one future each."""
         futures: dict[int, Future[MultiVector]] = {}
         pages: dict[int, Page] = {}
@@ -68,7 +69,7 @@ class DocumentEmbeddings:
                 futures[place] = _done(known[place])
                 continue
             try:
-                pages[place] = document_to_page(document, f"document {place}")
+                pages[place] = document_to_page(document, f"document {place}", allow_remote)
             except (ConfigError, PageError) as exc:
                 futures[place] = _failed(exc)
         futures |= dict(zip(pages, self.cache.submit(pages.values()), strict=True))

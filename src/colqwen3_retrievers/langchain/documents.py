@@ -15,7 +15,9 @@ from PIL import Image
 
 from colqwen3_retrievers.documents import Hit, Page
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import BOXES, HEATMAP
 from colqwen3_retrievers.images import ImageSource
+from colqwen3_retrievers.remote_images import AllowRemote, local_image
 
 SCORE: Final = "score"
 """Metadata key of the retrieval score: the MaxSim sum, a Python float."""
@@ -26,7 +28,7 @@ RELEVANCE_SCORE: Final = "relevance_score"
 NEIGHBOUR_OF: Final = "neighbour_of"
 """Metadata key of a neighbouring page: the id of the page that was found, and beside which it stands."""
 
-STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF)
+STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF, BOXES, HEATMAP)
 """Keys that say something of one search or one machine, and are made anew with each document."""
 
 OTHER_VIEWS: Final = ("_llama_index",)
@@ -84,12 +86,15 @@ def page_to_document(page: Page, score: float | None = None) -> Document:
     return Document(page_content=cited_content(cited, page.text), metadata=metadata, id=page.id)
 
 
-def hits_to_documents(hits: Sequence[Hit], *, scores: bool = True) -> list[Document]:
+def hits_to_documents(
+    hits: Sequence[Hit], *, scores: bool = True, evidence: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Document]:
     """Give what a search found as documents.
 
     Args:
         hits: of one search, with or without neighbours.
         scores: whether ``metadata["score"]`` tells the MaxSim sum.
+        evidence: more metadata by page id; see :meth:`~colqwen3_retrievers.evidence.Evidence.of_hits`.
 
     Returns:
         The hits in order, each followed by its neighbouring pages that are no hits themselves and were not listed
@@ -109,6 +114,8 @@ def hits_to_documents(hits: Sequence[Hit], *, scores: bool = True) -> list[Docum
                 listed.add(page.id)
                 beside = page_to_document(page)
                 documents.append(beside.model_copy(update={"metadata": {**beside.metadata, NEIGHBOUR_OF: hit.page.id}}))
+    for document in documents:
+        document.metadata |= (evidence or {}).get(document.id or "", {})
     return documents
 
 
@@ -174,19 +181,22 @@ def document_text(document: Document) -> str:
     return document.page_content
 
 
-def document_image(document: Document) -> ImageSource | None:
-    """Find a document's page image; nothing is opened or fetched.
+def document_image(document: Document, allow_remote: AllowRemote = False) -> ImageSource | None:
+    """Find a document's page image; nothing is opened, and nothing fetched unless it may be.
 
     Args:
         document: with ``metadata["image_path"]``, a file; or ``metadata["image"]``, which is base64, a data URL, bytes,
             a PIL image, or a LangChain or OpenAI image content block. The path comes first.
+        allow_remote: whether a content block's web address is fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
     Returns:
         A path, bytes or a PIL image; None when there is none. A bare web address under ``image`` counts as none, as
-        loaders of web pages put previews there; a content block with one is an error.
+        loaders of web pages put previews there; a content block with one that may not be fetched is an error.
 
     Raises:
         ConfigError: something else stands there.
+        PageError: the image cannot be fetched.
 
     >>> document_image(Document("x", metadata={"image": "data:image/png;base64,YWJj"}))
     b'abc'
@@ -202,26 +212,28 @@ def document_image(document: Document) -> ImageSource | None:
     if isinstance(image, Image.Image | bytes):
         return image
     if isinstance(image, Mapping):
-        return _block_image(image)
+        return _block_image(image, allow_remote)
     if not isinstance(image, str):
         raise ConfigError(f"metadata['image']: expected base64, bytes or an image block, got {type(image).__name__}")
     return None if _REMOTE.match(image) else _decode(image)
 
 
-def document_to_page(document: Document, name: str) -> Page:
+def document_to_page(document: Document, name: str, allow_remote: AllowRemote = False) -> Page:
     """Give any document as a page to encode: its image when it has one, with its text beside it, else its text.
 
     Args:
         document: ours, or of any other retriever.
         name: the page's id, which errors name.
+        allow_remote: as for :func:`document_image`.
 
     Raises:
         ConfigError: neither image nor text, or an image that is none.
+        PageError: the image cannot be fetched.
 
     >>> document_to_page(Document("Revenue rose."), "document 0")
     Page(id='document 0', source='', number=1, text)
     """
-    image, text = document_image(document), document_text(document)
+    image, text = document_image(document, allow_remote), document_text(document)
     if image is None and not text.strip():
         raise ConfigError("neither a text nor an image (metadata 'image_path' or 'image')")
     return Page(id=name, image=image, text=text)
@@ -241,7 +253,7 @@ def _of_this_search(page: Page, score: float | None) -> dict[str, Any]:
     return known
 
 
-def _block_image(block: Mapping[str, Any]) -> bytes:
+def _block_image(block: Mapping[str, Any], allow_remote: AllowRemote) -> bytes:
     """Bytes of an image content block: LangChain's, LangChain's of version 0, or OpenAI's."""
     data = block.get("base64") or (block.get("data") if block.get("source_type") == "base64" else None)
     if data is None:
@@ -251,7 +263,9 @@ def _block_image(block: Mapping[str, Any]) -> bytes:
     if not isinstance(data, str) or not data:
         raise ConfigError("metadata['image']: an image block without base64 data")
     if _REMOTE.match(data):
-        raise ConfigError("metadata['image']: an image URL is not fetched; give the image itself")
+        if isinstance(fetched := local_image(data, allow_remote), bytes):
+            return fetched
+        raise ConfigError("metadata['image']: an image URL is not fetched; give the image itself or allow_remote=True")
     return _decode(data)
 
 

@@ -18,7 +18,8 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.langchain.documents import document_to_page
-from colqwen3_retrievers.langchain.fields import EncoderField, pickled
+from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, pickled
+from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.single_vector import Method, SingleVectorSettings, single_vectors
 
 
@@ -37,10 +38,12 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         model: hub name, folder or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes the default.
         device: ``"cuda"``, ``"cpu"``, ...; None takes the best there is.
         encoder: a ready encoder, in place of ``model`` and ``device``.
-        method: ``"directions"`` or ``"fde"``.
+        method: ``"fde"`` or ``"directions"``.
         dimensions: components of a vector.
         nearest: see :class:`~colqwen3_retrievers.single_vector.SingleVectorSettings`.
         seed: the same.
+        allow_remote: whether images of documents known by the web address of a content block are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
         show_progress: whether to draw a progress bar (on a terminal); not in async calls.
 
     Raises:
@@ -59,10 +62,11 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     model: str | None = None
     device: str | None = None
     encoder: EncoderField = None
-    method: Method = "directions"
+    method: Method = "fde"
     dimensions: int = Field(default=2048, ge=1)
     nearest: int = Field(default=16, ge=1)
     seed: int = Field(default=0, ge=0)
+    allow_remote: RemoteField = False
     show_progress: bool = False
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
@@ -139,11 +143,11 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
             ConfigError: a document with neither image nor text; it is named.
             EncodeError: one cannot be read; ``.index`` says which.
         """
-        return self._of_pages(_pages(documents))
+        return self._of_pages(_pages(documents, self.allow_remote))
 
     async def aembed_pages(self, documents: Sequence[Document]) -> list[list[float]]:
         """Embed documents without blocking the event loop."""
-        return await self._aof_pages(_pages(documents))
+        return await self._aof_pages(await asyncio.to_thread(_pages, documents, self.allow_remote))
 
     # -- what makes the vectors ----------------------------------------------------------------------------------------
 
@@ -221,13 +225,13 @@ def _images(images: Sequence[ImageSource]) -> list[Page]:
     return [Page(id=f"image {place}", image=image) for place, image in enumerate(_listed(images, "uris"))]
 
 
-def _pages(documents: Sequence[Document]) -> list[Page]:
+def _pages(documents: Sequence[Document], allow_remote: AllowRemote) -> list[Page]:
     pages = []
     for place, document in enumerate(_listed(documents, "documents")):
         if not isinstance(document, Document):
             raise ConfigError(f"documents: {place} is a {type(document).__name__}, expected a Document")
         try:
-            pages.append(document_to_page(document, f"document {place}"))
+            pages.append(document_to_page(document, f"document {place}", allow_remote))
         except ConfigError as exc:
             raise ConfigError(f"document {place}: {exc}") from exc
     return pages

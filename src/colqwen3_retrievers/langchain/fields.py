@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, PlainSerializer
 
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.remote_images import checked_remote
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
@@ -43,6 +44,10 @@ EncoderField: TypeAlias = Annotated[ColQwen3Encoder | None, PlainSerializer(_set
 
 CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainSerializer(_folder, when_used="json")]
 """A cache of page embeddings, the folder of one, or none; in JSON its folder."""
+
+
+RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(checked_remote)]
+"""Which web addresses may be fetched: see :data:`~colqwen3_retrievers.remote_images.AllowRemote`."""
 
 
 def open_index(index: PageIndex | str | Path, encoder: ColQwen3Encoder | None) -> PageIndex:

@@ -16,12 +16,13 @@ from colqwen3_retrievers.langchain.documents import (
     document_image,
     document_text,
 )
+from colqwen3_retrievers.remote_images import AllowRemote
 
 _OWN: Final = {"source", "page", "page_label", "citation", "sha256", *STALE}
 """Keys that :func:`~colqwen3_retrievers.langchain.documents.page_to_document` makes from the page itself."""
 
 
-def document_to_kept_page(document: Document, id: str, name: str) -> Page:
+def document_to_kept_page(document: Document, id: str, name: str, allow_remote: AllowRemote = False) -> Page:
     """Give a document as a page to be kept in an index.
 
     A document that a page of ours gave becomes that page again. Any other keeps its content and its metadata word for
@@ -34,6 +35,7 @@ def document_to_kept_page(document: Document, id: str, name: str) -> Page:
         document: of any maker; left as it is.
         id: the page's.
         name: what to call the document in an error.
+        allow_remote: as for :func:`~colqwen3_retrievers.langchain.documents.document_image`.
 
     Raises:
         ConfigError: neither image nor text, an image that is none, or metadata that is not JSON.
@@ -44,7 +46,7 @@ def document_to_kept_page(document: Document, id: str, name: str) -> Page:
     (Page(id='x', source='a.pdf', number=1, text), {'source': 'a.pdf', 'page': 0, '_langchain': 'text'})
     """
     try:
-        image, text = document_image(document), document_text(document)
+        image, text = document_image(document, allow_remote), document_text(document)
         if image is None and not text.strip():
             text = document.page_content  # nothing but its name is still a text
         if image is None and not text.strip():

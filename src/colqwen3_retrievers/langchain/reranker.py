@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
+from PIL import Image
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
+from colqwen3_retrievers.evidence import BOXES, HEATMAP, Evidence
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
-from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, pickled
+from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, RemoteField, pickled
 from colqwen3_retrievers.langchain.future_group import FutureGroup
 from colqwen3_retrievers.late_interaction import maxsim, relevance
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
@@ -58,6 +61,11 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         score_threshold: documents below it are left out; None leaves out none.
         on_error: when a document cannot be read or encoded: ``"raise"``; ``"skip"``, which leaves it out with a warning
             in the log; ``"keep"``, which puts it behind the scored ones, the reason in ``metadata["rerank_error"]``.
+        boxes: most regions that answered, a document: ``metadata["boxes"]``, see
+            :class:`~colqwen3_retrievers.evidence.Evidence`; texts get none.
+        heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a page with the map over it.
+        allow_remote: whether images known by the web address of a content block are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. Else such a document cannot be encoded.
         scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
             with a url, which encode every document anew on each call: no vectors travel, no ``index`` or ``cache``
             helps.
@@ -89,6 +97,9 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     score_mode: Literal["relevance", "mean", "sum"] = "relevance"
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     on_error: Literal["raise", "skip", "keep"] = "raise"
+    boxes: int = Field(default=0, ge=0, strict=True)
+    heatmaps: str | Path | None = None
+    allow_remote: RemoteField = False
     scoring: Literal["client", "server"] = "client"
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
@@ -109,6 +120,8 @@ class ColQwen3Reranker(BaseDocumentCompressor):
             raise ConfigError("cache_bytes: the cache has its own bound; give either of them")
         if self.scoring == "server" and not (self.index is None and self.cache is None and self.cache_bytes is None):
             raise ConfigError("scoring='server': every document is encoded anew there; give neither index nor cache")
+        if self.scoring == "server" and (self.boxes or self.heatmaps is not None):
+            raise ConfigError("scoring='server': no vectors travel, so there are neither boxes nor heatmaps")
         return self
 
     # -- LangChain's -----------------------------------------------------------------------------------------------
@@ -197,7 +210,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         embeddings_of = self._opened()
         question: Future[list[MultiVector]] = embeddings_of.encoder.submit_queries([query])
         group.add([question])
-        embeddings = embeddings_of.submit(documents)
+        embeddings = embeddings_of.submit(documents, self.allow_remote)
         group.add(embeddings)
         return question, embeddings
 
@@ -222,24 +235,49 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         embedded = {place: vectors for place, vectors in enumerate(found) if isinstance(vectors, MultiVector)}
         sums = maxsim(query, list(embedded.values()), kernel=default_kernel())[0].tolist() if embedded else []
         failures = {place: failure for place, failure in enumerate(found) if isinstance(failure, Exception)}
-        return self._in_order(documents, dict(zip(embedded, sums, strict=True)), failures, len(query))
+        evidence = self._evidence(documents, embedded, query)
+        return self._in_order(documents, dict(zip(embedded, sums, strict=True)), failures, len(query), evidence)
+
+    def _evidence(
+        self, documents: list[Document], embedded: Mapping[int, MultiVector], query: MultiVector
+    ) -> Callable[[int], dict[str, Any]]:
+        made = Evidence(self.boxes, self.heatmaps)
+
+        def picture(place: int) -> Image.Image | None:
+            return document_to_page(documents[place], f"document {place}", self.allow_remote).image
+
+        def told(place: int) -> dict[str, Any]:
+            name = documents[place].id or f"document {place}"
+            return made.of_page(query, embedded.get(place), partial(picture, place), name)
+
+        return told
 
     def _scored_there(self, documents: list[Document], query: str | Query) -> list[Document]:
         """Let the encoder's servers score."""
-        pages = [partial(document_to_page, document, f"document {i}") for i, document in enumerate(documents)]
+        pages = [
+            partial(document_to_page, document, f"document {i}", self.allow_remote)
+            for i, document in enumerate(documents)
+        ]
         asked = Query(query) if isinstance(query, str) else query
         found = server_scores(self._opened().encoder, asked, pages)
         failures = {place: self._refused(exc, place, documents) for place, exc in found.broken.items()}
         return self._in_order(documents, found.sums, failures, found.n_query_tokens)
 
     def _in_order(
-        self, documents: list[Document], sums: dict[int, float], failures: Mapping[int, Exception], n_query_tokens: int
+        self,
+        documents: list[Document],
+        sums: dict[int, float],
+        failures: Mapping[int, Exception],
+        n_query_tokens: int,
+        evidence: Callable[[int], dict[str, Any]] = lambda place: {},
     ) -> list[Document]:
         ranked: list[Document] = []
         for place in sorted(sums, key=lambda place: -sums[place]):  # stable: ties as they came
             score = self._scaled(sums[place], n_query_tokens)
             if self.score_threshold is None or score >= self.score_threshold:
-                ranked.append(_copy(documents[place], {RELEVANCE_SCORE: score}))
+                if len(ranked) == self.top_n:
+                    break
+                ranked.append(_copy(documents[place], {RELEVANCE_SCORE: score, **evidence(place)}))
         if self.on_error == "keep":
             ranked += [_copy(documents[place], {RERANK_ERROR: str(failures[place])}) for place in sorted(failures)]
         return ranked[: self.top_n]
@@ -259,7 +297,11 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
 
 def _copy(document: Document, news: dict[str, Any]) -> Document:
-    old = {key: value for key, value in document.metadata.items() if key not in (RELEVANCE_SCORE, RERANK_ERROR)}
+    old = {
+        key: value
+        for key, value in document.metadata.items()
+        if key not in (RELEVANCE_SCORE, RERANK_ERROR, BOXES, HEATMAP)
+    }
     return document.model_copy(update={"metadata": {**old, **news}})
 
 

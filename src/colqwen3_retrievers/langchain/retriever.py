@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
@@ -49,6 +50,9 @@ class ColQwen3Retriever(BaseRetriever):
         group_by: ``"source"`` gives the best page of each source.
         window: pages before and after each of them in its source, which follow it in the list, without a score; their
             ``metadata["neighbour_of"]`` is the id of the page they stand beside. ``filter`` does not bear on them.
+        boxes: most regions that answered, a page: ``metadata["boxes"]``, best first, in shares of the page; see
+            :class:`~colqwen3_retrievers.evidence.Evidence`. Neighbours have theirs too, texts have none.
+        heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a page with the map over it.
 
     Raises:
         StoreError: no index there.
@@ -74,6 +78,8 @@ class ColQwen3Retriever(BaseRetriever):
     filter: dict[str, Any] | None = None
     group_by: Literal["source"] | None = None
     window: int = Field(default=0, ge=0)
+    boxes: int = Field(default=0, ge=0, strict=True)
+    heatmaps: str | Path | None = None
 
     _opened_here: bool = PrivateAttr(default=False)
 
@@ -117,7 +123,8 @@ class ColQwen3Retriever(BaseRetriever):
         question: Query | None = None,
     ) -> list[Document]:
         asked = _checked(question or query)
-        return hits_to_documents(self._pages.search(asked, **self._how(k, filter)))
+        hits, told = self._evidence.search(self._pages, asked, self._how(k, filter))
+        return hits_to_documents(hits, evidence=told)
 
     async def _aget_relevant_documents(
         self,
@@ -129,7 +136,8 @@ class ColQwen3Retriever(BaseRetriever):
         question: Query | None = None,
     ) -> list[Document]:
         asked = _checked(question or query)
-        return hits_to_documents(await self._pages.asearch(asked, **self._how(k, filter)))
+        hits, told = await self._evidence.asearch(self._pages, asked, self._how(k, filter))
+        return hits_to_documents(hits, evidence=told)
 
     # -- many queries --------------------------------------------------------------------------------------------------
 
@@ -222,6 +230,10 @@ class ColQwen3Retriever(BaseRetriever):
             index = self.index = open_index(index, self.encoder)
         return index
 
+    @property
+    def _evidence(self) -> Evidence:
+        return Evidence(self.boxes, self.heatmaps)
+
     def _how(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "k": self.k if k is None else k,
@@ -271,7 +283,8 @@ class ColQwen3Retriever(BaseRetriever):
             except Exception as exc:  # handed to the caller of this query
                 outcomes[place] = exc
         found = self._pages.search_many(list(made.values()), **how)
-        outcomes |= {place: hits_to_documents(hits) for place, hits in zip(made, found, strict=True)}
+        for (place, asked), hits in zip(made.items(), found, strict=True):
+            outcomes[place] = hits_to_documents(hits, evidence=self._evidence.of_hits(self._pages, asked, hits))
         return [outcomes[place] for place in sorted(outcomes)]
 
     def _manager(self, kind: Any, config: RunnableConfig) -> Any:

@@ -16,6 +16,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.langchain.kept_documents import document_to_kept_page
+from colqwen3_retrievers.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.searching import Question, to_encode
 
 
@@ -47,7 +48,9 @@ def texts_to_documents(
     ]
 
 
-def documents_to_pages(documents: Iterable[Document], ids: Sequence[str | None] | None) -> list[Page]:
+def documents_to_pages(
+    documents: Iterable[Document], ids: Sequence[str | None] | None, allow_remote: AllowRemote = False
+) -> list[Page]:
     """Give documents as pages to keep; a document without an id gets a random one.
 
     Raises:
@@ -64,7 +67,7 @@ def documents_to_pages(documents: Iterable[Document], ids: Sequence[str | None] 
         if not isinstance(document, Document):
             raise ConfigError(f"documents: {place} is a {type(document).__name__}, expected a Document")
         page_id = _id(given, place) or document.id or str(uuid.uuid4())
-        pages.append(document_to_kept_page(document, page_id, f"document {place}"))
+        pages.append(document_to_kept_page(document, page_id, f"document {place}", allow_remote))
     return pages
 
 
@@ -73,8 +76,9 @@ def images_to_pages(
     metadatas: Sequence[Mapping[str, Any]] | None,
     ids: Sequence[str | None] | None,
     texts: Sequence[str] | None,
+    allow_remote: AllowRemote = False,
 ) -> list[Page]:
-    """Give images as pages; of a file the source is its path, unless the metadata has one.
+    """Give images as pages; of a file or a web address the source is just that, unless the metadata has one.
 
     Raises:
         ConfigError: a single image, another number of metadatas, ids or texts, or a page that cannot be made.
@@ -101,7 +105,7 @@ def images_to_pages(
                     source=source,
                     number=number,
                     label=metadata.pop("page_label", None),
-                    image=image,
+                    image=local_image(image, allow_remote),
                     text=beside[place] or "",
                     metadata=metadata,
                 )

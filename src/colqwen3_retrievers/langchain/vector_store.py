@@ -28,6 +28,7 @@ from colqwen3_retrievers.langchain.store_inputs import (
     texts_to_documents,
 )
 from colqwen3_retrievers.langchain.vector_search import PageVectorSearch
+from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import check_info
 
 
@@ -169,6 +170,7 @@ class ColQwen3VectorStore(PageVectorSearch):
         documents: list[Document],
         *,
         ids: Sequence[str | None] | None = None,
+        allow_remote: AllowRemote = False,
         batch_size: int = 16,
         show_progress: bool = False,
         **kwargs: Any,
@@ -179,6 +181,8 @@ class ColQwen3VectorStore(PageVectorSearch):
             documents: with a text, or with an image under ``metadata["image_path"]`` or ``metadata["image"]`` (see
                 :func:`~colqwen3_retrievers.langchain.documents.document_image`); they are left as they are.
             ids: one for each document, before the documents' own; random where there is none.
+            allow_remote: whether an image block's web address is fetched, and the image kept; see
+                :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
             batch_size: documents encoded and committed together; each such batch is kept wholly or not at all.
             show_progress: whether to draw a progress bar (on a terminal).
             **kwargs: none.
@@ -193,8 +197,8 @@ class ColQwen3VectorStore(PageVectorSearch):
             PageError: an image cannot be read.
             StoreError: read-only, closed, the disk is full, and the like.
         """
-        refuse(kwargs, "ids", "batch_size", "show_progress")
-        pages = documents_to_pages(documents, ids)
+        refuse(kwargs, "ids", "allow_remote", "batch_size", "show_progress")
+        pages = documents_to_pages(documents, ids, allow_remote)
         self.index.add(pages, batch_size=batch_size, show_progress=show_progress)
         return [page.id for page in pages]
 
@@ -231,18 +235,20 @@ class ColQwen3VectorStore(PageVectorSearch):
         *,
         ids: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
+        allow_remote: AllowRemote = False,
         batch_size: int = 16,
         show_progress: bool = False,
     ) -> list[str]:
         """Add images as pages.
 
         Args:
-            images: paths, bytes or PIL images; nothing is fetched.
+            images: paths, bytes or PIL images; web addresses when they may be fetched.
             metadatas: one for each image; ``source``, ``page`` (from 1) and ``page_label`` name it. The source of a
                 file is its path, unless given.
             ids: one for each image; a file's default is ``f"{source}#page={page}"``, so that it overwrites itself, that
                 of an image in memory is random.
             texts: one for each image: the text that stands on it, for chat models; ``""`` where there is none.
+            allow_remote: whether web addresses are fetched; as for :meth:`add_documents`.
             batch_size: as for :meth:`add_documents`.
             show_progress: as for :meth:`add_documents`.
 
@@ -250,10 +256,11 @@ class ColQwen3VectorStore(PageVectorSearch):
             Their ids.
 
         Raises:
-            ConfigError: another number of metadatas, ids or texts; an image of another type; a URL.
+            ConfigError: another number of metadatas, ids or texts; an image of another type, or a URL that
+                may not be fetched.
             EncodeError, PageError, StoreError: as for :meth:`add_documents`.
         """
-        pages = images_to_pages(images, metadatas, ids, texts)
+        pages = images_to_pages(images, metadatas, ids, texts, allow_remote)
         self.index.add(pages, batch_size=batch_size, show_progress=show_progress)
         return [page.id for page in pages]
 

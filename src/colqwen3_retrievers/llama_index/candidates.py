@@ -1,4 +1,4 @@
-"""What a reranker works with, and the nodes of one of its calls."""
+"""The nodes of one call of a reranker."""
 
 from __future__ import annotations
 
@@ -12,34 +12,26 @@ from llama_index.core.schema import BaseNode, NodeWithScore
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.llama_index.nodes import page_from_node
+from colqwen3_retrievers.llama_index.reranker_tools import Tools
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tools:
-    """What a reranker works with, and the settings it was made from."""
-
-    settings: tuple[object, ...]
-    encoder: ColQwen3Encoder
-    index: PageIndex | None
-    cache: PageEmbeddingCache
+from colqwen3_retrievers.remote_images import AllowRemote
 
 
 @dataclass(slots=True, eq=False)
 class Candidates:
     """The nodes of one call by position: their multi-vectors, or what they wait for, or what is wrong with them.
 
-    Leaving the block cancels what is still under way.
+    With ``allow_remote``, pictures known by a web address are fetched. Leaving the block cancels what is under way.
     """
 
     vectors: dict[int, MultiVector] = field(default_factory=dict)
     pages: dict[int, Future[MultiVector]] = field(default_factory=dict)
     broken: dict[int, ColQwen3Error] = field(default_factory=dict)
     query: Future[list[MultiVector]] = field(default_factory=Future)
+    allow_remote: AllowRemote = False
     left: bool = False
     _cache: PageEmbeddingCache | None = None
     _waiting: deque[tuple[int, BaseNode]] = field(default_factory=deque)
@@ -76,7 +68,7 @@ class Candidates:
         for _ in range(min(self._at_once, len(self._waiting))):
             position, node = self._waiting.popleft()
             try:
-                pages.append(page_from_node(node))
+                pages.append(page_from_node(node, self.allow_remote))
                 places.append(position)
             except (PageError, ConfigError) as exc:
                 self.broken[position] = exc

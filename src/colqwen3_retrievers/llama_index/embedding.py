@@ -30,6 +30,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.llama_index.nodes import page_from_node
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.single_vector import Method, SingleVectorSettings, single_vectors
 
 T = TypeVar("T")
@@ -60,8 +61,10 @@ class ColQwen3Embedding(MultiModalEmbedding):
         device: ``"cuda"``, ``"mps"``, ``"cpu"``; None takes the best there is.
         encoder: a ready encoder, instead of ``model_name`` and ``device``.
         dim: components of the vectors; more find more.
-        method: ``"directions"`` or ``"fde"``.
+        method: ``"fde"`` or ``"directions"``.
         embed_batch_size: inputs handed to the encoder together, 1 to 2,048; it cuts its own batches.
+        allow_remote: whether nodes' pictures known by a web address only are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
         num_workers: LlamaIndex's: batches under way at a time in async calls.
         callback_manager: LlamaIndex's.
 
@@ -87,7 +90,8 @@ class ColQwen3Embedding(MultiModalEmbedding):
 
     encoder: ColQwen3Encoder
     dim: int = Field(default=2048, strict=True)
-    method: Method = "directions"
+    method: Method = "fde"
+    allow_remote: bool | tuple[str, ...] = False
 
     def __init__(
         self,
@@ -96,7 +100,8 @@ class ColQwen3Embedding(MultiModalEmbedding):
         device: str | None = None,
         encoder: ColQwen3Encoder | dict[str, Any] | None = None,
         dim: int = 2048,
-        method: Method = "directions",
+        method: Method = "fde",
+        allow_remote: AllowRemote = False,
         embed_batch_size: int = DEFAULT_EMBED_BATCH_SIZE,
         num_workers: int | None = None,
         callback_manager: CallbackManager | None = None,
@@ -113,7 +118,8 @@ class ColQwen3Embedding(MultiModalEmbedding):
         SingleVectorSettings(1, method=method, dim=dim, nearest=1)  # checks both
         fields: dict[str, Any] = {
             "model_name": str(encoder.to_dict()["model"]), "encoder": encoder, "dim": dim, "method": method,
-            "embed_batch_size": embed_batch_size, "num_workers": num_workers,
+            "allow_remote": checked_remote(allow_remote), "embed_batch_size": embed_batch_size,
+            "num_workers": num_workers,
             "callback_manager": callback_manager or CallbackManager([]), "embeddings_cache": embeddings_cache,
         }  # fmt: skip
         try:
@@ -134,6 +140,11 @@ class ColQwen3Embedding(MultiModalEmbedding):
         return SingleVectorSettings(self.encoder.info.dim, method=self.method, dim=self.dim, nearest=nearest)
 
     # -- as plain data -------------------------------------------------------------------------------------------------
+
+    @field_validator("allow_remote", mode="before")
+    @classmethod
+    def _checked_remote(cls, value: Any) -> object:
+        return checked_remote(value)
 
     @field_validator("embeddings_cache", mode="before")
     @classmethod
@@ -174,7 +185,7 @@ class ColQwen3Embedding(MultiModalEmbedding):
 
     def get_node_multi_vectors(self, nodes: Sequence[BaseNode]) -> list[MultiVector]:
         """Give the multi-vectors of nodes: of the picture, or else of the text meant for embedding models."""
-        return self._encoded(_node_pages(nodes))
+        return self._encoded(_node_pages(nodes, self.allow_remote))
 
     async def aget_query_multi_vectors(self, queries: Sequence[str | Query]) -> list[MultiVector]:
         """Give the multi-vectors of questions without blocking the event loop."""
@@ -190,7 +201,7 @@ class ColQwen3Embedding(MultiModalEmbedding):
 
     async def aget_node_multi_vectors(self, nodes: Sequence[BaseNode]) -> list[MultiVector]:
         """Give the multi-vectors of nodes without blocking the event loop."""
-        return await self._aencoded(_node_pages(nodes))
+        return await self._aencoded(await asyncio.to_thread(_node_pages, nodes, self.allow_remote))
 
     # -- one vector each -----------------------------------------------------------------------------------------------
 
@@ -304,8 +315,8 @@ def _image_pages(images: Sequence[Picture]) -> list[Page]:
     ))  # fmt: skip
 
 
-def _node_pages(nodes: Sequence[BaseNode]) -> list[Page]:
-    return _pages(nodes, lambda _, node: page_from_node(node))
+def _node_pages(nodes: Sequence[BaseNode], allow_remote: AllowRemote) -> list[Page]:
+    return _pages(nodes, lambda _, node: page_from_node(node, allow_remote))
 
 
 def _pages(items: Sequence[T], make: Callable[[int, T], Page]) -> list[Page]:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.images import open_header, read_image_bytes
 from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, recorded_fields
+from colqwen3_retrievers.remote_images import AllowRemote, local_image
 
 _log = logging.getLogger(__name__)
 
@@ -121,23 +123,39 @@ def page_fields(page: Page, size: tuple[int, int] | None) -> dict[str, Any]:
     }
 
 
-def page_from_node(node: BaseNode) -> Page:
+def page_from_node(node: BaseNode, allow_remote: AllowRemote = False) -> Page:
     """Give what there is to encode of a node.
 
     Args:
         node: ``ImageNode``, ``ImageDocument``, ``Node`` with an image resource, ``TextNode``, ``IndexNode`` and so on.
+        allow_remote: whether a picture known by a web address is fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
     Returns:
         A page with the node's id, its picture (base64, ``data:`` URL or path) and its text as embedding models get it.
 
     Raises:
-        PageError: base64 that is none.
-        ConfigError: a picture that is only known by a URL: nothing is fetched.
+        PageError: base64 that is none, or a picture that could not be fetched.
+        ConfigError: a picture that is only known by a URL which may not be fetched.
 
     >>> page_from_node(TextNode(id_="a", text="Revenue rose.", metadata={"year": 2024})).text.split()
     ['year:', '2024', 'Revenue', 'rose.']
     """
-    return Page(id=node.node_id or "node", image=image_of(node), text=_text_of(node))
+    return Page(id=node.node_id or "node", image=image_of(node, allow_remote), text=_text_of(node))
+
+
+def with_technical(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
+    """Give a copy of a node with more metadata that neither language nor embedding models see.
+
+    >>> node = with_technical(TextNode(text="x"), {"boxes": []})
+    >>> node.metadata, node.get_content(MetadataMode.LLM)
+    ({'boxes': []}, 'x')
+    """
+    if not metadata:
+        return node
+    hidden = {name: [*getattr(node, name), *(key for key in metadata if key not in getattr(node, name))]
+              for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")}  # fmt: skip
+    return node.model_copy(update={"metadata": {**node.metadata, **metadata}, **hidden})
 
 
 def label_of(node: BaseNode) -> str:
@@ -198,12 +216,15 @@ def _picture(page: Page) -> tuple[Path, int, int] | None:
     return path.absolute(), width, height
 
 
-def image_of(node: BaseNode) -> str | Path | bytes | None:
+def image_of(node: BaseNode, allow_remote: AllowRemote = False) -> Path | bytes | None:
     """Give a node's picture, unopened: the bytes of base64 and ``data:`` URLs, or a path; None when there is none.
 
+    A file comes before a URL. A URL that may be fetched gives its bytes; see
+    :func:`~colqwen3_retrievers.remote_images.fetch_image`.
+
     Raises:
-        PageError: base64 that is none.
-        ConfigError: a picture that is only known by a URL: nothing is fetched.
+        PageError: base64 that is none, or a picture that could not be fetched.
+        ConfigError: a picture that is only known by a URL which may not be fetched.
 
     >>> image_of(ImageNode(image="YWJj")), image_of(TextNode(text="x"))
     (b'abc', None)
@@ -221,8 +242,12 @@ def image_of(node: BaseNode) -> str | Path | bytes | None:
         return Path(path)
     if url and _DATA_URL.match(url):
         return _decode(url, node.node_id)
+    if url and isinstance(fetched := local_image(url, allow_remote), bytes):
+        return fetched
     if url:
-        raise ConfigError(f"node {node.node_id!r}: its image URL is not fetched; give image_path or image (base64)")
+        raise ConfigError(
+            f"node {node.node_id!r}: its image URL is not fetched; give image_path, image (base64) or allow_remote=True"
+        )
     return None
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,25 +20,28 @@ from llama_index.core.bridge.pydantic import (
     field_serializer,
     field_validator,
 )
-from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported unsaid
-from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from PIL import Image
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
+from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.late_interaction import relevance
-from colqwen3_retrievers.llama_index.candidates import Candidates, Tools
-from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle
+from colqwen3_retrievers.llama_index.candidates import Candidates
+from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle, with_technical
+from colqwen3_retrievers.llama_index.reranker_tools import Tools, reported
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.server_scores import server_scores
-from colqwen3_retrievers.stores.protocol import check_info
 
 _log = logging.getLogger(__name__)
+
+Reported = AbstractContextManager[Callable[[list[NodeWithScore]], list[NodeWithScore]]]
 
 
 class ColQwen3Reranker(BaseNodePostprocessor):
@@ -67,6 +70,12 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         cache_bytes: most bytes of token embeddings kept; 0 keeps none; None takes 512 MB in memory, 8 GB in a folder.
         scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
             with a url, which encode every node anew on each call: no vectors travel, no ``index`` or ``cache`` helps.
+        boxes: most regions that answered, a node: ``metadata["boxes"]``, see
+            :class:`~colqwen3_retrievers.evidence.Evidence`; pages without regions, such as texts, get none.
+        heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a node's page with the map over
+            it. Neither key is shown to language or embedding models.
+        allow_remote: whether pictures known by a web address only are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. Else such a node cannot be encoded.
         embed_batch_size: most nodes under way at a time, at least 1, for long lists of large pictures; None starts all
             of them. The encoder cuts its own batches in either case.
         show_progress: whether to draw a progress bar (on a terminal).
@@ -102,6 +111,9 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     cache: PageEmbeddingCache | str | None = Field(default=None, repr=False)
     cache_bytes: int | None = Field(default=None, ge=0, strict=True)
     scoring: Literal["client", "server"] = "client"
+    boxes: int = Field(default=0, ge=0, strict=True)
+    heatmaps: str | None = None
+    allow_remote: bool | tuple[str, ...] = False
     embed_batch_size: int | None = Field(default=None, ge=1, strict=True)
     show_progress: bool = False
 
@@ -122,6 +134,9 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         cache: PageEmbeddingCache | str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
         scoring: Literal["client", "server"] = "client",
+        boxes: int = 0,
+        heatmaps: str | os.PathLike[str] | None = None,
+        allow_remote: AllowRemote = False,
         embed_batch_size: int | None = None,
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
@@ -137,10 +152,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             raise ConfigError("device: beside index= give model= too, or a ready encoder=")
         if scoring == "server" and (index is not None or cache is not None or cache_bytes is not None):
             raise ConfigError("scoring='server': every node is encoded anew there; give neither index nor cache")
+        if scoring == "server" and (boxes or heatmaps is not None):
+            raise ConfigError("scoring='server': no vectors travel, so there are neither boxes nor heatmaps")
         fields: dict[str, Any] = {
             "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
             "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score, "on_error": on_error,
-            "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring,
+            "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring, "boxes": boxes, "heatmaps": heatmaps,
+            "allow_remote": checked_remote(allow_remote),
             "embed_batch_size": embed_batch_size, "show_progress": show_progress,
         }  # fmt: skip
         if callback_manager is not None:
@@ -167,10 +185,15 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     # -- as plain data -------------------------------------------------------------------------------------------------
 
-    @field_validator("model", "index", "cache", mode="before")
+    @field_validator("model", "index", "cache", "heatmaps", mode="before")
     @classmethod
     def _plain_path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("allow_remote", mode="before")
+    @classmethod
+    def _checked_remote(cls, value: Any) -> object:
+        return checked_remote(value)
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -207,7 +230,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             return []
         query = query_from_bundle(query_bundle)
         tools = self._opened()
-        with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
+        with self._reported(nodes, query_bundle, tools) as done, self._candidates() as candidates:
             if self.scoring == "server":
                 return done(self._scored_there(nodes, query, tools))
             candidates.start(nodes, query, tools, self.embed_batch_size)
@@ -226,7 +249,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             return []
         query = query_from_bundle(query_bundle)
         tools = await asyncio.to_thread(self._opened)
-        with self._reported(nodes, query_bundle, tools) as done, Candidates() as candidates:
+        with self._reported(nodes, query_bundle, tools) as done, self._candidates() as candidates:
             if self.scoring == "server":
                 return done(await asyncio.to_thread(self._scored_there, nodes, query, tools))
             await asyncio.to_thread(candidates.start, nodes, query, tools, self.embed_batch_size)
@@ -250,31 +273,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
                 _identity(self.index),
             )  # fmt: skip
             if self._tools is None or self._tools.settings != settings:
-                self._tools = self._open(settings)
+                self._tools = Tools.open(
+                    settings, self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes
+                )
             return self._tools
-
-    def _open(self, settings: tuple[object, ...]) -> Tools:
-        encoder, index, cache = self.encoder, self.index, self.cache
-        if isinstance(cache, PageEmbeddingCache) and encoder is None and self.model is None:
-            if not isinstance(cache.encoder, ColQwen3Encoder):
-                raise ConfigError(f"cache: its encoder is a {type(cache.encoder).__name__}, not a ColQwen3Encoder")
-            encoder = cache.encoder
-        if encoder is None and (self.model is not None or index is None):
-            encoder = ColQwen3Encoder(self.model, device=self.device)
-        if isinstance(index, str):
-            index = PageIndex.open(index, encoder, read_only=True)
-        elif index is not None and encoder is not None:
-            check_info(index.info, encoder.info, index.location)
-        if encoder is None:
-            known = index.encoder if index is not None else None
-            if not isinstance(known, ColQwen3Encoder):
-                raise ConfigError(f"encoder: that of the index is a {type(known).__name__}; give a ColQwen3Encoder")
-            encoder = known
-        if not isinstance(cache, PageEmbeddingCache):
-            cache = PageEmbeddingCache(encoder, self.cache_bytes, folder=cache)
-        elif cache.encoder is not encoder:
-            raise ConfigError("cache: it belongs to another encoder")
-        return Tools(settings, encoder, index, cache)
 
     def _settle(self, candidates: Candidates, position: int, nodes: list[NodeWithScore]) -> None:
         """Take a page's multi-vector, or do as ``on_error`` says with a node that has none."""
@@ -292,10 +294,11 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         _log.warning("node %r is %s: %s", given.node_id, "skipped" if self.on_error == "skip" else "kept last", exc)
 
     def _scored_there(self, nodes: list[NodeWithScore], query: Query, tools: Tools) -> list[NodeWithScore]:
-        found = server_scores(tools.encoder, query, [partial(page_from_node, given.node) for given in nodes])
+        pages = [partial(page_from_node, given.node, self.allow_remote) for given in nodes]
+        found = server_scores(tools.encoder, query, pages)
         for place, exc in found.broken.items():
             self._refuse(nodes[place], exc)
-        return self._in_order(nodes, found.sums, found.n_query_tokens)
+        return [given for _, given in self._in_order(nodes, found.sums, found.n_query_tokens)]
 
     def _ranked(
         self, nodes: list[NodeWithScore], candidates: Candidates, query: MultiVector, tools: Tools
@@ -304,10 +307,27 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         places = sorted(candidates.vectors)
         documents = [candidates.vectors[place] for place in places]
         sums = tools.encoder.score([query], documents)[0].tolist() if places else []
-        return self._in_order(nodes, dict(zip(places, sums, strict=True)), len(query))
+        ranked = self._in_order(nodes, dict(zip(places, sums, strict=True)), len(query))
+        evidence = Evidence(self.boxes, self.heatmaps)
+        if not evidence.wanted:
+            return [given for _, given in ranked]
+        shown = []
+        for place, given in ranked:
+            picture = partial(self._picture, given.node)
+            told = evidence.of_page(query, candidates.vectors.get(place), picture, given.node_id)
+            shown.append(NodeWithScore(node=with_technical(given.node, told), score=given.score))
+        return shown
 
-    def _in_order(self, nodes: list[NodeWithScore], sums: dict[int, float], n_tokens: int) -> list[NodeWithScore]:
-        """Give the nodes with a score, best first; equal scores by id, then as they came."""
+    def _picture(self, node: BaseNode) -> Image.Image | None:
+        return page_from_node(node, self.allow_remote).image
+
+    def _candidates(self) -> Candidates:
+        return Candidates(allow_remote=self.allow_remote)
+
+    def _in_order(
+        self, nodes: list[NodeWithScore], sums: dict[int, float], n_tokens: int
+    ) -> list[tuple[int, NodeWithScore]]:
+        """Give places and nodes with a score, best first; equal scores by id, then as they came."""
         divisor = 1 if self.score_mode == "sum" else n_tokens
         scores = {place: value / divisor for place, value in sums.items()}
         if self.score_mode == "relevance":
@@ -315,45 +335,17 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         order = sorted(scores, key=lambda i: (-scores[i], nodes[i].node_id, i))
         if self.on_error == "keep":
             order += [i for i in range(len(nodes)) if i not in scores]
-        return [self._scored(nodes[i], scores.get(i)) for i in order[: self.top_n]]
+        return [(i, self._scored(nodes[i], scores.get(i))) for i in order[: self.top_n]]
 
     def _scored(self, given: NodeWithScore, score: float | None) -> NodeWithScore:
         node = given.node
         if self.keep_retrieval_score:
-            key = "retrieval_score"
-            before = None if given.score is None else float(given.score)
-            node = node.model_copy(
-                update={
-                    "metadata": {**node.metadata, key: before},
-                    "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key],
-                    "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, key],
-                }
-            )
+            node = with_technical(node, {"retrieval_score": None if given.score is None else float(given.score)})
         return NodeWithScore(node=node, score=score)
 
-    @contextmanager
-    def _reported(
-        self, nodes: list[NodeWithScore], bundle: QueryBundle | None, tools: Tools
-    ) -> Generator[Callable[[list[NodeWithScore]], list[NodeWithScore]]]:
-        """Tell LlamaIndex's instrumentation and callbacks that a reranking begins, and how it ends."""
-        dispatcher = get_dispatcher(__name__)
-        name = str(tools.encoder.to_dict()["model"])
-        most = len(nodes) if self.top_n is None else self.top_n
-        dispatcher.event(ReRankStartEvent(query=bundle, nodes=nodes, top_n=most, model_name=name))
-        payload: dict[str, Any] = {
-            EventPayload.NODES: nodes,
-            EventPayload.MODEL_NAME: name,
-            EventPayload.QUERY_STR: bundle.query_str if bundle is not None else "",
-            EventPayload.TOP_K: most,
-        }
-        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-
-            def done(ranked: list[NodeWithScore]) -> list[NodeWithScore]:
-                event.on_end(payload={EventPayload.NODES: ranked})
-                dispatcher.event(ReRankEndEvent(nodes=ranked))
-                return ranked
-
-            yield done
+    def _reported(self, nodes: list[NodeWithScore], bundle: QueryBundle | None, tools: Tools) -> Reported:
+        name, most = str(tools.encoder.to_dict()["model"]), len(nodes) if self.top_n is None else self.top_n
+        return reported(nodes, bundle, model=name, top_n=most, callback_manager=self.callback_manager)
 
     @contextmanager
     def _progress(self, total: int) -> Generator[Callable[[], object]]:

@@ -24,16 +24,19 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from colqwen3_retrievers.documents import Hit, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ConfigError, StoreError
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.llama_index.filters import NODE_KEYS, filters_to_where
-from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle
-from colqwen3_retrievers.llama_index.retriever_writing import Writing, read_settings, write_settings
+from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle, with_technical
+from colqwen3_retrievers.llama_index.retriever_settings import Persisting
+from colqwen3_retrievers.llama_index.retriever_writing import Writing
+from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import GroupBy
 from colqwen3_retrievers.stores.where import parse, rename_fields
 
 
-class ColQwen3Retriever(Writing, BaseRetriever):
+class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
     """Finds the pages of an index that answer a question, by late interaction.
 
     Nodes come as described at :func:`~colqwen3_retrievers.llama_index.nodes.node_from_hit`: page images reach a
@@ -56,6 +59,10 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         group_by: ``"source"`` gives the best page of each file.
         window: pages before and after each result that follow it in the list, in their order and without a score.
         inline_images: whether nodes carry the picture in base64 too, for whoever cannot read the index's files.
+        boxes: most regions that answered, a node: ``metadata["boxes"]``, best first, in shares of the page; see
+            :class:`~colqwen3_retrievers.evidence.Evidence`. Neighbours have theirs too, texts have none.
+        heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a node's page with the map over
+            it. Neither key is shown to language or embedding models.
         callback_manager: LlamaIndex's.
         object_map: LlamaIndex's, for index nodes.
         objects: LlamaIndex's, for index nodes.
@@ -90,6 +97,8 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         group_by: GroupBy | None = None,
         window: int = 0,
         inline_images: bool = False,
+        boxes: int = 0,
+        heatmaps: str | os.PathLike[str] | None = None,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         objects: list[IndexNode] | None = None,
@@ -106,6 +115,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         self._group_by: GroupBy | None = group_by
         self._window = window
         self._inline_images = inline_images
+        self._evidence = Evidence(boxes, None if heatmaps is None else os.fspath(heatmaps))
         self._owns_index = not isinstance(index, PageIndex)
         if isinstance(index, PageIndex):
             if encoder is not None:
@@ -124,6 +134,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         *,
         encoder: ColQwen3Encoder | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        allow_remote: AllowRemote = False,
         show_progress: bool = False,
         similarity_top_k: int = 2,
         filters: MetadataFilters | None = None,
@@ -138,6 +149,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
             index: an open index, or the place of one, which is made where there is none and opened for writing.
             encoder: what encodes, for an index given by its place; None is right where the index is there already.
             on_error: a node that cannot be read or encoded: ``"raise"``, or ``"skip"`` it with a warning in the log.
+            allow_remote: whether a picture known by a web address only is fetched; see :meth:`add`.
             show_progress: whether to draw a progress bar (on a terminal).
             similarity_top_k: as for the constructor, like what follows.
             filters: which nodes are searched; all are indexed.
@@ -154,7 +166,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         """
         options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
         with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
-            made.add(nodes, on_error=on_error, show_progress=show_progress)
+            made.add(nodes, on_error=on_error, allow_remote=allow_remote, show_progress=show_progress)
         return made
 
     @classmethod
@@ -166,6 +178,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         encoder: ColQwen3Encoder | None = None,
         transformations: Sequence[TransformComponent] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        allow_remote: AllowRemote = False,
         show_progress: bool = False,
         similarity_top_k: int = 2,
         filters: MetadataFilters | None = None,
@@ -181,6 +194,7 @@ class ColQwen3Retriever(Writing, BaseRetriever):
             encoder: see there.
             transformations: what texts go through; see :meth:`add_documents`.
             on_error: see there.
+            allow_remote: see there.
             show_progress: see there.
             similarity_top_k: see there.
             filters: see there.
@@ -198,46 +212,12 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
         with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
             made.add_documents(
-                documents, transformations=transformations, on_error=on_error, show_progress=show_progress
+                documents,
+                transformations=transformations,
+                on_error=on_error,
+                allow_remote=allow_remote,
+                show_progress=show_progress,
             )
-        return made
-
-    def persist(self, persist_dir: str | os.PathLike[str]) -> Path:
-        """Write the retriever's settings and where its index lies into ``llama_index_retriever.json``.
-
-        The index itself is on disk at any time; nothing of it is copied. When it lies inside ``persist_dir``, that
-        folder may be moved. Callbacks and what index nodes refer to are not written.
-
-        Returns:
-            The file.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        return write_settings(persist_dir, self._index.location, self._settings())
-
-    @classmethod
-    def from_persist_dir(
-        cls, persist_dir: str | os.PathLike[str], *, encoder: ColQwen3Encoder | None = None, read_only: bool = True
-    ) -> Self:
-        """Reopen a retriever that :meth:`persist` wrote.
-
-        Args:
-            persist_dir: as given there.
-            encoder: what encodes; None rebuilds it from what the index knows, when the first question comes.
-            read_only: whether the index is opened beside another writer; False to add to it.
-
-        Raises:
-            StoreError: nothing was written there, or the index is gone.
-        """
-        location, settings = read_settings(persist_dir)
-        index = PageIndex.open(location, encoder, read_only=read_only)
-        try:
-            made = cls(index, **settings)
-        except (TypeError, ConfigError) as exc:
-            index.close()
-            raise StoreError(f"{persist_dir}: not the settings of a retriever: {exc}") from exc
-        made._owns_index = True
         return made
 
     @classmethod
@@ -312,6 +292,8 @@ class ColQwen3Retriever(Writing, BaseRetriever):
             "group_by": self._group_by,
             "window": self._window,
             "inline_images": self._inline_images,
+            "boxes": self._evidence.boxes,
+            "heatmaps": self._evidence.heatmaps,
         }
 
     def __repr__(self) -> str:
@@ -319,16 +301,19 @@ class ColQwen3Retriever(Writing, BaseRetriever):
         return f"ColQwen3Retriever({self._index.location!r}, similarity_top_k={self.similarity_top_k})"
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._nodes(self._index.search(_question(query_bundle), self.similarity_top_k, **self._how()))
+        return self._nodes(*self._evidence.search(self._index, _question(query_bundle), self._how()))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._index.asearch(_question(query_bundle), self.similarity_top_k, **self._how())
-        return await asyncio.to_thread(self._nodes, hits)  # it opens the pictures' headers
+        found = await self._evidence.asearch(self._index, _question(query_bundle), self._how())
+        return await asyncio.to_thread(self._nodes, *found)  # it opens the pictures' headers
 
     def _how(self) -> dict[str, Any]:
-        return {"where": self._where, "exact": self._exact, "group_by": self._group_by, "window": self._window}
+        return {
+            "k": self._similarity_top_k, "where": self._where, "exact": self._exact, "group_by": self._group_by,
+            "window": self._window,
+        }  # fmt: skip
 
-    def _nodes(self, hits: list[Hit]) -> list[NodeWithScore]:
+    def _nodes(self, hits: list[Hit], evidence: Mapping[str, Mapping[str, Any]]) -> list[NodeWithScore]:
         """Nodes of hits; a neighbour follows the first hit it belongs to, and none stands there twice."""
         seen = {hit.page.id for hit in hits}
         nodes: list[NodeWithScore] = []
@@ -337,6 +322,8 @@ class ColQwen3Retriever(Writing, BaseRetriever):
             beside = [page for page in hit.neighbours if page.id not in seen]
             seen.update(page.id for page in beside)
             nodes += [NodeWithScore(node=node_from_page(page, inline_image=self._inline_images)) for page in beside]
+        for given in nodes:
+            given.node = with_technical(given.node, evidence.get(given.node_id, {}))
         return nodes
 
 

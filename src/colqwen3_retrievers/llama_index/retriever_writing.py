@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, TransformComponent
 from llama_index.core.settings import Settings
 
 from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError, StoreError
+from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, page_with_record, source_of
 from colqwen3_retrievers.llama_index.nodes import has_image, page_from_node, plain_text
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
-
-SETTINGS_FILE: Final = "llama_index_retriever.json"
-"""The file :meth:`ColQwen3Retriever.persist` writes."""
-
-_FORMAT = 1
 
 
 class _BadNode(Exception):  # noqa: N818 - never leaves this module: it tells our errors from those of the index
@@ -47,6 +40,7 @@ class Writing:
         nodes: Iterable[BaseNode | NodeWithScore],
         *,
         on_error: Literal["raise", "skip"] = "raise",
+        allow_remote: AllowRemote = False,
         show_progress: bool = False,
         batch_size: int = 16,
     ) -> list[str]:
@@ -60,6 +54,8 @@ class Writing:
             nodes: ``ImageNode``, ``ImageDocument``, ``Node``, ``TextNode``, ``IndexNode`` and so on. What an
                 ``IndexNode`` refers to stays in this retriever's ``object_map``; it is not written.
             on_error: a node that cannot be read or encoded: ``"raise"``, or ``"skip"`` it with a warning in the log.
+            allow_remote: whether a picture known by a web address only is fetched, and kept in the index; see
+                :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
             show_progress: whether to draw a progress bar (on a terminal).
             batch_size: nodes encoded and committed together.
 
@@ -77,7 +73,9 @@ class Writing:
             raise ConfigError(f"nodes: expected a list of nodes, got {type(nodes).__name__}")
         given = list(_plain(nodes))
         self._remember_objects(given)
-        ready = _pages(given, on_error)  # read as it is encoded: what came before a bad node is kept
+        ready = _pages(
+            given, on_error, checked_remote(allow_remote)
+        )  # read as it is encoded: what came before a bad node is kept
         again: list[tuple[int, Page]] = []
         done: list[str] = []
         while True:
@@ -106,13 +104,20 @@ class Writing:
         nodes: Iterable[BaseNode | NodeWithScore],
         *,
         on_error: Literal["raise", "skip"] = "raise",
+        allow_remote: AllowRemote = False,
         show_progress: bool = False,
         batch_size: int = 16,
     ) -> list[str]:
         """Index nodes without blocking the event loop; see :meth:`add`."""
         given = list(nodes)
         return await asyncio.to_thread(
-            lambda: self.add(given, on_error=on_error, show_progress=show_progress, batch_size=batch_size)
+            lambda: self.add(
+                given,
+                on_error=on_error,
+                allow_remote=allow_remote,
+                show_progress=show_progress,
+                batch_size=batch_size,
+            )
         )
 
     def add_documents(
@@ -121,6 +126,7 @@ class Writing:
         *,
         transformations: Sequence[TransformComponent] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        allow_remote: AllowRemote = False,
         show_progress: bool = False,
         batch_size: int = 16,
     ) -> list[str]:
@@ -131,6 +137,7 @@ class Writing:
             transformations: what texts go through first; None takes LlamaIndex's ``Settings.transformations`` (a
                 sentence splitter), an empty list leaves them whole. Pictures go through none: splitters lose them.
             on_error: as for :meth:`add`.
+            allow_remote: as for :meth:`add`.
             show_progress: as for :meth:`add`.
             batch_size: as for :meth:`add`.
 
@@ -146,7 +153,13 @@ class Writing:
         texts = [document for document in documents if not has_image(document)]
         steps = Settings.transformations if transformations is None else list(transformations)
         nodes = run_transformations(texts, steps, show_progress=show_progress) if texts else []
-        return self.add([*pictures, *nodes], on_error=on_error, show_progress=show_progress, batch_size=batch_size)
+        return self.add(
+            [*pictures, *nodes],
+            on_error=on_error,
+            allow_remote=allow_remote,
+            show_progress=show_progress,
+            batch_size=batch_size,
+        )
 
     def delete(self, node_ids: Iterable[str]) -> int:
         """Forget nodes by id; ids that are not there are no error.
@@ -200,52 +213,6 @@ def _taken(pairs: Iterable[tuple[int, Page]], taken: list[tuple[int, Page]]) -> 
         yield pair[1]
 
 
-def write_settings(folder: str | os.PathLike[str], location: str, settings: dict[str, Any]) -> Path:
-    """Write a retriever's settings, whole or not at all, and where its index lies.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    target = Path(folder).absolute() / SETTINGS_FILE
-    place = Path(location)
-    if place.is_absolute() and place.is_relative_to(target.parent):
-        location = place.relative_to(target.parent).as_posix() or "."  # so that the folder can be moved
-    written = json.dumps({"format": _FORMAT, "index": location, **settings}, indent=2)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(written, encoding="utf-8")
-        partial.replace(target)
-    except OSError as exc:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
-    return target
-
-
-def read_settings(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    """Read what :func:`write_settings` wrote.
-
-    Returns:
-        The index's location, and the settings.
-
-    Raises:
-        StoreError: no such file, or not one of ours.
-    """
-    path = Path(folder).absolute() / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.pop("format") != _FORMAT:
-            raise ValueError("of another format")
-        location = settings.pop("index")
-    except OSError as exc:
-        raise StoreError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, KeyError, AttributeError, TypeError) as exc:
-        raise StoreError(f"{path}: not the settings of a retriever: {exc}") from exc
-    if not isinstance(location, str):
-        raise StoreError(f"{path}: not the settings of a retriever: index is {location!r}")
-    return (location if "://" in location else str(path.parent / location)), settings
-
-
 def _plain(nodes: Iterable[object]) -> Iterator[BaseNode]:
     for position, given in enumerate(nodes):
         node = given.node if isinstance(given, NodeWithScore) else given
@@ -254,14 +221,15 @@ def _plain(nodes: Iterable[object]) -> Iterator[BaseNode]:
         yield node
 
 
-def _pages(nodes: Sequence[BaseNode], on_error: str) -> Iterator[tuple[int, Page]]:
+def _pages(nodes: Sequence[BaseNode], on_error: str, allow_remote: AllowRemote) -> Iterator[tuple[int, Page]]:
     """Pages to index, with the position of the node each is of."""
     of_source: Counter[str] = Counter()
     for position, node in enumerate(nodes):
         source = source_of(node)
         of_source[source] += 1
         try:
-            page = page_with_record(node, page_from_node(node), plain_text(node), of_source[source] if source else 1)
+            made = page_from_node(node, allow_remote)
+            page = page_with_record(node, made, plain_text(node), of_source[source] if source else 1)
             _ = page.sha256  # opens the picture: now, while its node is at hand
             yield position, page
         except (PageError, ConfigError) as exc:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ContentBlock, ImageBlock, TextBlock
@@ -15,15 +13,13 @@ from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.tools import AsyncBaseTool, ToolMetadata, ToolOutput
-from PIL import ExifTags, Image
 
 from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.images import open_header, open_image, read_image_bytes
+from colqwen3_retrievers.images import chat_image
 from colqwen3_retrievers.llama_index.nodes import image_of, label_of, plain_text
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
-
-_AS_THEY_ARE: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 
 DEFAULT_NAME = "search_pages"
 DEFAULT_DESCRIPTION = "Searches documents and shows the pages that answer a question best, as images with their source."
@@ -47,6 +43,8 @@ class PageRetrieverTool(AsyncBaseTool):
         metadata: name and description the model reads; None takes defaults that say what this is.
         node_postprocessors: rerankers and so on, in order.
         max_images: most images, those of the first pages; None sends all. The others are named, with their text.
+        allow_remote: whether pictures known by a web address are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. A node whose picture is not is named, with its text.
 
     Raises:
         ConfigError: an argument that cannot be used; when called, an empty question.
@@ -65,6 +63,7 @@ class PageRetrieverTool(AsyncBaseTool):
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         *,
         max_images: int | None = None,
+        allow_remote: AllowRemote = False,
     ) -> None:
         if not isinstance(retriever, BaseRetriever):
             raise ConfigError(f"retriever: expected a retriever of LlamaIndex, got {type(retriever).__name__}")
@@ -76,6 +75,7 @@ class PageRetrieverTool(AsyncBaseTool):
         self._metadata = metadata or ToolMetadata(DEFAULT_DESCRIPTION, DEFAULT_NAME, PageQuestion)
         self._node_postprocessors = list(node_postprocessors or [])
         self._max_images = max_images
+        self._allow_remote = checked_remote(allow_remote)
 
     @classmethod
     def from_defaults(
@@ -85,10 +85,11 @@ class PageRetrieverTool(AsyncBaseTool):
         name: str | None = None,
         description: str | None = None,
         max_images: int | None = None,
+        allow_remote: AllowRemote = False,
     ) -> Self:
         """Make a tool; the arguments are those of LlamaIndex's ``RetrieverTool`` and of this class."""
         metadata = ToolMetadata(description or DEFAULT_DESCRIPTION, name or DEFAULT_NAME, PageQuestion)
-        return cls(retriever, metadata, node_postprocessors, max_images=max_images)
+        return cls(retriever, metadata, node_postprocessors, max_images=max_images, allow_remote=allow_remote)
 
     @property
     def retriever(self) -> BaseRetriever:
@@ -131,7 +132,7 @@ class PageRetrieverTool(AsyncBaseTool):
         blocks: list[ContentBlock] = []
         for number, found in enumerate(nodes, start=1):
             name = f"[{number}] {label_of(found.node)}"
-            picture = _picture(found) if left > 0 else None
+            picture = _picture(found, self._allow_remote) if left > 0 else None
             if picture is not None:
                 left -= 1
                 blocks += [TextBlock(text=name), picture]
@@ -145,30 +146,17 @@ class PageRetrieverTool(AsyncBaseTool):
         )
 
 
-def _picture(found: NodeWithScore) -> ImageBlock | None:
-    """A node's picture as chat models read it: upright PNG, JPEG, WebP and GIF go as they are, others as PNG."""
+def _picture(found: NodeWithScore, allow_remote: AllowRemote) -> ImageBlock | None:
+    """A node's picture as chat models read it, in bytes."""
     try:
-        source = image_of(found.node)
+        source = image_of(found.node, allow_remote)
         if source is None:
             return None
-        data = read_image_bytes(source, name=found.node_id)
-        header = open_header(io.BytesIO(data), name=found.node_id)
-        mime_type = _AS_THEY_ARE.get(header.format or "")
-        if mime_type is None or not _is_upright(header):
-            file = io.BytesIO()
-            open_image(data, name=found.node_id).save(file, "PNG")
-            data, mime_type = file.getvalue(), "image/png"
+        data, media_type = chat_image(source, name=found.node_id)
     except (PageError, ConfigError) as exc:
         _log.warning("node %r is shown without its picture: %s", found.node_id, exc)
         return None  # its name and text are sent: a model can still cite it
-    return ImageBlock(image=data, image_mimetype=mime_type)
-
-
-def _is_upright(header: Image.Image) -> bool:
-    """Whether pixels lie as they are meant to be seen; not every chat model turns a picture as its EXIF says."""
-    with contextlib.suppress(Exception):  # the EXIF parser raises whatever the bytes lead it to
-        return bool(header.getexif().get(ExifTags.Base.Orientation, 1) == 1)
-    return True
+    return ImageBlock(image=data, image_mimetype=media_type)
 
 
 def _asked(question: Any) -> QueryBundle:

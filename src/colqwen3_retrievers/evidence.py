@@ -1,0 +1,241 @@
+"""Which regions of the pages found answered: boxes and overlays for whoever shows results.
+
+The one way from a query and pages to plain data: both frameworks and the command line take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from colqwen3_retrievers.datatypes import MultiVector
+from colqwen3_retrievers.documents import Hit, Page, Query
+from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.similarity_maps import SimilarityMap, similarity_map
+
+_log = logging.getLogger(__name__)
+
+BOXES: Final = "boxes"
+"""Metadata key of the regions that answered, best first: ``left, top, right, bottom`` in shares of the page (0 to 1,
+from its top left corner) and ``score``, the largest similarity inside, -1 to 1."""
+
+HEATMAP: Final = "heatmap"
+"""Metadata key of the overlay: the absolute path of a PNG file of the page's size."""
+
+_UNFIT: Final = re.compile(r"[^\w.-]+")
+
+
+def page_map(query: MultiVector, page: MultiVector | None) -> SimilarityMap | None:
+    """Compare a query with a page, if the page has regions.
+
+    Args:
+        query: from ``encode_queries``.
+        page: from ``encode_pages`` or an index, pooled or not.
+
+    Returns:
+        The map; None for a text, a video, and a page that is not there.
+
+    >>> import numpy as np
+    >>> page_map(MultiVector(np.eye(1, 4, dtype=np.float32)), MultiVector(np.eye(2, 4, dtype=np.float32))) is None
+    True
+    """
+    if page is None or page.grid is None or page.visual is None:
+        return None
+    return similarity_map(query, page)
+
+
+def page_maps(index: PageIndex, query: MultiVector, ids: Iterable[str]) -> dict[str, SimilarityMap]:
+    """Compare a query with pages of an index; each page's multi-vector is read once.
+
+    Args:
+        index: where they are.
+        query: of the index's encoder.
+        ids: of pages; those without regions, and ones that are not there any more, are left out.
+
+    Returns:
+        Maps by page id.
+
+    Raises:
+        StoreError: token embeddings are not what was written.
+
+    >>> page_maps(index, query, [hit.page.id for hit in index.search(query)])             # doctest: +SKIP
+    {'a.pdf#page=7': SimilarityMap(...)}
+    """
+    found = ((record.page.id, page_map(query, record.multi_vector)) for record in index.get(ids, vectors=True))
+    return {page_id: made for page_id, made in found if made is not None}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is to be told of the regions that answered.
+
+    Args:
+        boxes: most boxes a page, from 0 (none).
+        heatmaps: a folder for overlays, made when needed; None draws none. Files are named by the page and by what the
+            map shows, so that asking again writes the same files; none is ever removed.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+
+    >>> Evidence(boxes=3).wanted, Evidence().wanted
+    (True, False)
+    """
+
+    boxes: int = 0
+    heatmaps: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if isinstance(self.boxes, bool) or not isinstance(self.boxes, int) or self.boxes < 0:
+            raise ConfigError(f"boxes: expected a whole number from 0, got {self.boxes!r}")
+        if self.heatmaps is not None and (not isinstance(self.heatmaps, str | os.PathLike) or not str(self.heatmaps)):
+            raise ConfigError(f"heatmaps: expected a folder or None, got {self.heatmaps!r}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is."""
+        return self.boxes > 0 or self.heatmaps is not None
+
+    def of_page(
+        self, query: MultiVector, page: MultiVector | None, picture: Callable[[], Image.Image | None], name: str
+    ) -> dict[str, Any]:
+        """Give a page's evidence as metadata.
+
+        Args:
+            query: the question's multi-vector.
+            page: the page's, or None when it is not known.
+            picture: opens the page's image, of any size, for the overlay; None when there is none at hand.
+            name: the page's id, which names the overlay's file.
+
+        Returns:
+            JSON values under :data:`BOXES` and :data:`HEATMAP`, as far as they are wanted; nothing at all for a page
+            without regions (a text, a video). A picture that cannot be opened leaves the overlay out, with a warning.
+
+        Raises:
+            StoreError: the overlay cannot be written.
+
+        >>> import numpy as np
+        >>> unit = np.eye(4, dtype=np.float32)
+        >>> page = MultiVector(unit, visual=slice(0, 4), grid=(2, 2))
+        >>> Evidence(boxes=1).of_page(MultiVector(unit[3:]), page, lambda: None, "a.png#page=1")
+        {'boxes': [{'left': 0.5, 'top': 0.5, 'right': 1.0, 'bottom': 1.0, 'score': 1.0}]}
+        """
+        found = page_map(query, page) if self.wanted else None
+        return {} if found is None else self._told(found, picture, name)
+
+    def of_hits(self, index: PageIndex, query: MultiVector, hits: Sequence[Hit]) -> dict[str, dict[str, Any]]:
+        """Give the evidence of a search's hits and of their neighbours, by page id.
+
+        Args:
+            index: that was searched.
+            query: the question's multi-vector.
+            hits: of ``index.search``.
+
+        Returns:
+            What :meth:`of_page` gives for each page that has regions.
+
+        Raises:
+            StoreError: as for :func:`page_maps` and :meth:`of_page`.
+        """
+        if not self.wanted or not hits:
+            return {}
+        pages: dict[str, Page] = {}
+        for hit in hits:
+            for page in (hit.page, *hit.neighbours):
+                pages.setdefault(page.id, page)
+        maps = page_maps(index, query, pages)
+        return {page_id: self._told(made, lambda page=pages[page_id]: page.image, page_id)  # type: ignore[misc]
+                for page_id, made in maps.items()}  # fmt: skip
+
+    def search(
+        self, index: PageIndex, question: str | Query, how: Mapping[str, Any]
+    ) -> tuple[list[Hit], dict[str, dict[str, Any]]]:
+        """Search an index and give the evidence with the hits; the question is encoded once.
+
+        Args:
+            index: what is searched.
+            question: a text or a query.
+            how: the other arguments of :meth:`PageIndex.search`.
+
+        Returns:
+            The hits, and :meth:`of_hits` of them.
+        """
+        if not self.wanted or not len(index):
+            return index.search(question, **how), {}
+        [asked] = index.encoder.submit_queries([question]).result()
+        hits = index.search(asked, **how)
+        return hits, self.of_hits(index, asked, hits)
+
+    async def asearch(
+        self, index: PageIndex, question: str | Query, how: Mapping[str, Any]
+    ) -> tuple[list[Hit], dict[str, dict[str, Any]]]:
+        """Search without blocking the event loop; cancelling it cancels the encoding. See :meth:`search`."""
+        if not self.wanted or not await asyncio.to_thread(len, index):
+            return await index.asearch(question, **how), {}
+        future = await asyncio.to_thread(lambda: index.encoder.submit_queries([question]))
+        [asked] = await asyncio.wrap_future(future)
+        hits = await index.asearch(asked, **how)
+        return hits, await asyncio.to_thread(self.of_hits, index, asked, hits)
+
+    def _told(self, found: SimilarityMap, picture: Callable[[], Image.Image | None], name: str) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if self.boxes:
+            told[BOXES] = [dataclasses.asdict(box) for box in found.boxes(top=self.boxes)]
+        if self.heatmaps is not None:
+            try:
+                page = picture()
+            except (PageError, ConfigError) as exc:  # ConfigError: an address that may not be fetched
+                _log.warning("page %r is given without an overlay: %s", name, exc)
+                page = None
+            if page is not None:
+                told[HEATMAP] = str(self._written(found, page, name, Path(self.heatmaps).expanduser().absolute()))
+        return told
+
+    def _written(self, found: SimilarityMap, page: Image.Image, name: str, folder: Path) -> Path:
+        digest = hashlib.sha256(f"{name}\0{self.boxes}\0{page.size}\0".encode("utf-8", "surrogatepass"))
+        digest.update(found.values.tobytes())
+        return write_picture(
+            found.overlay(page, boxes=self.boxes), folder / f"{_stem(name)}-{digest.hexdigest()[:16]}.png"
+        )
+
+
+def write_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a picture whole or not at all; its folder is made when needed.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        StoreError: it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_picture(Image.new("RGB", (4, 3)), Path(folder) / "overlays" / "a.png").name
+    'a.png'
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{id(picture):x}.partial")  # threads may write the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            picture.save(partial, "PNG", compress_level=1)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as exc:
+        raise StoreError(f"{path}: the overlay cannot be written: {exc.strerror or exc}") from exc
+    return path
+
+
+def _stem(name: str) -> str:
+    """A page's id as part of a file name."""
+    return _UNFIT.sub("-", name).strip("-.")[-80:] or "page"
