@@ -25,8 +25,9 @@ test: test-main test-vllm test-frameworks
 test-main: $(READY)
 	$(BIN)/python -m pytest
 
-test-vllm: $(VLLM_READY)
+test-vllm: $(VLLM_READY) $(READY)
 	$(VLLM)/bin/python -m pytest $(VLLM_TESTS)
+	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/integration/test_notebooks.py -k 4_serving
 
 # The newest frameworks are those of constraints.txt; here are the oldest that pyproject.toml allows.
 test-frameworks: $(READY)

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import io
 import os
+import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ def labelled(blocks: Iterable[str | bytes]) -> list[Shown]:
     found, label = [], ""
     for block in blocks:
         if isinstance(block, str):
-            label = " ".join(block.split())
+            label = " ".join(re.split("-{3,}", block)[-1].split())  # what a prompt says before its context is no label
         else:
             found.append(Shown(label, block))
             label = ""
@@ -167,7 +168,9 @@ def _llama_index_stand_in() -> Any:
 
         @property
         def metadata(self) -> LLMMetadata:
-            return LLMMetadata(is_chat_model=True, is_function_calling_model=True, model_name="stand-in")
+            return LLMMetadata(
+                context_window=128_000, is_chat_model=True, is_function_calling_model=True, model_name="stand-in"
+            )
 
         @property
         def shown(self) -> list[Shown]:
