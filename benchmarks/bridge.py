@@ -22,9 +22,9 @@ from held_out import held_out
 from store_data import clustered
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.codes import ward_clusters
 from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.kernels import default_kernel
+from colqwen3_retrievers.row_candidates import pooled_rows
 from colqwen3_retrievers.single_vector import SingleVectorSettings, single_vectors
 
 CANDIDATES = (20, 50, 100)
@@ -55,14 +55,6 @@ Scores = Callable[[int], tuple[np.ndarray, int]]
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-
-
-def pooled_rows(page: Float32, count: int) -> Float32:
-    """Unit means of Ward's clusters: at most ``count`` rows."""
-    clusters = ward_clusters(page, min(count, len(page)))
-    order = np.argsort(clusters, kind="stable")
-    sums = np.add.reduceat(page[order], np.flatnonzero(np.diff(clusters[order], prepend=-1)), axis=0)
-    return unit(sums)
 
 
 def methods(corpus: Corpus) -> Iterator[tuple[str, Scores]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from colqwen3_retrievers.adding import Added, Encode, PageAdder, PageEncoder, encoding, progress_bar, remove_pages
-from colqwen3_retrievers.datatypes import EncoderInfo
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.file_ledger import open_ledger
@@ -18,7 +17,7 @@ from colqwen3_retrievers.page_cache import CacheOrFolder
 from colqwen3_retrievers.page_files import PagePath
 from colqwen3_retrievers.page_images import ImageMode, PageImages
 from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS
-from colqwen3_retrievers.searching import Searching
+from colqwen3_retrievers.row_candidates import RowCandidates
 from colqwen3_retrievers.stores import MultiVectorStore, Record, open_store
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import check_addable, check_ids, check_info
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.encoder import ColQwen3Encoder
 
 
-class PageIndex(Searching):
+class PageIndex(RowCandidates):
     """Pages that can be searched.
 
     Made by :meth:`open`. May be used from several threads; one process at a time may write to a folder, others open it
@@ -277,11 +276,6 @@ class PageIndex(Searching):
     def __contains__(self, id: object) -> bool:
         """Whether there is a page with this id."""
         return id in self._opened()
-
-    @property
-    def info(self) -> EncoderInfo:
-        """What made the multi-vectors, as the index knows it; no model is needed."""
-        return self._opened().info
 
     @property
     def location(self) -> str:
