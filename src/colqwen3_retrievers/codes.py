@@ -1,4 +1,4 @@
-"""Compact codes of token embeddings: int8, 1 bit, and the pooled int8 codes by which a store finds candidates.
+"""Compact codes of token embeddings: int8, 1 bit, and the pooled codes by which a store finds candidates.
 
 A code never makes a score that anybody sees: it says which pages are worth scoring from their stored token embeddings.
 Nothing here needs more than numpy.
@@ -20,6 +20,9 @@ Int8 = NDArray[np.int8]
 BLOCK: Final = 8
 """Rows of a page's code come in blocks of so many, so that a kernel takes maxima without knowing where pages end."""
 
+CODE_BITS: Final = (8, 1)
+"""Bits of a component that codes come in."""
+
 _MOST_CLUSTERED = 2048  # tokens clustered together: what is longer is cut, for a matrix of all distances is held
 
 
@@ -30,12 +33,13 @@ _SPREAD_SCALE = 4.0  # spreads are stored divided by it, so that they stay below
 
 
 class PageCode(NamedTuple):
-    """A page's pooled token embeddings in int8.
+    """A page's pooled token embeddings in int8 or single bits.
 
     Attributes:
         rows: int8 (n, :func:`code_width` of dim), n a multiple of :data:`BLOCK`: the pooled token embedding, the spread
-            of its cluster, zeros.
-        scale: ``rows * scale`` is what they stand for, within scale / 2 a component.
+            of its cluster, zeros. Of single bits int8 (n, ceil(dim / 8) + 1): the signs, the spread;
+            :func:`unpacked_code` makes the wider rows of them.
+        scale: ``rows * scale``, unpacked, is what they stand for, of int8 within scale / 2 a component.
     """
 
     rows: Int8
@@ -65,7 +69,16 @@ def code_width(dim: int) -> int:
     return -(-(dim + 1) // 8) * 8
 
 
-def page_code(vectors: MultiVector | ArrayLike, factor: int) -> PageCode:
+def code_row_bytes(dim: int, bits: int) -> int:
+    """Bytes of a code's row for 8 bits or 1 bit a component.
+
+    >>> code_row_bytes(128, 8), code_row_bytes(128, 1)
+    (136, 17)
+    """
+    return code_width(dim) if bits == 8 else -(-dim // 8) + 1
+
+
+def page_code(vectors: MultiVector | ArrayLike, factor: int, bits: int = 8) -> PageCode:
     """Make the code by which a page is found.
 
     Token embeddings are clustered by Ward's linkage (as token pooling does, Clavié et al. 2024, arXiv 2409.14683) into
@@ -78,9 +91,10 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int) -> PageCode:
     Args:
         vectors: (n_tokens, dim), unit rows; not changed.
         factor: tokens for each row of the code, at least 1; 1 pools nothing.
+        bits: of a component: 8, or 1, which keeps signs only, in an eighth of the bytes.
 
     Raises:
-        ConfigError: not a multi-vector, or a factor below 1.
+        ConfigError: not a multi-vector, a factor below 1, or another number of bits.
 
     >>> code = page_code([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]], 3)
     >>> code.rows.shape, sorted(set(map(tuple, (code.rows[:, :2] * code.scale).round(2).tolist())))
@@ -89,6 +103,8 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int) -> PageCode:
     rows = as_token_embeddings(np.asarray(vectors))
     if factor < 1:
         raise ConfigError(f"factor: expected at least 1, got {factor}")
+    if bits not in CODE_BITS:
+        raise ConfigError(f"bits: expected 8 or 1, got {bits!r}")
     spreads = np.zeros(len(rows), dtype=np.float32)
     if factor > 1:
         parts = np.array_split(rows, -(-len(rows) // _MOST_CLUSTERED))
@@ -98,7 +114,41 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int) -> PageCode:
     taken = np.arange(len(table)) % len(rows)
     table[:, : rows.shape[1]] = rows[taken]
     table[:, rows.shape[1]] = spreads[taken] / _SPREAD_SCALE
-    return PageCode(*quantise(table))
+    return PageCode(*quantise(table)) if bits == 8 else _bit_code(table, rows.shape[1])
+
+
+def unpacked_code(rows: Int8, dim: int) -> Int8:
+    """Make of the rows of single bits those that a scan compares.
+
+    Args:
+        rows: int8 (n, ceil(dim / 8) + 1), of :func:`page_code` with ``bits=1``.
+        dim: components of a token embedding.
+
+    Returns:
+        int8 (n, :func:`code_width` of dim); with the code's scale, components are plus or minus 1 / sqrt(dim).
+
+    >>> code = page_code([[0.6, -0.8]], 1, bits=1)
+    >>> (unpacked_code(code.rows, 2)[0, :2] * code.scale).round(3).tolist()
+    [0.707, -0.707]
+    """
+    level = _bit_level(dim)
+    table = np.zeros((len(rows), code_width(dim)), dtype=np.int8)
+    signs = np.unpackbits(np.ascontiguousarray(rows[:, :-1]).view(np.uint8), axis=1, count=dim).view(np.int8)
+    np.multiply(signs, 2 * level, out=table[:, :dim])
+    table[:, :dim] -= level
+    table[:, dim] = rows[:, -1]
+    return table
+
+
+def _bit_code(table: Float32, dim: int) -> PageCode:
+    scale = 1 / (_bit_level(dim) * dim**0.5)
+    spread = np.rint(table[:, dim] / np.float32(scale)).astype(np.int8)
+    return PageCode(np.concatenate([binarise(table[:, :dim]).view(np.int8), spread[:, None]], axis=1), scale)
+
+
+def _bit_level(dim: int) -> int:
+    """What a set bit becomes: as much as leaves room for the largest spread beside it."""
+    return max(1, min(63, int(127 * _SPREAD_SCALE / dim**0.5)))
 
 
 def query_codes(queries: PackedEmbeddings) -> QueryCodes:

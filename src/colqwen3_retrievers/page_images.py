@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class PageImages:
                 if image is None or image.data is None or path is None or _has_size(path, len(image.data)):
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+                partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
                 try:
                     with partial.open("wb") as file:
                         file.write(image.data)

@@ -258,9 +258,9 @@ def test_a_catalogue_of_another_kind_or_version_is_refused(tmp_path: Path) -> No
     folder = filled(tmp_path / "index")
     path = folder / "catalogue.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     connection.close()
-    with pytest.raises(StoreError, match="format version 3; this release reads versions 1 and 2"):
+    with pytest.raises(StoreError, match="format version 4; this release reads versions 1 and 2 and 3"):
         EmbeddedStore(folder)
     path.write_bytes(b"something else entirely" * 300)
     with pytest.raises(StoreError, match="not a catalogue of token embeddings"):

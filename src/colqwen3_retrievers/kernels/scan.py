@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from colqwen3_retrievers.codes import BLOCK, Int8, QueryCodes
+from colqwen3_retrievers.codes import BLOCK, Int8, QueryCodes, code_width, unpacked_code
 from colqwen3_retrievers.datatypes import Float32
 
 CHUNK_BYTES: Final = 1 << 21
@@ -63,6 +63,35 @@ def numpy_scan(
         blocks = products.reshape(-1, BLOCK, len(tokens)).max(axis=1)
         found[:, first:last] = sum_up(blocks, cuts, stops, queries, scales[first:last])
     return found
+
+
+def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
+    """Make a scan of int8 codes one of single bits, which are unpacked some megabytes at a time.
+
+    Args:
+        scan: any.
+        dim: components of a token embedding.
+
+    >>> from colqwen3_retrievers.codes import page_code, query_codes
+    >>> from colqwen3_retrievers.datatypes import PackedEmbeddings
+    >>> code = page_code([[0.6, 0.8]], 1, bits=1)
+    >>> query = query_codes(PackedEmbeddings.pack([[[0.8, 0.6]]]))
+    >>> one = np.asarray([0]), np.asarray([8]), np.asarray([code.scale], dtype=np.float32)
+    >>> bit_scan(numpy_scan, 2)(query, code.rows, *one).round(2).tolist()
+    [[0.9900000095367432]]
+    """
+
+    def scanned(
+        queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
+    ) -> Float32:
+        found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
+        for first, last in pieces(lengths, code_width(dim), 1):
+            chunk, begins, ends = cut_out(rows, starts[first:last], lengths[first:last])
+            wide = unpacked_code(chunk, dim)
+            found[:, first:last] = scan(queries, wide, begins * BLOCK, (ends - begins) * BLOCK, scales[first:last])
+        return found
+
+    return scanned
 
 
 def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tuple[int, int]]:

@@ -133,10 +133,10 @@ class Catalogue:
                 self._writer.execute("PRAGMA foreign_keys = ON")
                 self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}")
                 if version != FORMAT_VERSION:
-                    migrate(self._writer, code_factor)
+                    migrate(self._writer, version, code_factor)
             elif version != FORMAT_VERSION:
                 self._version = version
-                view_as_current(connection)
+                view_as_current(connection, version)
             self._idle.append(connection)
 
     @contextmanager
@@ -256,7 +256,7 @@ class Catalogue:
         connection.text_factory = _text
         register(connection)
         if self._version != FORMAT_VERSION:
-            view_as_current(connection)
+            view_as_current(connection, self._version)
         return connection
 
     @contextmanager
@@ -272,7 +272,7 @@ class Catalogue:
             raise StoreError(f"{self._folder / FILE_NAME}: {exc}") from exc
 
 
-def create(folder: Path, info: str, token_type: str, names: tuple[str, str], code_factor: int) -> None:
+def create(folder: Path, info: str, token_type: str, names: tuple[str, str], code: tuple[int, int]) -> None:
     """Make the catalogue of a new index: whole under another name first, so that a half-made one is never met.
 
     Args:
@@ -280,7 +280,7 @@ def create(folder: Path, info: str, token_type: str, names: tuple[str, str], cod
         info: the encoder info as JSON.
         token_type: dtype of the token files.
         names: of the first token file and the first code file.
-        code_factor: tokens for each row of a page's code.
+        code: tokens for each row of a page's code, and bits of its components.
 
     Raises:
         StoreError: it cannot be written.
@@ -295,7 +295,7 @@ def create(folder: Path, info: str, token_type: str, names: tuple[str, str], cod
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-            connection.execute("INSERT INTO state VALUES (1, ?, ?, 0, 0, ?)", (info, token_type, code_factor))
+            connection.execute("INSERT INTO state VALUES (1, ?, ?, 0, 0, ?, ?)", (info, token_type, *code))
             connection.execute("INSERT INTO segments (segment, name, rows, codes) VALUES (1, ?, 0, ?)", names)
         path.replace(folder / FILE_NAME)
         sync_folder(folder)

@@ -66,12 +66,14 @@ class Compactor:
         catalogue: open for writing.
         files: of the same store.
         code_factor: tokens for each row of a page's code.
+        code_bits: of its components.
     """
 
-    def __init__(self, catalogue: Catalogue, files: StoreFiles, code_factor: int) -> None:
+    def __init__(self, catalogue: Catalogue, files: StoreFiles, code_factor: int, code_bits: int) -> None:
         self._catalogue = catalogue
         self._files = files
         self._code_factor = code_factor
+        self._code_bits = code_bits
 
     def due(self) -> list[Segment]:
         """Give the segments in which enough is dead."""
@@ -188,7 +190,7 @@ class Compactor:
 
     def _code(self, segment: Segment, rows: NDArray[np.float16], start: int) -> PageCode:
         try:
-            return page_code(rows, self._code_factor)
+            return page_code(rows, self._code_factor, self._code_bits)
         except ConfigError as exc:  # NaN or infinity, which nobody could add
             raise StoreError(f"{self._files.folder / segment.name}: damaged from row {start}: {exc}") from exc
 

@@ -5,7 +5,7 @@
     my-index/
       catalogue.sqlite       what is committed: ids, metadata, where token embeddings lie (and its -wal and -shm)
       tokens-000001.f16      token embeddings, appended, float16
-      codes-000001.i8        pages' codes, by which candidates are found, appended, int8; made again when missing
+      codes-000001.i8        pages' codes, by which candidates are found, appended; made again when missing
       writer.lock            who writes
       images/                page images, kept by PageIndex
 
@@ -36,7 +36,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from colqwen3_retrievers.codes import page_code
+from colqwen3_retrievers.codes import CODE_BITS, page_code
 from colqwen3_retrievers.datatypes import EncoderInfo
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
 from colqwen3_retrievers.kernels.scan import CodeScan
@@ -86,9 +86,13 @@ class EmbeddedStore(EmbeddedReader):
         scan: what scans codes; None takes :func:`colqwen3_retrievers.kernels.default_scan` when searching.
         code_factor: tokens for each row of the codes of a new store: 3 by default, less where pages come pooled
             already; 6 halves the memory a search needs and looks at more candidates. None takes what the store has.
+        code_bits: of a component of the codes of a new store: 8, or 1, whose rows take an eighth of the memory, come
+            one a token unless ``code_factor`` says otherwise, and find less (``benchmarks/store.md``). None takes what
+            the store has, 8 for a new one.
 
     Raises:
-        StoreMismatchError: the store was made by another model, dim, pooling, rendering or ``code_factor``.
+        StoreMismatchError: the store was made by another model, dim, pooling or rendering, or with another
+            ``code_factor`` or ``code_bits``.
         StoreUnavailableError: another writer has it open; the message says who.
         StoreError: not a store, a format this release does not know, or a token file that was cut.
 
@@ -113,7 +117,10 @@ class EmbeddedStore(EmbeddedReader):
         kernel: Kernel | None = None,
         scan: CodeScan | None = None,
         code_factor: int | None = None,
+        code_bits: int | None = None,
     ) -> None:
+        if code_bits not in (None, *CODE_BITS):
+            raise ConfigError(f"code_bits: expected 8 or 1, got {code_bits!r}")
         if code_factor is not None and (isinstance(code_factor, bool) or code_factor < 1):
             raise ConfigError(f"code_factor: expected a whole number from 1, got {code_factor!r}")
         self._folder = Path(folder).expanduser().absolute()  # the process may change its folder, the store may not
@@ -125,23 +132,22 @@ class EmbeddedStore(EmbeddedReader):
                 _make_room(self._folder, info)
                 opened.callback(WriterLock(self._folder).release)
                 if info is not None and not (self._folder / FILE_NAME).exists():
-                    self._create(info, code_factor or default_code_factor(info))
+                    self._create(info, code_factor or default_code_factor(info, code_bits or 8), code_bits or 8)
             if not (self._folder / FILE_NAME).is_file():
                 raise StoreError(f"{self._folder}: no index there")
             self._catalogue = Catalogue(self._folder, read_only=read_only)
             opened.callback(self._catalogue.close)
-            self._info, factor = self._read_state()
+            self._info, factor, bits = self._read_state()
             if info is not None:
                 check_info(self._info, info, self.location)
-            if code_factor not in (None, factor):
-                raise StoreMismatchError(
-                    f"{self.location}: code_factor is {factor} in the index, {code_factor} asked for"
-                )
-            self._code_factor = factor
-            self._files = StoreFiles(self._folder, self._info.dim, kernel, scan)
+            for name, asked, stored in (("code_factor", code_factor, factor), ("code_bits", code_bits, bits)):
+                if asked not in (None, stored):
+                    raise StoreMismatchError(f"{self.location}: {name} is {stored} in the index, {asked} asked for")
+            self._code_factor, self._code_bits = factor, bits
+            self._files = StoreFiles(self._folder, self._info.dim, kernel, scan, bits)
             opened.callback(self._files.close)
             segments = self._reading(self._checked_segments)
-            self._compactor = compaction.Compactor(self._catalogue, self._files, factor)
+            self._compactor = compaction.Compactor(self._catalogue, self._files, factor, bits)
             if not read_only:
                 with self._naming():
                     self._files.truncate(segments)
@@ -158,7 +164,7 @@ class EmbeddedStore(EmbeddedReader):
             return
         if self._read_only:
             raise StoreError(f"{self._folder}: opened with read_only=True")
-        codes = [page_code(array, self._code_factor) for array in arrays]
+        codes = [page_code(array, self._code_factor, self._code_bits) for array in arrays]
         with self._undoing_files(), self._catalogue.writing() as connection:
             segment = self._last_segment(connection)
             self._files.tokens.append(segment.name, segment.rows, np.concatenate(arrays))
@@ -224,12 +230,12 @@ class EmbeddedStore(EmbeddedReader):
         """Close."""
         self.close()
 
-    def _create(self, info: EncoderInfo, code_factor: int) -> None:
-        files = StoreFiles(self._folder, info.dim, None, None)
+    def _create(self, info: EncoderInfo, code_factor: int, code_bits: int) -> None:
+        files = StoreFiles(self._folder, info.dim, None, None, code_bits)
         files.tokens.create(FIRST_SEGMENT)
         files.codes.create(FIRST_CODES)
         told = json.dumps(info.to_dict())
-        create(self._folder, told, ROW_TYPE.str, (FIRST_SEGMENT, FIRST_CODES), code_factor)
+        create(self._folder, told, ROW_TYPE.str, (FIRST_SEGMENT, FIRST_CODES), (code_factor, code_bits))
 
     def _last_segment(self, connection: Connection) -> Segment:
         """Give the segment to append to, a new one when the last is full."""
@@ -277,15 +283,17 @@ class EmbeddedStore(EmbeddedReader):
             raise StoreError(f"{self._folder}: {exc.strerror or exc}") from exc
 
 
-def default_code_factor(info: EncoderInfo) -> int:
+def default_code_factor(info: EncoderInfo, code_bits: int = 8) -> int:
     """Tokens for each row of a code, so that pooled pages are not pooled beyond what finds them.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> import dataclasses
     >>> [default_code_factor(dataclasses.replace(info, pool_factor=factor)) for factor in (1, 2, 3, 6)]
     [3, 1, 1, 1]
+    >>> default_code_factor(info, code_bits=1)
+    1
     """
-    return max(1, CODE_FACTOR // info.pool_factor)
+    return max(1, CODE_FACTOR // info.pool_factor) if code_bits == 8 else 1
 
 
 def _make_room(folder: Path, info: EncoderInfo | None) -> None:

@@ -131,15 +131,15 @@ class EmbeddedReader:
         """Name the folder."""
         return f"EmbeddedStore({self.location!r}{', read_only=True' if self._read_only else ''})"
 
-    def _read_state(self) -> tuple[EncoderInfo, int]:
+    def _read_state(self) -> tuple[EncoderInfo, int, int]:
         with self._catalogue.reading() as connection:
-            sql = "SELECT info, token_type, code_factor FROM state"
-            stored, token_type, code_factor = connection.execute(sql).fetchone()
+            sql = "SELECT info, token_type, code_factor, code_bits FROM state"
+            stored, token_type, code_factor, code_bits = connection.execute(sql).fetchone()
         if token_type != ROW_TYPE.str:
             raise StoreError(
                 f"{self._folder}: token embeddings of type {token_type!r}; this release reads {ROW_TYPE.str!r}"
             )
-        return EncoderInfo.from_dict(json.loads(stored)), code_factor
+        return EncoderInfo.from_dict(json.loads(stored)), code_factor, code_bits
 
     def _reading(self, read: Callable[[Connection], T]) -> T:
         """Read in one transaction, and again when a compaction by another process took away a file meanwhile."""

@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from colqwen3_retrievers.codes import QueryCodes, code_width
+from colqwen3_retrievers.codes import QueryCodes, code_row_bytes
 from colqwen3_retrievers.datatypes import Float32, PackedEmbeddings
 from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.kernels import default_kernel, default_scan
-from colqwen3_retrievers.kernels.scan import CodeScan
+from colqwen3_retrievers.kernels.scan import CodeScan, bit_scan
 from colqwen3_retrievers.late_interaction import Kernel, maxsim
 from colqwen3_retrievers.stores.catalogue import Extents, Segment
 from colqwen3_retrievers.stores.protocol import GroupBy
@@ -36,12 +36,16 @@ class StoreFiles:
         dim: components of a token embedding.
         kernel: what computes MaxSim; None takes the default when it is first needed.
         scan: what scans codes; None takes the default.
+        code_bits: of a component of the codes, 8 or 1.
     """
 
-    def __init__(self, folder: Path, dim: int, kernel: Kernel | None, scan: CodeScan | None) -> None:
+    def __init__(
+        self, folder: Path, dim: int, kernel: Kernel | None, scan: CodeScan | None, code_bits: int = 8
+    ) -> None:
         self.folder = folder
         self.tokens = RowFiles(folder, dim, ROW_TYPE)
-        self.codes = RowFiles(folder, code_width(dim), CODE_TYPE)
+        self.codes = RowFiles(folder, code_row_bytes(dim, code_bits), CODE_TYPE)
+        self._dim, self._code_bits = dim, code_bits
         self._kernel = kernel
         self._scan = scan
         self._seen: dict[str, NDArray[np.bool_]] = {}  # by file: which keys were compared; it only ever gains
@@ -123,6 +127,8 @@ class StoreFiles:
         """
         scores = np.empty((len(queries.offsets) - 1, len(extents.keys)), dtype=np.float32)
         scan = self._scan or default_scan()
+        if self._code_bits == 1:
+            scan = bit_scan(scan, self._dim)
         for number, inside in by_segment(extents):
             segment = segments[number]
             mapped = self.codes.rows(segment.codes, segment.code_rows)

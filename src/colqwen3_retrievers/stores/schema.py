@@ -1,8 +1,8 @@
 """The embedded store's tables, and how an older format becomes this one.
 
-Version 1 had no codes, counted no dead rows and kept no checksum of what it says about a page. Opening it for writing
-makes it version 2 in one transaction; its pages get codes little by little, with what is written from then on. Opened
-for reading it stays as it is, and is read through views that say so.
+Version 1 had no codes, counted no dead rows and kept no checksum of what it says about a page; version 2 knew codes of
+int8 only. Opening either for writing makes it version 3 in one transaction; pages of version 1 get codes little by
+little, with what is written from then on. Opened for reading it stays as it is, and is read through views that say so.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import sqlite3
 from typing import Final
 
 APPLICATION_ID: Final = 0x43513352  # "CQ3R", in the header of the file
-FORMAT_VERSION: Final = 2
-READABLE_VERSIONS: Final = (1, 2)
+FORMAT_VERSION: Final = 3
+READABLE_VERSIONS: Final = (1, 2, 3)
 
 SCHEMA: Final = """
 -- one row: what made the multi-vectors, a counter of commits, and one of rearrangements (both only grow);
--- code_factor is the number of tokens for each row of a page's code
+-- code_factor is the number of tokens for each row of a page's code, code_bits of a component of it
 CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 1), info TEXT NOT NULL, token_type TEXT NOT NULL,
-    generation INTEGER NOT NULL, layout INTEGER NOT NULL, code_factor INTEGER NOT NULL DEFAULT 1);
+    generation INTEGER NOT NULL, layout INTEGER NOT NULL, code_factor INTEGER NOT NULL DEFAULT 1,
+    code_bits INTEGER NOT NULL DEFAULT 8);
 -- token files and the code files beside them; rows are the committed ones, the files may be longer; dead are those
 -- token rows that no page has any more
 CREATE TABLE segments (segment INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL,
@@ -64,8 +65,16 @@ _FROM_VERSION_1: Final = (
     "dead = (SELECT coalesce(sum(t.rows), 0) FROM tombstones AS t WHERE t.segment = segments.segment)",
 )
 
+_FROM_VERSION_2: Final = ("ALTER TABLE state ADD COLUMN code_bits INTEGER NOT NULL DEFAULT 8",)
+
+_VIEWS_OF_VERSION_2: Final = (
+    "CREATE TEMP VIEW state AS SELECT only, info, token_type, generation, layout, code_factor, 8 AS code_bits "
+    "FROM main.state",
+)
+
 _VIEWS_OF_VERSION_1: Final = (
-    "CREATE TEMP VIEW state AS SELECT only, info, token_type, generation, layout, 1 AS code_factor FROM main.state",
+    "CREATE TEMP VIEW state AS SELECT only, info, token_type, generation, layout, 1 AS code_factor, 8 AS code_bits "
+    "FROM main.state",
     "CREATE TEMP VIEW segments AS SELECT segment, name, rows, 0 AS dead, '' AS codes, 0 AS code_rows "
     "FROM main.segments",
     "CREATE TEMP VIEW pages AS SELECT key, segment, start, rows, crc32, id, source, number, label, sha256, image, "
@@ -74,18 +83,20 @@ _VIEWS_OF_VERSION_1: Final = (
 )
 
 
-def migrate(connection: sqlite3.Connection, code_factor: int) -> None:
-    """Make a catalogue of version 1 one of this version, wholly or not at all.
+def migrate(connection: sqlite3.Connection, version: int, code_factor: int) -> None:
+    """Make a catalogue of an older version one of this version, wholly or not at all.
 
     Args:
         connection: the writer's, outside a transaction.
-        code_factor: tokens for each row of a page's code, from now on.
+        version: of the catalogue.
+        code_factor: tokens for each row of a page's code, from now on, where the catalogue knows no codes.
     """
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in _FROM_VERSION_1:
+        for statement in (*(_FROM_VERSION_1 if version == 1 else ()), *_FROM_VERSION_2):
             connection.execute(statement)
-        connection.execute("UPDATE state SET code_factor = ?, layout = layout + 1", (code_factor,))
+        if version == 1:
+            connection.execute("UPDATE state SET code_factor = ?, layout = layout + 1", (code_factor,))
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
@@ -93,7 +104,7 @@ def migrate(connection: sqlite3.Connection, code_factor: int) -> None:
         raise
 
 
-def view_as_current(connection: sqlite3.Connection) -> None:
-    """Let a connection for reading see a catalogue of version 1 as one of this version, without codes."""
-    for statement in _VIEWS_OF_VERSION_1:
+def view_as_current(connection: sqlite3.Connection, version: int) -> None:
+    """Let a connection for reading see a catalogue of an older version as one of this; of version 1 without codes."""
+    for statement in _VIEWS_OF_VERSION_1 if version == 1 else _VIEWS_OF_VERSION_2:
         connection.execute(statement)
