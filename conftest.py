@@ -22,10 +22,13 @@ NEEDS = {
         "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
         "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
         "tests/unit/test_langchain_retriever.py", "tests/unit/test_langchain_reranker.py", "tests/fault_server.py",
+        "tests/frameworks/page_folder.py",
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
+        "tests/unit/test_server_safety.py",
     ],
     "httpx": [
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
+        "tests/unit/test_server_safety.py",
     ],
     "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py"],
     "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
@@ -48,7 +51,7 @@ NEEDS = {
     "llama_index": [
         "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index",
         "tests/integration/test_llama_index*.py", "tests/contracts/llama_index_contract.py",
-        "tests/frameworks/llama_index_models.py",
+        "tests/frameworks/llama_index_models.py", "tests/frameworks/page_folder.py",
     ],
     "qdrant_client": [
         "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_*.py", "tests/unit/test_qdrant_*.py",

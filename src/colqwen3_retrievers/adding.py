@@ -208,7 +208,7 @@ class PageAdder:
             finally:
                 for _, future in images:
                     future.cancel()
-            self._keep([page for _, page in changed], encoded, kept, known)
+            self._keep(changed, encoded, kept, known)
         self._unchanged += len(batch) - len(changed)
         self._updated += (updated := sum(page.id in known for _, page in changed))
         self._added += len(changed) - updated
@@ -267,14 +267,14 @@ class PageAdder:
 
     def _keep(
         self,
-        pages: list[Page],
+        pages: list[tuple[int, Page]],
         encoded: dict[str, MultiVector],
         kept: dict[str, KeptImage | None],
         known: dict[str, Record],
     ) -> None:
         """Write images, commit records, and remove the images nobody holds any more."""
         records = []
-        for page in pages:
+        for _, page in pages:
             image, old = kept[page.id], known.get(page.id)
             reference = image.reference if image is not None else None
             if image is None and old is not None and page.image_source is not None and _same_content(page, old):
@@ -284,8 +284,11 @@ class PageAdder:
             new = self._images.write(kept.values())
             try:
                 self._store.add(records)
-            except BaseException:
+            except BaseException as exc:
                 self._images.remove(set(new) - self._store.images(new))
+                if isinstance(exc, InputTooLongError) and exc.index is not None:  # more than this store can take
+                    exc.index, page = pages[exc.index]
+                    raise _BadPage(page, exc) from exc
                 raise
             released = {record.image for record in known.values() if record.image is not None}
             self._images.remove(released - self._store.images(released))

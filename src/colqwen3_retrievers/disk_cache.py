@@ -93,10 +93,11 @@ class DiskCache:
                 connection.execute("DELETE FROM entries WHERE number = ?", row[:1])
                 return None
             newest = "(SELECT max(used) FROM entries)"
-            connection.execute(
-                f"UPDATE entries SET used = {newest} + 1 WHERE number = ? AND used < {newest}",  # noqa: S608 - a constant
-                row[:1],
-            )
+            sql = f"UPDATE entries SET used = {newest} + 1 WHERE number = ? AND used < {newest}"  # noqa: S608 - a constant
+            try:
+                connection.execute(sql, row[:1])
+            except sqlite3.Error as exc:  # a full disk can be read
+                _log.warning("%s: an entry could not be marked as used: %s", self.file, exc)
             return made
         return None
 
@@ -183,8 +184,11 @@ class DiskCache:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
-        finally:
             connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # half a schema would pass for another program's
+                connection.execute("ROLLBACK")
+            raise
 
     def _check(self, connection: sqlite3.Connection) -> bool:
         """Whether there is a cache; False for a new file."""
@@ -202,10 +206,11 @@ class DiskCache:
         """Give the connection, in a transaction; an error of the disk is logged and goes no further."""
         with self._lock:
             if self._pid != os.getpid():  # forked: SQLite forbids a child to touch the parent's connection
-                _left_behind.append(self._connection)
-                self._finalizer.detach()
+                left, finalizer = self._connection, self._finalizer
+                self._open()  # when it fails, the next call tries again, and the parent's is never used
+                finalizer.detach()
+                _left_behind.append(left)
                 self._pid = os.getpid()
-                self._open()
             try:
                 if transaction:
                     self._connection.execute("BEGIN IMMEDIATE")

@@ -247,4 +247,7 @@ def open_ledger(
             raise ConfigError(f"{location}: give ledger=, a file to note in what was synced, or images_dir=")
         file = folder / FILE_NAME
     path = Path(file).expanduser().absolute()
+    if own is None:  # the same collection, however it is talked to
+        scheme, _, rest = location.partition("://")
+        location = f"qdrant://{rest.partition('?')[0]}" if scheme in ("qdrant", "qdrants") else location
     return FileLedger(path, "" if path.parent == own else location)  # an index's own ledger moves with its folder

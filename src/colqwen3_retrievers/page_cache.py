@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -23,6 +24,9 @@ DEFAULT_MAX_BYTES = 512 * 2**20
 
 DEFAULT_MAX_DISK_BYTES = 8 * 2**30
 """The same on disk: about 5,000 such pages."""
+
+_MOST_UNWRITTEN = 512 * 2**20  # bytes that wait for a slow disk; what comes beyond is given, and not kept
+_log = logging.getLogger("colqwen3_retrievers.page_cache")
 
 
 @runtime_checkable
@@ -188,6 +192,7 @@ class PageEmbeddingCache:
         if self._writer is not None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
             self._kept.clear()  # the parent writes it
+            self._nbytes = 0
 
     def _submit(self, page: Page, include_text: bool, settings: str) -> Future[MultiVector]:
         mine: Future[MultiVector] = Future()
@@ -261,13 +266,16 @@ class PageEmbeddingCache:
         with self._lock:
             if size > self.max_bytes or key in self._kept:
                 return
+            if self._writer is not None and self._nbytes + size > _MOST_UNWRITTEN:
+                _log.warning("%s: the disk is too slow, a page is not kept", self.folder)
+                return
             self._kept[key] = multi_vector
+            self._nbytes += size
             if self._writer is not None:
                 # Not here: this thread belongs to the encoder, which other pages wait for.
                 with contextlib.suppress(RuntimeError):  # closed, or the interpreter is going down
                     self._writer.submit(self._write, key, multi_vector)
                 return
-            self._nbytes += size
             while self._nbytes > self.max_bytes:
                 self._nbytes -= nbytes_of(self._kept.popitem(last=False)[1])
 
@@ -275,7 +283,8 @@ class PageEmbeddingCache:
         if self._disk is not None:
             self._disk.put(key, multi_vector)
         with self._lock:
-            self._kept.pop(key, None)
+            if self._kept.pop(key, None) is not None:
+                self._nbytes -= nbytes_of(multi_vector)
 
     def _abandon(self, key: str, work: _UnderWay, done: Future[MultiVector]) -> None:
         """Stop encoding a page when the last one who waited for it has gone away."""

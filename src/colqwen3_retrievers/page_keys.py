@@ -31,6 +31,9 @@ class Names(Protocol):
 def content_key(page: Page, include_text: bool) -> str:
     """Digest what an encoder sees of a page. A file is read, not decoded: its bytes tell as much.
 
+    Digests are computed here, whatever ``page.sha256`` a caller gave: one for a whole file would give all its pages the
+    same token embeddings.
+
     Raises:
         PageError: its picture cannot be read.
 
@@ -39,7 +42,7 @@ def content_key(page: Page, include_text: bool) -> str:
     """
     source = page.image_source
     if page.video is not None or not isinstance(source, str | Path | bytes):
-        return f"content:{page.sha256}"
+        return f"content:{_computed(page)}"
     digest = hashlib.sha256(read_image_bytes(source, name=page.id if isinstance(source, bytes) else None))
     if include_text:
         digest.update(b"\0text\0" + page.text.encode("utf-8", "surrogatepass"))
@@ -49,15 +52,15 @@ def content_key(page: Page, include_text: bool) -> str:
 def pixel_key(page: Page, include_text: bool, names: Names) -> str:
     """Digest what an encoder sees of a page, a picture by its pixels: the same in any file.
 
-    Digests are computed here, whatever ``page.sha256`` a caller gave: one for a whole file would give all its pages the
-    same token embeddings. A picture in a file is decoded once; after that its bytes tell what it shows.
+    A picture in a file is decoded once; after that its bytes tell what it shows. Digests are computed, as for
+    :func:`content_key`.
 
     Raises:
         PageError: its picture cannot be read.
     """
     source = page.image_source
     if page.video is not None or source is None:
-        return f"content:{Page(id=page.id, text=page.text, image=source, video=page.video).sha256}"
+        return f"content:{_computed(page)}"
     text = hashlib.sha256(page.text.encode("utf-8", "surrogatepass")).hexdigest() if include_text else ""
     if not isinstance(source, str | Path | bytes):
         return f"pixels:{Page(id=page.id, image=source).sha256}:{text}"
@@ -79,3 +82,7 @@ def settings_key(info: EncoderInfo) -> str:
     """
     told = {name: getattr(info, name) for name in SHAPING}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _computed(page: Page) -> str:
+    return Page(id=page.id, text=page.text, image=page.image_source, video=page.video).sha256

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, PageError
@@ -16,6 +16,8 @@ from colqwen3_retrievers.file_ledger import FileEntry, device_of
 from colqwen3_retrievers.page_files import PageFile, PagePath, find_page_files
 from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.stores import MultiVectorStore
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class FoundFiles:
         files: that are there, in the order in which they are read.
         gone: known ones under the paths that are gone for sure.
         failed: folders that cannot be listed, and files that may be gone and may not.
+        renamed: of files that have another name now, by that name: what they were called before. A file has the name of
+            the last sync, for one that is reached by two roots would be found twice.
     """
 
     store: MultiVectorStore
@@ -61,6 +65,7 @@ class FoundFiles:
     files: list[PageFile] = field(default_factory=list)
     gone: list[FileEntry] = field(default_factory=list)
     failed: list[NotSynced] = field(default_factory=list)
+    renamed: dict[str, list[FileEntry]] = field(default_factory=dict)
     _followed: set[str] = field(default_factory=set)
     _unlisted: list[Path] = field(default_factory=list)
 
@@ -72,7 +77,7 @@ class FoundFiles:
         """
         given = _listed(paths)
         roots = [_absolute(item) for item in given]
-        there = [item for item, path in zip(given, roots, strict=True) if path.exists()]
+        there = [item for item, path in zip(given, roots, strict=True) if _exists(path, item)]
         # An index inside the folder that it indexes would take its own page images for pages, more at every sync.
         self.files = [
             file
@@ -80,18 +85,23 @@ class FoundFiles:
             if self.images.path(file.path.name) != file.path
         ]
         listed = {file.path for file in self.files}
+        beneath = _under(set(roots), self.known.values(), lambda entry: entry.path)
         if not allow_empty:
+            found = _under(set(roots), listed, lambda path: path)
             for item, path in zip(given, roots, strict=True):
-                self._check_root(item, path, listed)
+                self._check_root(item, path, beneath[path], listed, bool(found[path]))
         gone = [
             entry
-            for entry in self.known.values()
+            for entry in {entry.source: entry for entries in beneath.values() for entry in entries}.values()
             if entry.path not in listed
-            and any(entry.path.is_relative_to(path) for path in roots)
             and not any(entry.path.is_relative_to(folder) for folder in self._unlisted)
             and self._is_gone(entry, allow_empty)
         ]
         names = {file.source for file in self.files}
+        called = {file.path: file.source for file in self.files}
+        for entry in self.known.values():
+            if entry.path in called and entry.source not in names:
+                self.renamed.setdefault(called[entry.path], []).append(entry)
         self.gone = [entry for entry in gone if entry.source not in names]
         self._followed = names & {entry.source for entry in gone}
         for file in self.files:
@@ -114,14 +124,15 @@ class FoundFiles:
         self._unlisted.append(Path(error.source))
         self.failed.append(NotSynced(error.source, None, reason_of(error)))
 
-    def _check_root(self, item: PagePath, root: Path, listed: set[Path]) -> None:
+    def _check_root(
+        self, item: PagePath, root: Path, known: list[FileEntry], listed: set[Path], any_left: bool
+    ) -> None:
         """Refuse a path that looks as if its disk were not there."""
-        here = root.exists()
+        here = _exists(root, item)
         if here and any(root.is_relative_to(folder) for folder in self._unlisted):
             return  # reported; nothing under it counts as gone
         if not here and any(character in str(item) for character in "*?["):
             raise ConfigError(f"{item}: no such file or folder; sync takes files and folders, not patterns")
-        known = [entry for entry in self.known.values() if entry.path.is_relative_to(root)]
         if not known and here:
             return  # an empty folder that never held anything
         pages = sum(len(entry.pages) for entry in known)
@@ -130,7 +141,7 @@ class FoundFiles:
             raise PageError(f"no such file or folder{remedy}", source=str(item))
         if any(entry.path in listed for entry in known):
             return
-        if not any(path.is_relative_to(root) for path in listed):
+        if not any_left:
             raise PageError(f"no page file is left; is its disk mounted?{remedy}", source=str(item))
         device = device_of(root)
         if all(entry.device != device for entry in known):
@@ -188,6 +199,24 @@ def _absolute(item: Any) -> Path:
     if not isinstance(item, str | os.PathLike) or "://" in str(item) or not os.fspath(item):
         find_page_files([item])
     return Path(os.path.abspath(Path(item).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+def _exists(path: Path, item: PagePath) -> bool:
+    try:
+        return path.exists()
+    except OSError as exc:
+        raise PageError(f"cannot be read: {reason_of(exc)}", source=str(item)) from exc
+
+
+def _under(roots: set[Path], items: Iterable[_Item], path_of: Callable[[_Item], Path]) -> dict[Path, list[_Item]]:
+    """Give what lies at or under each root; every path is taken apart once, however many roots there are."""
+    found: dict[Path, list[_Item]] = {root: [] for root in roots}
+    for item in items:
+        path = path_of(item)
+        for place in (path, *path.parents):
+            if place in found:
+                found[place].append(item)
+    return found
 
 
 def _same_file(one: Path, other: Path) -> bool:

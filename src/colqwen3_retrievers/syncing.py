@@ -29,7 +29,7 @@ class Synced:
         added: pages that were new.
         updated: pages with another content, metadata or image than before.
         unchanged: pages that were there just so, whether their file was opened or not.
-        removed: pages whose file is gone, or has fewer pages now.
+        removed: pages whose file is gone, has fewer pages now, or is called otherwise (by another root).
         failed: what could not be read or encoded; its pages stay as they were.
 
     >>> Synced(added=2).failed
@@ -78,6 +78,7 @@ class FileSync:
         self._waiting: deque[_Reading] = deque()
         self._positions = self._committed = self._unopened = self._removed = 0
         self._failed = list(found.failed)
+        self._whole: set[str] = set()  # sources whose every page is in the index
         self._bar: Any = None
 
     def run(
@@ -93,12 +94,14 @@ class FileSync:
             looks = None if verify or known is None or file.source not in intact else looks_at(file.path)
             if known is not None and looks is not None and looks == known.looks:
                 self._unopened += len(known.pages)
+                self._whole.add(file.source)
                 self._advance()
             else:
                 to_read.append(file)
         made: Added = adder.run(self._pages(to_read, recipe, intact, max_pixels, password), batch_size, self)
         self._finish()
-        for entry in self._found.gone:
+        renamed = (old for name, entries in self._found.renamed.items() if name in self._whole for old in entries)
+        for entry in (*self._found.gone, *renamed):
             self._removed += self._forget(entry.source)
             self._ledger.remove(entry.source)
         return Synced(made.added, made.updated, made.unchanged + self._unopened, self._removed, tuple(self._failed))
@@ -152,6 +155,7 @@ class FileSync:
                 continue
             if known is not None and file.source in intact and known.digest == digest:
                 self._unopened += len(known.pages)
+                self._whole.add(file.source)
                 self._ledger.put(replace(known, looks=looks, device=device))
                 self._advance()
                 continue
@@ -188,6 +192,8 @@ class FileSync:
             if all(item.page is not None for item in reading.failed):  # else some of its pages were never reached
                 there = {number for number, _ in reading.pages} | {item.page for item in reading.failed}
                 self._removed += self._forget(entry.source, {f"{entry.source}#page={number}" for number in there})
+            if not reading.failed:
+                self._whole.add(entry.source)
             if reading.failed:
                 self._failed += reading.failed
                 entry = replace(entry, looks=None, digest=None)  # tried again by the next sync

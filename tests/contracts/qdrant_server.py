@@ -6,6 +6,7 @@ Bodies are read by the client's own models, which refuse a field they do not kno
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 Fault = int | float | str | None
-"""A status to answer, seconds to be late by, ``"drop"`` to hang up, or None to let one through."""
+"""A status to answer, seconds to be late by, ``"drop"`` to hang up, ``"after"`` to do it and hang up, or None."""
+
+MOST_BYTES = 32 * 2**20
+"""Of a request: a server's own bound unless told otherwise."""
 
 
 class RefusedError(Exception):
@@ -30,7 +34,9 @@ class RefusedError(Exception):
 class QdrantServer:
     """What a test sees: the port, the requests that came, and the faults still to come."""
 
-    def __init__(self, *, version: str = "1.20.0", api_key: str | None = None, engine: Any = None) -> None:
+    def __init__(
+        self, *, version: str = "1.20.0", api_key: str | None = None, engine: Any = None, tls: Any = None
+    ) -> None:
         self.client: Any = QdrantClient(":memory:")
         self.engine = engine
         self.version = version
@@ -46,6 +52,10 @@ class QdrantServer:
         handler = type("Handler", (_Handler,), {"server_of_test": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
         self.port = self.http.server_address[1]
 
     def address(self, more: str = "") -> str:
@@ -140,15 +150,18 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(raw) if raw else None
         test.requests.append((self.command, self.path, body))
         test.keys.append(self.headers.get("api-key"))
-        if test.faults and test.faults_at in self.path:
-            fault = test.faults.pop(0)
-            if isinstance(fault, str):
+        fault = test.faults.pop(0) if test.faults and test.faults_at in self.path else None
+        if len(raw) > MOST_BYTES:
+            self._send(413, {"status": {"error": f"payload of {len(raw)} bytes is too large"}})
+            return
+        if fault is not None:
+            if fault == "drop":
                 self.close_connection = True
                 return
             if isinstance(fault, int):
                 self._send(fault, {"status": {"error": f"fault {fault}"}})
                 return
-            time.sleep(fault or 0)
+            time.sleep(0 if isinstance(fault, str) else fault)
         if test.api_key is not None and self.headers.get("api-key") != test.api_key:
             self._send(403, {"status": {"error": "Forbidden: Invalid API key"}})
             return
@@ -160,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as exc:  # what the imitation does not take
             self._send(400, {"status": {"error": f"{type(exc).__name__}: {exc}"}})
         else:
+            if fault == "after":
+                self.close_connection = True
+                return
             shown = made if self.path == "/" else {"result": plain(made), "status": "ok", "time": 0.0}
             self._send(200, shown)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from colqwen3_retrievers import EncoderInfo, MultiVector, Page
+from colqwen3_retrievers import EncoderInfo, MultiVector, Page, disk_cache, page_cache
 from colqwen3_retrievers.disk_cache import DiskCache
 from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, opened_cache
@@ -225,6 +225,44 @@ def test_a_killed_process_leaves_whole_entries(tmp_path: Path) -> None:
                 assert same(cache.get(str(seed)), some(seed, rows=2000, dim=128))
 
 
+def test_what_can_be_read_is_given_where_nothing_can_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(DiskCache(tmp_path, 2**20)) as cache:
+        cache.put("a", some(1))
+        cache.put("b", some(2))
+        cache._connection.execute("PRAGMA query_only = ON")  # as on a full disk: reading goes on, writing does not
+        assert same(cache.get("a"), some(1))
+        assert "could not be marked as used" in caplog.text
+
+
+def test_a_creation_that_failed_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_cache, "_SCHEMA", "CREATE TABLE entries (x); CREATE NOTHING")
+    with pytest.raises(StoreError, match="cannot be used"):
+        DiskCache(tmp_path, 2**20)
+    monkeypatch.undo()
+    with closing(DiskCache(tmp_path, 2**20)) as cache:
+        cache.put("a", some(1))
+        assert same(cache.get("a"), some(1))
+
+
+def test_a_child_that_cannot_open_the_file_never_touches_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(DiskCache(tmp_path, 2**20)) as cache:
+        cache.put("a", some(1))
+        parent, finalizer, pid = cache._connection, cache._finalizer, os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        monkeypatch.setattr(cache, "file", tmp_path / "gone" / "embeddings.sqlite")
+        for _ in range(2):  # the second time too
+            with pytest.raises(StoreError, match="cannot be opened"):
+                cache.get("a")
+        monkeypatch.undo()
+        assert cache._connection is parent and finalizer.alive
+        cache._finalizer = finalizer
+        assert same(cache.get("a"), some(1))
+
+
 # -- the cache over it -------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +346,24 @@ def test_a_page_is_found_before_it_is_written(tmp_path: Path, encoder: Submittin
     cache.close()
     with closing(DiskCache(tmp_path, 2**20)) as disk:
         assert len(disk) == 1
+
+
+def test_a_slow_disk_does_not_fill_the_memory(
+    tmp_path: Path, encoder: Submitting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = encoder.multi_vector("revenue", None).vectors.nbytes
+    monkeypatch.setattr(page_cache, "_MOST_UNWRITTEN", 3 * size)
+    go = threading.Event()
+    with PageEmbeddingCache(encoder, folder=tmp_path) as cache:
+        cache._writer.submit(go.wait, 10)  # type: ignore[union-attr]
+        cache.get_or_encode([Page(id=str(n), text=f"word{n}") for n in range(9)])
+        assert len(cache._kept) == 3
+        go.set()
+        cache.flush()
+        assert (len(cache), len(cache._kept)) == (3, 0)
+        assert "slow" in caplog.text
+        cache.get_or_encode([Page(id="a", text="later")])
+        assert len(cache) == 4
 
 
 def test_many_threads_encode_each_content_once(tmp_path: Path, encoder: Submitting) -> None:

@@ -234,3 +234,14 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
     child.start()
     assert answers.get(timeout=20) == 1
     child.join(20)
+
+
+def test_a_digest_that_a_caller_gave_does_not_mix_pages(encoder: ColQwen3Encoder) -> None:
+    shown = [Page(id=str(n), image=Image.new("RGB", (64, 64), (n * 90, 0, 0)), sha256="whole file") for n in (1, 2)]
+    texts = [Page(id=f"text {n}", text=f"words {n}", sha256="whole file") for n in (1, 2)]
+    cache = PageEmbeddingCache(encoder)
+    made = cache.get_or_encode([*shown, *texts])
+    assert len(cache) == 4
+    alone = encoder.encode_pages([shown[1], texts[1]])
+    assert np.allclose(made[1].vectors, alone[0].vectors, atol=1e-5)
+    assert np.allclose(made[3].vectors, alone[1].vectors, atol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page, open_store
-from colqwen3_retrievers.errors import ConfigError, MissingExtraError, StoreError, StoreMismatchError
+from colqwen3_retrievers.errors import ConfigError, InputTooLongError, MissingExtraError, StoreError, StoreMismatchError
 from colqwen3_retrievers.stores import Record
 from colqwen3_retrievers.stores.qdrant import QdrantStore
 from colqwen3_retrievers.stores.qdrant_collection import QdrantOptions, check_width, pool_of, vectors_config
@@ -47,6 +47,8 @@ def test_what_a_server_is_asked_for(server: QdrantServer) -> None:
     asked = server.created
     assert (asked["shard_number"], asked["replication_factor"], asked["write_consistency_factor"]) == (6, 2, 2)
     assert asked["on_disk_payload"] is True
+    # where= takes any name; where filters on unindexed names are refused by default, they are not here
+    assert asked["strict_mode_config"] == {"unindexed_filtering_retrieve": True, "unindexed_filtering_update": True}
     common = {
         "size": DIM, "distance": "Dot", "datatype": "float16", "on_disk": True,
         "multivector_config": {"comparator": "max_sim"},
@@ -161,6 +163,14 @@ def test_collections_of_others_and_of_other_releases(client: QdrantClient) -> No
         QdrantStore("pages", info=INFO, client=client)
 
 
+@pytest.mark.parametrize("own", [{}, {"info": None}, {"info": INFO.to_dict(), "pool": "many", "graph": 0}])
+def test_what_made_it_is_damaged(client: QdrantClient, own: dict[str, Any]) -> None:
+    vectors = vectors_config(DIM, pool=3, graph=0)
+    client.create_collection("pages", vectors_config=vectors, metadata={"colqwen3_retrievers": {"format": 1} | own})
+    with pytest.raises(StoreError, match="what made it cannot be read"):
+        QdrantStore("pages", info=INFO, client=client)
+
+
 def test_a_server_too_old_to_remember_what_made_it(server: QdrantServer) -> None:
     server.forgets_metadata = True
     with pytest.raises(StoreError, match=r"before Qdrant 1\.16"):
@@ -206,10 +216,11 @@ def test_a_page_or_query_that_does_not_fit_is_refused_before_anything_is_sent(cl
     store = QdrantStore("pages", info=INFO, client=client, options=QdrantOptions(pool=0))
     rows = np.tile(tokens(0, 1), (65_536, 1))
     good, bad = record(1, "good"), Record(Page(id="long"), MultiVector(rows))
-    with pytest.raises(ConfigError, match=r"page 'long': 65,536 tokens of dim 16 .* at most 65,535 tokens of that dim"):
+    long = r"page 'long': 65,536 tokens of dim 16 .* at most 65,535 tokens of that dim"
+    with pytest.raises(InputTooLongError, match=long) as caught:
         store.add([good, bad])
-    assert len(store) == 0
-    with pytest.raises(ConfigError, match="query: 65,536 tokens"):
+    assert len(store) == 0 and (caught.value.index, caught.value.limit, caught.value.actual) == (1, 65_535, 65_536)
+    with pytest.raises(InputTooLongError, match="query: 65,536 tokens"):
         store.search([rows], 1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -176,6 +178,55 @@ def test_keys_are_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(open_store(server.address())) == 0
 
 
+@pytest.mark.parametrize("wrong", [f"{KEY}\n", f" {KEY}", f"{KEY}é", 7])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="api_key: expected printable ASCII") as caught:
+        open_store("qdrant://127.0.0.1:1/pages", info=INFO, api_key=wrong)
+    assert KEY not in str(caught.value) and caught.value.__context__ is None
+    if isinstance(wrong, str):
+        monkeypatch.setenv("QDRANT_API_KEY", wrong)
+        with pytest.raises(ConfigError, match="QDRANT_API_KEY: expected printable ASCII") as caught:
+            open_store("qdrant://127.0.0.1:1/pages", info=INFO)
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_tls_with_a_certificate_and_without_one_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    with serving(api_key=KEY, tls=(certificate, key)) as server:
+        address = server.address().replace("qdrant:", "qdrants:")
+        with pytest.raises(StoreUnavailableError, match="certificate verify failed") as caught:
+            open_store(address, info=INFO, api_key=KEY, options=QdrantOptions(attempts=1))
+        assert KEY not in str(caught.value)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with open_store(address, info=INFO, api_key=KEY) as store:  # and no warning: the key is encrypted
+            store.add([record(1, "p1")])
+            assert store.ids() == ["p1"] and store.location == address
+
+
+def test_what_was_done_and_not_answered_is_done_once(server: QdrantServer) -> None:
+    server.faults = [None, "after"]  # it is not there; it is made, and the answer is lost
+    with open_store(server.address(), info=INFO) as store:
+        server.faults = ["after"]
+        store.add([record(n, f"p{n}") for n in range(5)])
+        assert len(store) == 5
+        server.faults = [None, "after"]
+        assert store.delete(["p0", "p1", "nobody"]) == 2 and store.ids() == ["p2", "p3", "p4"]
+        assert not server.faults
+
+
+def test_a_write_that_waits_its_turn_is_told_as_such(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(server.address(), info=INFO)
+    monkeypatch.setattr(server, "_upsert", lambda *_: {"operation_id": 1, "status": "wait_timeout"})
+    with pytest.raises(StoreUnavailableError, match="wait_timeout"):
+        store.add([record(1)])
+
+
 def test_closing_ends_the_waiting_for_a_server(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(server.address(), info=INFO)
     monkeypatch.setattr(qdrant_connection, "_PAUSES", (60.0,))
@@ -225,6 +276,10 @@ def test_two_processes_cannot_have_one_folder_of_the_imitation(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be opened"):
         open_store(f"qdrant+path:{tmp_path}/file/pages", info=INFO)
+    for file in tmp_path.rglob("*.sqlite"):
+        file.write_bytes(b"damaged" * 999)
+    with pytest.raises(StoreError, match=r"cannot be opened: .*not a database"):
+        open_store(f"qdrant+path:{tmp_path}/pages")
 
 
 def test_a_client_that_was_handed_in_stays_open() -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers import Page, PageIndex, load_pages
-from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers import MultiVector, Page, PageIndex, load_pages
+from colqwen3_retrievers.errors import ConfigError, InputTooLongError, PageError, StoreError
 from colqwen3_retrievers.file_ledger import FileLedger, digest_of, looks_of
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
@@ -228,7 +228,7 @@ def test_a_file_that_changes_while_it_is_encoded_is_read_again(
 
     def encode_pages(pages: Any) -> Any:
         made = plain(pages)
-        draw(reports / "a.png", 99)
+        draw(reports.parent / "new.png", 99).replace(reports / "a.png")  # at once: its image may be read right now
         encoder.encode_pages = plain  # type: ignore[method-assign]
         return made
 
@@ -515,8 +515,85 @@ def test_two_roots_with_the_same_names_are_refused(index: PageIndex, reports: Pa
     with pytest.raises(ConfigError, match=r"a\.png, which is in the index, and .*root="):  # in a later call too
         index.sync(tmp_path / "other")
     assert index.search(picture(1), k=1)[0].page.id == "a.png#page=1"
-    assert index.sync([reports, tmp_path / "other"], root=tmp_path) == Synced(added=6)
+    assert index.sync([reports, tmp_path / "other"], root=tmp_path) == Synced(added=6, removed=5)
     assert "other/a.png#page=1" in index
+
+
+def test_a_file_reached_by_two_roots_has_the_name_of_the_last(
+    index: PageIndex, reports: Path, encoder: HashingEncoder
+) -> None:
+    index.sync(reports)
+    encoder.encoded.clear()
+    assert index.sync(reports / "2024") == Synced(added=1, removed=1)
+    assert index.ids() == ["a.png#page=1", "b.png#page=1", *ALL[2:]]
+    assert index.sync(reports) == Synced(added=1, unchanged=4, removed=1)
+    assert index.ids() == ALL and encoder.encoded == []
+    (reports / "2024" / "b.png").write_bytes(b"torn")
+    made = index.sync(reports / "2024")
+    assert (made.added, made.removed, len(made.failed)) == (0, 0, 1)
+    assert index.ids() == ALL  # what cannot be read keeps its name
+
+
+def test_many_files_named_one_by_one_are_looked_up_at_once(index: PageIndex, tmp_path: Path) -> None:
+    files = [tmp_path / "many" / f"{n:04}.png" for n in range(600)]
+    files[0].parent.mkdir()
+    picture(1, 8, 8).save(files[0])
+    for file in files[1:]:
+        file.write_bytes(files[0].read_bytes())
+    index.sync(files, batch_size=300)
+    calls = [0]
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        calls[0] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        assert index.sync(files) == Synced(unchanged=600)
+    finally:
+        sys.setprofile(None)
+    assert calls[0] < 600 * 600  # a path compared with every other one is many calls each
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(index: PageIndex) -> None:
+    with pytest.raises(PageError, match="cannot be read: File name too long"):
+        index.sync("x" * 300)
+
+
+def test_a_page_that_the_store_cannot_take_is_reported_and_the_others_kept(tmp_path: Path, reports: Path) -> None:
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    from colqwen3_retrievers.stores.qdrant import QdrantStore
+
+    class Dense(HashingEncoder):
+        def multi_vector(self, text: str, image: Any) -> Any:
+            made = super().multi_vector(text, image)
+            if image is not None and np.array_equal(np.asarray(image), np.asarray(picture(4))):
+                return MultiVector(np.tile(made.vectors, (6_000, 1)))
+            return made
+
+    encoder = Dense()
+    index = PageIndex.open(QdrantStore("pages", client=client, info=INFO), encoder, images_dir=tmp_path / "images")
+    made = index.sync(reports)
+    assert made.added == 4 and index.ids() == [page for page in ALL if page != "c.tif#page=2"]
+    assert [(item.source, item.page) for item in made.failed] == [("c.tif", 2)]
+    assert made.failed[0].reason.startswith("36,000 tokens of dim 32 are")
+    with pytest.raises(InputTooLongError, match="page 'dense': 36,000") as caught:
+        index.add([Page(id="good", image=picture(9)), Page(id="dense", image=picture(4))])
+    assert caught.value.index == 1 and "good" not in index
+    encoder.threads.shutdown()
+
+
+def test_a_collection_by_another_spelling_of_its_address_has_the_same_ledger(
+    tmp_path: Path, reports: Path, encoder: HashingEncoder
+) -> None:
+    pytest.importorskip("qdrant_client")
+    from tests.contracts.qdrant_server import serving
+
+    with serving() as server:
+        with PageIndex.open(server.address(), encoder, images_dir=tmp_path / "images") as index:
+            assert index.sync(reports).added == 5
+        (reports / "a.png").unlink()
+        with PageIndex.open(server.address("?timeout=9"), encoder, images_dir=tmp_path / "images") as index:
+            assert index.sync(reports) == Synced(unchanged=4, removed=1)
 
 
 def test_a_moved_folder_is_followed(index: PageIndex, reports: Path, tmp_path: Path, encoder: HashingEncoder) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 from numpy.typing import ArrayLike
 
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector, PackedEmbeddings
-from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreError, require
+from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreError, StoreUnavailableError, require
 from colqwen3_retrievers.stores.protocol import (
     GroupBy,
     Match,
@@ -41,13 +41,14 @@ from colqwen3_retrievers.stores.qdrant_points import (
     BRIEF,
     NAMED,
     WHOLE,
+    check_ours,
     check_size,
     make_point,
     read_multi_vector,
     read_record,
     requests,
 )
-from colqwen3_retrievers.stores.qdrant_search import FEWEST_CANDIDATES, best, make_request
+from colqwen3_retrievers.stores.qdrant_search import FEWEST_CANDIDATES, best, make_request, weigh
 from colqwen3_retrievers.stores.where import Filter, Where, matches, parse
 
 _PAGE: Final = 1_000  # points a scroll or a retrieval brings at once
@@ -142,13 +143,14 @@ class QdrantStore:
         """Keep records, each in place of the one with its id; see the protocol, and this module for what is atomic.
 
         Raises:
+            InputTooLongError: one with more floats than Qdrant takes; ``.index`` is its position, and none is kept.
             StoreUnavailableError: the server was lost on the way; the message says how many records it has.
         """
         self._writable()
         check_addable(self.info, self._given, self.location)
         checked = check_records(records, self.info.dim)
-        for record in checked:
-            check_size(record.multi_vector, f"page {record.page.id!r}")
+        for position, record in enumerate(checked):
+            check_size(record.multi_vector, f"page {record.page.id!r}", position)
         points = (make_point(record, pool=self._collection.pool) for record in checked)
         kept = 0
         for batch in requests(points):
@@ -294,8 +296,10 @@ class QdrantStore:
         done = self._call(
             method, collection_name=self._name, wait=True, ordering=self._models.WriteOrdering.MEDIUM, **arguments
         )
-        if getattr(done.status, "value", done.status) not in ("completed", "acknowledged"):
-            raise StoreError(f"{self.location}: {method}: the server answered {done.status}")
+        status = str(getattr(done.status, "value", done.status))
+        if status not in ("completed", "acknowledged"):  # "wait_timeout": noted, and not yet in force
+            kind = StoreUnavailableError if status == "wait_timeout" else StoreError
+            raise kind(f"{self.location}: {method}: the server answered {status}")
 
     def _filters(self, tree: Filter | None) -> list[Any]:
         """Give filters of Qdrant's that together hold for just the pages meant: None for all, no filter for none."""
@@ -323,7 +327,7 @@ class QdrantStore:
                 "scroll", collection_name=self._name, scroll_filter=chosen, limit=_PAGE, offset=offset,
                 with_payload=parts, with_vectors=False,
             )  # fmt: skip
-            yield from points
+            yield from points if parts == ["image"] else check_ours(points, self.location)
             if offset is None:
                 return
 
@@ -338,10 +342,9 @@ class QdrantStore:
 
     def _query(self, asked: list[Any]) -> list[list[Any]]:
         answers: list[list[Any]] = []
-        for first in range(0, len(asked), _QUERIES_A_REQUEST):
-            some = asked[first : first + _QUERIES_A_REQUEST]
+        for some in requests(((request, weigh(request)) for request in asked), _QUERIES_A_REQUEST):
             made = self._call("query_batch_points", collection_name=self._name, requests=some)
-            answers.extend(answer.points for answer in made)
+            answers.extend(check_ours(answer.points, self.location) for answer in made)
         return answers
 
 

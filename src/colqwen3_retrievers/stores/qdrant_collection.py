@@ -227,6 +227,10 @@ def _make(connection: Connection, name: str, info: EncoderInfo, options: QdrantO
             replication_factor=options.replicas,
             write_consistency_factor=options.write_consistency,
             on_disk_payload=True,
+            # `where` takes any name. Hosted servers refuse filters on names without an index unless told otherwise.
+            strict_mode_config=require("qdrant", "qdrant_client.models", "qdrant-client").StrictModeConfig(
+                unindexed_filtering_retrieve=True, unindexed_filtering_update=True
+            ),
             metadata={_KEY: own},
         )
     except StoreError as exc:
@@ -244,7 +248,10 @@ def _check(connection: Connection, found: Any, options: QdrantOptions) -> Collec
         )
     if own.get("format") != FORMAT_VERSION:
         raise StoreError(f"{location}: format version {own.get('format')}; this release reads version {FORMAT_VERSION}")
-    info, pool, graph = EncoderInfo.from_dict(own["info"]), int(own["pool"]), int(own["graph"])
+    try:
+        info, pool, graph = EncoderInfo.from_dict(own["info"]), int(own["pool"]), int(own["graph"])
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise StoreError(f"{location}: the note of what made it cannot be read: {exc!r}") from exc
     expected = vectors_config(info.dim, pool=pool, graph=graph)
     vectors = config.params.vectors
     if not isinstance(vectors, dict):

@@ -122,6 +122,7 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
 
     Raises:
         MissingExtraError: qdrant-client is not installed.
+        ConfigError: a key that no header can carry; it is not shown.
         StoreUnavailableError: another process has the folder open.
         StoreError: the folder cannot be used.
     """
@@ -131,7 +132,7 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
             return client(path=address.path, force_disable_check_same_thread=True)
         except RuntimeError as exc:
             raise StoreUnavailableError(f"{address}: another process has it open") from exc
-        except (OSError, ValueError, KeyError) as exc:
+        except Exception as exc:  # whatever its database and its pickles raise when they are damaged
             raise StoreError(f"{address}: cannot be opened: {exc}") from exc
     return client(
         host=address.host,
@@ -139,10 +140,19 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
         https=address.tls,
         grpc_port=address.grpc_port or _DEFAULT_PORT + 1,
         prefer_grpc=address.grpc_port is not None,
-        api_key=api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        api_key=_checked_key(api_key),
         timeout=address.timeout or timeout,
         check_compatibility=False,  # it would send a request of its own and warn where we raise
     )
+
+
+def _checked_key(given: object) -> str | None:
+    """Settle the key; one that cannot be sent is refused here, for the error of a transport would quote it."""
+    key = given or os.environ.get(API_KEY_VARIABLE) or None
+    if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
+        name = "api_key" if given else API_KEY_VARIABLE
+        raise ConfigError(f"{name}: expected printable ASCII text without spaces around it")
+    return key
 
 
 class Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from colqwen3_retrievers.compression import pool_tokens
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.errors import ConfigError, StoreError, require
+from colqwen3_retrievers.errors import InputTooLongError, StoreError, require
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.stores.qdrant_collection import FULL, MAX_FLOATS, POOLED
 from colqwen3_retrievers.stores.qdrant_filters import filter_payload, point_id
 
+BYTES_A_FLOAT: Final = 12  # in JSON
 FLOATS_A_REQUEST: Final = 1_048_576  # some 12 MB of JSON; a server takes 32 MB unless told otherwise
 POINTS_A_REQUEST: Final = 256
 
@@ -30,7 +31,7 @@ Float16 = NDArray[np.float16]
 
 
 def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
-    """Make the point of a record, and say how many floats it carries.
+    """Make the point of a record, and say what it weighs: its floats, and what else it says counted as floats.
 
     Its payload: ``id``, ``group`` (what hits are grouped by), ``image``, ``record`` (the page as JSON text, in which
     any text and any number survives), ``shape`` (slices, grid, token strings, clusters), ``crc32`` of the float16 token
@@ -41,7 +42,7 @@ def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
         pool: 0 for no vector of candidates, 1 for the token embeddings themselves.
 
     Raises:
-        ConfigError: more floats than a multi-vector of Qdrant's may have.
+        InputTooLongError: more floats than a multi-vector of Qdrant's may have.
     """
     models = require("qdrant", "qdrant_client.models", "qdrant-client")
     page, multi_vector = record.page, record.multi_vector
@@ -67,26 +68,29 @@ def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
     point = models.PointStruct(
         id=point_id(page.id), vector={name: rows.tolist() for name, rows in vectors.items()}, payload=payload
     )
-    return point, sum(rows.size for rows in vectors.values())
+    return point, sum(rows.size for rows in vectors.values()) + len(json.dumps(payload)) // BYTES_A_FLOAT
 
 
-def check_size(multi_vector: Any, label: str) -> None:
+def check_size(multi_vector: Any, label: str, index: int | None = None) -> None:
     """Refuse a multi-vector that Qdrant does not take.
 
     Raises:
-        ConfigError: it gives the figures and what would fit.
+        InputTooLongError: it gives the figures and what would fit; ``.index`` is ``index``.
     """
     tokens, dim = np.asarray(multi_vector).shape
     if tokens * dim >= MAX_FLOATS:
-        raise ConfigError(
+        raise InputTooLongError(
             f"{label}: {tokens:,} tokens of dim {dim} are {tokens * dim:,} floats, and Qdrant takes fewer than "
             f"{MAX_FLOATS:,}: at most {(MAX_FLOATS - 1) // dim:,} tokens of that dim. Encode with a smaller dim, with "
-            "pool_factor, or with a smaller max_visual_tokens"
+            "pool_factor, or with a smaller max_visual_tokens",
+            limit=(MAX_FLOATS - 1) // dim,
+            actual=tokens,
+            index=index,
         )
 
 
-def requests(points: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
-    """Cut points into lists that fit into one request each.
+def requests(points: Iterable[tuple[Any, int]], most: int = POINTS_A_REQUEST) -> Iterator[list[Any]]:
+    """Cut points, or questions, that come with what they weigh in floats into lists that fit into one request each.
 
     >>> [len(batch) for batch in requests(iter([("a", 900_000), ("b", 100_000), ("c", 100_000)]))]
     [2, 1]
@@ -94,13 +98,28 @@ def requests(points: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
     batch: list[Any] = []
     carried = 0
     for point, floats in points:
-        if batch and (carried + floats > FLOATS_A_REQUEST or len(batch) == POINTS_A_REQUEST):
+        if batch and (carried + floats > FLOATS_A_REQUEST or len(batch) == most):
             yield batch
             batch, carried = [], 0
         batch.append(point)
         carried += floats
     if batch:
         yield batch
+
+
+def check_ours(points: list[Any], location: str) -> list[Any]:
+    """Give points as they are, all of them written by this library.
+
+    Raises:
+        StoreError: one was not; its id is named.
+    """
+    for point in points:
+        if not isinstance((point.payload or {}).get("id"), str):
+            raise StoreError(
+                f"{location}: point {point.id} was not written by this library; delete it, and give other programs a "
+                "collection of their own"
+            )
+    return points
 
 
 def read_record(payload: Mapping[str, Any]) -> Record:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from colqwen3_retrievers.errors import require
 from colqwen3_retrievers.stores.protocol import GroupBy, Match
 from colqwen3_retrievers.stores.qdrant_collection import FULL, POOLED
-from colqwen3_retrievers.stores.qdrant_points import BRIEF, read_record
+from colqwen3_retrievers.stores.qdrant_points import BRIEF, BYTES_A_FLOAT, read_record
 
 FEWEST_CANDIDATES: Final = 100
 
@@ -28,7 +28,10 @@ def make_request(rows: NDArray[np.floating[Any]], chosen: Any, limit: int, *, pr
     Returns:
         A ``QueryRequest`` of ``qdrant_client.models``.
     """
-    models, query = require("qdrant", "qdrant_client.models", "qdrant-client"), rows.tolist()
+    models = require("qdrant", "qdrant_client.models", "qdrant-client")
+    # In JSON a float32 takes twenty characters. Nine decimals are half as long, and off by a hundredth of what the
+    # server's own rounding of queries to float16 changes.
+    query = np.round(np.asarray(rows, dtype=np.float64), 9).tolist()
     first = None
     if prefetch is not None:
         # The codes alone find candidates: scoring these once more by unquantised pooled vectors would read the disk for
@@ -50,6 +53,13 @@ def make_request(rows: NDArray[np.floating[Any]], chosen: Any, limit: int, *, pr
         params=models.SearchParams(exact=True) if first is None and not plain else None,
         with_payload=BRIEF,
     )
+
+
+def weigh(asked: Any) -> int:
+    """Say what a request of :func:`make_request` weighs, counted as floats; see :func:`~.qdrant_points.requests`."""
+    rows, chosen = asked.query, asked.filter
+    floats = len(rows) * len(rows[0]) + (0 if chosen is None else len(chosen.model_dump_json()) // BYTES_A_FLOAT)
+    return floats if asked.prefetch is None else 2 * floats
 
 
 def best(parts: list[list[Any]], limit: int, k: int, group_by: GroupBy | None) -> list[Match] | None:
