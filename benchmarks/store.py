@@ -56,10 +56,12 @@ def unit(rows: np.ndarray) -> Float32:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
-def build(folder: Path, pages: Sequence[np.ndarray], dim: int, code_factor: int, kernel: Counting) -> EmbeddedStore:
+def build(
+    folder: Path, pages: Sequence[np.ndarray], dim: int, code_factor: int, kernel: Counting, code_bits: int = 8
+) -> EmbeddedStore:
     """Make a store of pages; give it opened."""
     info = EncoderInfo("bench", "bench", "tomoro", dim, 1, 1280, False, 1)
-    store = EmbeddedStore(folder, info=info, kernel=kernel, code_factor=code_factor)
+    store = EmbeddedStore(folder, info=info, kernel=kernel, code_factor=code_factor, code_bits=code_bits)
     for first in range(0, len(pages), 250):
         batch = enumerate(pages[first : first + 250], start=first)
         store.add([Record(Page(f"p{n:06d}", metadata={"n": n}), MultiVector(unit(page))) for n, page in batch])
@@ -73,19 +75,20 @@ def milliseconds(work: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - start)
 
 
-def search(corpora: Iterable[Corpus], factors: Sequence[int], scratch: Path) -> Iterator[str]:
+def search(corpora: Iterable[Corpus], kinds: Sequence[tuple[int, int]], scratch: Path) -> Iterator[str]:
     """Recall and speed of the default search against exact=True."""
     yield "## Default search against `exact=True`\n"
     yield f"k = {K}; one query at a time; the same threads; every round alternates the two.\n"
     columns = (
-        "pages", "tokens a page", "tokens a row of codes", "KB a page, codes / tokens", "candidates, mean", "recall@10",
-        "exact ms", "default ms", "speed-up", "default with a filter (10 %) ms", "speed-up of 32 queries at once",
+        "pages", "tokens a page", "tokens a row of codes", "bits", "KB a page, codes / tokens", "candidates, mean",
+        "recall@10", "exact ms", "default ms", "speed-up", "default with a filter (10 %) ms",
+        "speed-up of 32 queries at once",
     )  # fmt: skip
     yield f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
     for corpus in corpora:
-        for factor in factors:
-            kernel, folder = Counting(), scratch / f"{corpus.name}-{factor}"
-            with build(folder, list(corpus.pages), corpus.dim, factor, kernel) as store:
+        for factor, bits in kinds:
+            kernel, folder = Counting(), scratch / f"{corpus.name}-{factor}-{bits}"
+            with build(folder, list(corpus.pages), corpus.dim, factor, kernel, bits) as store:
                 size = {name: sum(p.stat().st_size for p in folder.glob(f"{name}-*")) for name in ("tokens", "codes")}
                 queries = corpus.queries
                 found = [store.search([query], K)[0] for query in queries]
@@ -109,7 +112,7 @@ def search(corpora: Iterable[Corpus], factors: Sequence[int], scratch: Path) -> 
                 n = len(corpus.pages)
                 sizes = f"{size['codes'] / n / 1024:.1f} / {size['tokens'] / n / 1024:.1f}"
                 values = (
-                    corpus.name, f"{corpus.pages.lengths.mean():.0f}", factor, sizes, f"{candidates:.0f}",
+                    corpus.name, f"{corpus.pages.lengths.mean():.0f}", factor, bits, sizes, f"{candidates:.0f}",
                     f"{recall:.4f}", f"{ms['exact']:.1f}", f"{ms['default']:.1f}",
                     f"**{ms['exact'] / ms['default']:.1f}x**", f"{ms['filter']:.1f}",
                     f"{ms['manyx'] / ms['many']:.1f}x",
@@ -243,7 +246,9 @@ def main() -> None:
     parts = ("search", "codes", "pooled", "growth")
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     parser.add_argument("--pages", type=int, default=2000)
-    parser.add_argument("--factors", type=int, nargs="*", default=(3, 6))
+    parser.add_argument(
+        "--kinds", nargs="*", default=("3x8", "6x8", "1x1", "3x1"), help="tokens a row x bits, of search"
+    )
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     lines = [
@@ -264,7 +269,8 @@ def main() -> None:
             tiny = store_data.tiny(options.cache, options.pages)
         if "search" in options.only:
             made = (store_data.clustered(dim, options.pages) for dim in (128, 320))
-            keep(search(itertools.chain([tiny], made), options.factors, Path(scratch)))
+            kinds = [(int(factor), int(bits)) for factor, bits in (kind.split("x") for kind in options.kinds)]
+            keep(search(itertools.chain([tiny], made), kinds, Path(scratch)))
         if "codes" in options.only:
             keep(codes([tiny, store_data.clustered(128, min(600, options.pages))]))
         if "pooled" in options.only:
