@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from colqwen3_retrievers import sharing
 from colqwen3_retrievers.datatypes import EncoderInfo, Float32, MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.encoder_inputs import check_items, known_size, page_of, video_of
-from colqwen3_retrievers.errors import ConfigError, require
-from colqwen3_retrievers.futures import gather
+from colqwen3_retrievers.encoder_inputs import check_items, collected, gathered, known_size, page_of, video_of
+from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.late_interaction import Mode, maxsim
 from colqwen3_retrievers.options import EngineOptions
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.settings import EncoderSettings, OpenedSettings
 from colqwen3_retrievers.submission import Submitter
 from colqwen3_retrievers.worker import WorkerStats
-
-T = TypeVar("T")
 
 
 class ColQwen3Encoder:
@@ -111,7 +107,7 @@ class ColQwen3Encoder:
             EncodeError: one cannot be encoded; ``.index`` says which.
             InputTooLongError: one is beyond the family's limit and ``truncate`` is off.
         """
-        return self._collect(
+        return collected(
             check_items(queries, "queries"), self._submit_query, "queries", show_progress, total=known_size(queries)
         )
 
@@ -128,22 +124,26 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be encoded; ``.index`` says which.
         """
-        return self._collect(
+        return collected(
             check_items(pages, "pages"), self._submit_page, "pages", show_progress, total=known_size(pages)
         )
 
-    def encode_images(self, images: Iterable[ImageSource], *, show_progress: bool = False) -> list[MultiVector]:
+    def encode_images(
+        self, images: Iterable[ImageSource], *, show_progress: bool = False, allow_remote: AllowRemote = False
+    ) -> list[MultiVector]:
         """Encode images as documents.
 
         Args:
-            images: PIL images, paths, or bytes of image files.
+            images: PIL images, paths, bytes of image files, or web addresses where they may be fetched.
             show_progress: whether to draw a progress bar.
+            allow_remote: which web addresses are fetched; see :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
         Raises:
             EncodeError: one cannot be read; ``.index`` says which.
         """
-        pages = (page_of(i, image=image) for i, image in enumerate(check_items(images, "images")))
-        return self._collect(pages, self._submit_page, "images", show_progress, total=known_size(images))
+        remote = checked_remote(allow_remote)
+        pages = (page_of(i, image=image, allow_remote=remote) for i, image in enumerate(check_items(images, "images")))
+        return collected(pages, self._submit_page, "images", show_progress, total=known_size(images))
 
     def encode_texts(self, texts: Iterable[str], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode texts as documents.
@@ -156,7 +156,7 @@ class ColQwen3Encoder:
             EncodeError: one is empty or too long; ``.index`` says which.
         """
         pages = (page_of(i, text=text) for i, text in enumerate(check_items(texts, "texts")))
-        return self._collect(pages, self._submit_page, "texts", show_progress, total=known_size(texts))
+        return collected(pages, self._submit_page, "texts", show_progress, total=known_size(texts))
 
     def encode_videos(
         self, videos: Iterable[Video | str | Path | Sequence[ImageSource]], *, fps: float = 1.0
@@ -181,11 +181,11 @@ class ColQwen3Encoder:
         Returns at once, also when a checkpoint has to be downloaded first. Cancelling the future takes back what was
         not yet encoded. Its callbacks run in a thread that other queries need: they must be short.
         """
-        return self._gather(check_items(queries, "queries"), self._submit_query)
+        return gathered(check_items(queries, "queries"), self._submit_query)
 
     def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
         """Start encoding pages; the future's result is that of :meth:`encode_pages`. See :meth:`submit_queries`."""
-        return self._gather(check_items(pages, "pages"), self._submit_page)
+        return gathered(check_items(pages, "pages"), self._submit_page)
 
     def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: Mode = "sum") -> Float32:
         """Compare multi-vectors by MaxSim, in float32.
@@ -313,49 +313,3 @@ class ColQwen3Encoder:
             return opened.renderer.document(page)
 
         return self._submitter.submit("page", index, render)
-
-    def _gather(self, items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]]) -> Future[list[MultiVector]]:
-        parts: list[Future[MultiVector]] = []
-        try:
-            for index, item in enumerate(items):
-                parts.append(submit(item, index))
-        except BaseException:
-            for part in parts:
-                part.cancel()
-            raise
-        return gather(parts)
-
-    def _collect(
-        self,
-        items: Iterable[T],
-        submit: Callable[[T, int], Future[MultiVector]],
-        unit: str,
-        show_progress: bool,
-        *,
-        total: int | None,
-    ) -> list[MultiVector]:
-        """Keep a bounded number of inputs under way, and give the results in order."""
-        results: list[MultiVector] = []
-        pending: deque[Future[MultiVector]] = deque()
-        bar: Any = None
-        if show_progress:
-            bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
-
-        def take() -> None:
-            results.append(pending.popleft().result())
-            if bar is not None:
-                bar.update()
-
-        try:
-            for index, item in enumerate(items):
-                pending.append(submit(item, index))
-                if len(pending) > sharing.IN_FLIGHT_PAGES:
-                    take()
-            while pending:
-                take()
-        finally:
-            for future in pending:
-                future.cancel()
-            if bar is not None:
-                bar.close()
-        return results

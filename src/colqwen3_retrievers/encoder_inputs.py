@@ -1,14 +1,20 @@
-"""What an encoder is given, checked and wrapped."""
+"""What an encoder is given, checked and wrapped; and what it gives back, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence, Sized
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from colqwen3_retrievers import sharing
+from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.errors import ConfigError, require
+from colqwen3_retrievers.futures import gather
 from colqwen3_retrievers.images import ImageSource
+from colqwen3_retrievers.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.submission import about
 
 T = TypeVar("T")
@@ -38,8 +44,15 @@ def known_size(values: object) -> int | None:
     return len(values) if isinstance(values, Sized) else None
 
 
-def page_of(index: int, *, image: ImageSource | None = None, text: str = "", video: Video | None = None) -> Page:
-    """Wrap input ``index`` of a call as a page.
+def page_of(
+    index: int,
+    *,
+    image: ImageSource | None = None,
+    text: str = "",
+    video: Video | None = None,
+    allow_remote: AllowRemote = False,
+) -> Page:
+    """Wrap input ``index`` of a call as a page; an image at a web address is fetched where that is allowed.
 
     Raises:
         EncodeError: it is none; ``.index`` is ``index``.
@@ -48,7 +61,7 @@ def page_of(index: int, *, image: ImageSource | None = None, text: str = "", vid
     'hello'
     """
     with about(index):
-        return Page(id=f"input {index}", image=image, text=text, video=video)
+        return Page(id=f"input {index}", image=local_image(image, allow_remote), text=text, video=video)
 
 
 def video_of(video: Video | str | Path | Sequence[ImageSource], fps: float, index: int) -> Video:
@@ -70,3 +83,74 @@ def video_of(video: Video | str | Path | Sequence[ImageSource], fps: float, inde
         if not isinstance(video, Sequence):
             raise ConfigError(f"a video is a file, a list of frames or a Video, not {type(video).__name__}")
         return Video(tuple(video), tuple(i / fps for i in range(len(video))))
+
+
+def gathered(items: Iterable[T], submit: Callable[[T, int], Future[MultiVector]]) -> Future[list[MultiVector]]:
+    """Submit all inputs at once, and give one future for all; an input that cannot be submitted cancels the others.
+
+    >>> def submit(item, index):
+    ...     future = Future()
+    ...     future.set_result(item * 2)
+    ...     return future
+    >>> gathered([1, 2], submit).result()
+    [2, 4]
+    """
+    parts: list[Future[MultiVector]] = []
+    try:
+        for index, item in enumerate(items):
+            parts.append(submit(item, index))
+    except BaseException:
+        for part in parts:
+            part.cancel()
+        raise
+    return gather(parts)
+
+
+def collected(
+    items: Iterable[T],
+    submit: Callable[[T, int], Future[MultiVector]],
+    unit: str,
+    show_progress: bool,
+    *,
+    total: int | None,
+) -> list[MultiVector]:
+    """Keep a bounded number of inputs under way, and give the results in order.
+
+    Args:
+        items: read at most :data:`~colqwen3_retrievers.sharing.IN_FLIGHT_PAGES` ahead of what is done.
+        submit: starts encoding one, given its position.
+        unit: what a progress bar counts.
+        show_progress: whether to draw one (on a terminal).
+        total: how many there are, when that is known.
+
+    >>> def submit(item, index):
+    ...     future = Future()
+    ...     future.set_result(item * 2)
+    ...     return future
+    >>> collected(iter([1, 2]), submit, "pages", False, total=None)
+    [2, 4]
+    """
+    results: list[MultiVector] = []
+    pending: deque[Future[MultiVector]] = deque()
+    bar: Any = None
+    if show_progress:
+        bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
+
+    def take() -> None:
+        results.append(pending.popleft().result())
+        if bar is not None:
+            bar.update()
+
+    try:
+        for index, item in enumerate(items):
+            pending.append(submit(item, index))
+            if len(pending) > sharing.IN_FLIGHT_PAGES:
+                take()
+        while pending:
+            take()
+    finally:
+        for future in pending:
+            future.cancel()
+        if bar is not None:
+            bar.close()
+    return results

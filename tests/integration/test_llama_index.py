@@ -22,7 +22,7 @@ from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
-from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from PIL import Image
 
@@ -34,8 +34,8 @@ from colqwen3_retrievers.llama_index import (
     PageReader,
     PageRetrieverTool,
 )
-from tests.checkpoints import make_checkpoint
 from tests.frameworks.llama_index_models import ANSWER, CallingLLM, RecordingLLM, images_of, texts_of
+from tests.frameworks.page_folder import like, make_folder
 
 N_PICTURES = 5
 
@@ -48,13 +48,7 @@ def _no_loop_left_open() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("llama_index")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    (made / "pages").mkdir()
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("llama_index"), N_PICTURES)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +62,6 @@ def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
     with PageIndex.open(folder / "index", encoder) as made:
         made.add(load_pages(folder / "pages"))
         yield made
-
-
-def like(folder: Path, seed: int, text: str = "") -> QueryBundle:
-    return QueryBundle(text, image_path=str(folder / "pages" / f"{seed}.png"))
 
 
 def pixels_of(data: bytes) -> np.ndarray[Any, Any]:

@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from llama_index.core.schema import MediaResource, Node, NodeWithScore, TextNode
-from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
 from colqwen3_retrievers.llama_index import ColQwen3Embedding, ColQwen3Reranker, ColQwen3Retriever, PageReader
-from tests.checkpoints import make_checkpoint
 from tests.contracts import llama_index_contract as contract
 from tests.contracts.llama_index_contract import _no_loop_left_open, events  # noqa: F401 - fixtures
+from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("llama_index_contract")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    (made / "pages").mkdir()
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("llama_index_contract"), N_PICTURES)
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,8 @@ from colqwen3_retrievers.llama_index import (
     PageNodes,
     PageRetrieverTool,
 )
-from tests.checkpoints import make_checkpoint
 from tests.frameworks.llama_index_models import RecordingLLM
+from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 5
 REMOTE = "https://example.org/a.png"
@@ -60,13 +60,7 @@ def _no_loop_left_open() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("llama_index_traps")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    (made / "pages").mkdir()
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("llama_index_traps"), N_PICTURES)
 
 
 @pytest.fixture(scope="module")

@@ -23,19 +23,14 @@ from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.llama_index import ColQwen3Embedding
 from colqwen3_retrievers.single_vector import SingleVectorSettings, single_vector
-from tests.checkpoints import make_checkpoint
+from tests.frameworks.page_folder import make_folder
 
 DIM = 256
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("embedding")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    for seed in range(3):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("embedding"), 3, pages=".")
 
 
 @pytest.fixture(scope="module")

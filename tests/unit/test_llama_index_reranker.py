@@ -31,13 +31,12 @@ from llama_index.core.schema import (
     QueryBundle,
     TextNode,
 )
-from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, PageIndex, Query, maxsim
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, StoreMismatchError
 from colqwen3_retrievers.llama_index import ColQwen3Reranker
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
-from tests.checkpoints import make_checkpoint
+from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 4
 
@@ -45,13 +44,7 @@ N_PICTURES = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two checkpoints and some pictures."""
-    made = tmp_path_factory.mktemp("reranker")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    make_checkpoint(made / "other", "tomoro", seed=8)
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("reranker"), N_PICTURES, pages=".", other=True)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, PageIndex, Query, load_pages, maxsim
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
 from colqwen3_retrievers.llama_index import ColQwen3Retriever
-from tests.checkpoints import make_checkpoint
+from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 4
 
@@ -52,14 +52,7 @@ class Gated(ColQwen3Encoder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("retriever")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    make_checkpoint(made / "other", "tomoro", seed=8)
-    (made / "pages").mkdir()
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("retriever"), N_PICTURES, other=True)
 
 
 @pytest.fixture(scope="module")

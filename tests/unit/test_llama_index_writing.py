@@ -37,7 +37,7 @@ from PIL import Image
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
 from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError
 from colqwen3_retrievers.llama_index import ColQwen3Reranker, ColQwen3Retriever
-from tests.checkpoints import make_checkpoint
+from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 3
 RICH: dict[str, Any] = {
@@ -64,13 +64,7 @@ KEPT = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("writing")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    (made / "pages").mkdir()
-    for seed in range(N_PICTURES):
-        pixels = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(made / "pages" / f"{seed}.png")
-    return made
+    return make_folder(tmp_path_factory.mktemp("writing"), N_PICTURES)
 
 
 @pytest.fixture(scope="module")

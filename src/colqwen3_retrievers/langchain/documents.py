@@ -28,8 +28,12 @@ RELEVANCE_SCORE: Final = "relevance_score"
 NEIGHBOUR_OF: Final = "neighbour_of"
 """Metadata key of a neighbouring page: the id of the page that was found, and beside which it stands."""
 
-STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF, BOXES, HEATMAP)
+STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF)
 """Keys that say something of one search or one machine, and are made anew with each document."""
+
+EVIDENCE: Final = (BOXES, HEATMAP)
+"""Keys of what a search was asked to tell. A page may have its own of these names, and documents show them unless told
+otherwise; a document of ours that is added again leaves them behind."""
 
 OTHER_VIEWS: Final = ("_llama_index",)
 """Technical keys of pages that came into the index by another framework; no document shows them."""

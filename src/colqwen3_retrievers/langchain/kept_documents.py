@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.langchain.documents import (
+    EVIDENCE,
     KEPT,
     STALE,
     citation,
@@ -18,7 +19,7 @@ from colqwen3_retrievers.langchain.documents import (
 )
 from colqwen3_retrievers.remote_images import AllowRemote
 
-_OWN: Final = {"source", "page", "page_label", "citation", "sha256", *STALE}
+_OWN: Final = {"source", "page", "page_label", "citation", "sha256", *STALE, *EVIDENCE}
 """Keys that :func:`~colqwen3_retrievers.langchain.documents.page_to_document` makes from the page itself."""
 
 

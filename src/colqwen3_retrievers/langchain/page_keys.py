@@ -11,10 +11,11 @@ from langchain_core.documents import Document
 
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import open_image, read_image_bytes
-from colqwen3_retrievers.langchain.documents import STALE, document_image
+from colqwen3_retrievers.langchain.documents import EVIDENCE, STALE, document_image
+from colqwen3_retrievers.remote_images import AllowRemote
 
 
-def page_key_encoder(document: Document) -> str:
+def page_key_encoder(document: Document, *, allow_remote: AllowRemote = False) -> str:
     """Give a key that is the same for the same page and another for any other: ``index(..., key_encoder=this)``.
 
     LangChain's own keys digest text and metadata. Pages without text are then all alike and silently left out, a page
@@ -26,10 +27,13 @@ def page_key_encoder(document: Document) -> str:
 
     Args:
         document: of :class:`~colqwen3_retrievers.langchain.page_loader.PageLoader` or any other maker.
+        allow_remote: whether the web address of an image block is fetched, to tell whether the image has changed; give
+            ``functools.partial(page_key_encoder, allow_remote=True)``, and the same to the store by
+            ``upsert_kwargs={"allow_remote": True}``.
 
     Raises:
         ConfigError: metadata that is not JSON, or an image that is none.
-        PageError: the image cannot be read.
+        PageError: the image cannot be read or fetched.
 
     Example:
         >>> from langchain_core.indexing import InMemoryRecordManager, index
@@ -39,8 +43,8 @@ def page_key_encoder(document: Document) -> str:
         >>> page_key_encoder(Document("x", id="a.pdf#page=1"))
         'a.pdf#page=1@898ad8c1931b1ef492422f9643ed75e8'
     """
-    image = document_image(document)
-    away = {*STALE, "image"} if image is not None else set(STALE)
+    image = document_image(document, allow_remote)
+    away = {*STALE, *EVIDENCE} | ({"image"} if image is not None else set())
     metadata = {key: value for key, value in document.metadata.items() if key not in away}
     try:
         described = json.dumps([document.id, document.page_content, metadata], sort_keys=True, allow_nan=False)

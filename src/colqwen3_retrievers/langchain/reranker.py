@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
-from colqwen3_retrievers.evidence import BOXES, HEATMAP, Evidence
+from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
@@ -297,11 +297,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
 
 def _copy(document: Document, news: dict[str, Any]) -> Document:
-    old = {
-        key: value
-        for key, value in document.metadata.items()
-        if key not in (RELEVANCE_SCORE, RERANK_ERROR, BOXES, HEATMAP)
-    }
+    old = {key: value for key, value in document.metadata.items() if key not in (RELEVANCE_SCORE, RERANK_ERROR)}
     return document.model_copy(update={"metadata": {**old, **news}})
 
 

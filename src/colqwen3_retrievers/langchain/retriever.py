@@ -22,15 +22,21 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.langchain.future_group import FutureGroup
-
-Outcome = list[Document] | Exception
+from colqwen3_retrievers.langchain.questions import (
+    Outcome,
+    checked_query,
+    in_parts,
+    model_name,
+    results_of,
+    shown_query,
+    sorted_out,
+)
 
 
 class ColQwen3Retriever(BaseRetriever):
@@ -104,13 +110,13 @@ class ColQwen3Retriever(BaseRetriever):
             EncodeError: the query cannot be encoded.
         """
         if isinstance(input, Query):
-            return super().invoke(_shown(input), config, question=input, **kwargs)
+            return super().invoke(shown_query(input), config, question=input, **kwargs)
         return super().invoke(input, config, **kwargs)
 
     async def ainvoke(self, input: str | Query, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Find documents for one query without blocking the event loop; see :meth:`invoke`."""
         if isinstance(input, Query):
-            return await super().ainvoke(_shown(input), config, question=input, **kwargs)
+            return await super().ainvoke(shown_query(input), config, question=input, **kwargs)
         return await super().ainvoke(input, config, **kwargs)
 
     def _get_relevant_documents(
@@ -122,7 +128,7 @@ class ColQwen3Retriever(BaseRetriever):
         filter: dict[str, Any] | None = None,
         question: Query | None = None,
     ) -> list[Document]:
-        asked = _checked(question or query)
+        asked = checked_query(question or query)
         hits, told = self._evidence.search(self._pages, asked, self._how(k, filter))
         return hits_to_documents(hits, evidence=told)
 
@@ -135,7 +141,7 @@ class ColQwen3Retriever(BaseRetriever):
         filter: dict[str, Any] | None = None,
         question: Query | None = None,
     ) -> list[Document]:
-        asked = _checked(question or query)
+        asked = checked_query(question or query)
         hits, told = await self._evidence.asearch(self._pages, asked, self._how(k, filter))
         return hits_to_documents(hits, evidence=told)
 
@@ -167,11 +173,11 @@ class ColQwen3Retriever(BaseRetriever):
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        runs = [self._manager(CallbackManager, each).on_retriever_start(None, _shown(query), **self._run(each))
+        runs = [self._manager(CallbackManager, each).on_retriever_start(None, shown_query(query), **self._run(each))
                 for query, each in zip(inputs, configs, strict=True)]  # fmt: skip
         outcomes: list[Outcome] = []
         try:
-            for part in _parts(inputs, configs[0]):
+            for part in in_parts(inputs, configs[0]):
                 outcomes += self._answer(part, **kwargs)
         except BaseException as exc:  # that of all of them; an interrupt goes on at once
             outcomes = [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * len(inputs)
@@ -183,7 +189,7 @@ class ColQwen3Retriever(BaseRetriever):
                     run.on_retriever_error(outcome)
                 else:
                     run.on_retriever_end(outcome)
-        return _results(outcomes, return_exceptions)
+        return results_of(outcomes, return_exceptions)
 
     async def abatch(
         self,
@@ -198,11 +204,11 @@ class ColQwen3Retriever(BaseRetriever):
             return []
         configs = get_config_list(config, len(inputs))
         runs = [await self._manager(AsyncCallbackManager, each).on_retriever_start(
-                    None, _shown(query), **self._run(each))
+                    None, shown_query(query), **self._run(each))
                 for query, each in zip(inputs, configs, strict=True)]  # fmt: skip
         outcomes: list[Outcome] = []
         try:
-            for part in _parts(inputs, configs[0]):
+            for part in in_parts(inputs, configs[0]):
                 outcomes += await self._aanswer(part, **kwargs)
         except BaseException as exc:  # that of all of them; a cancellation goes on at once
             outcomes = [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * len(inputs)
@@ -214,7 +220,7 @@ class ColQwen3Retriever(BaseRetriever):
                     await run.on_retriever_error(outcome)
                 else:
                     await run.on_retriever_end(outcome)
-        return _results(outcomes, return_exceptions)
+        return results_of(outcomes, return_exceptions)
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -245,7 +251,7 @@ class ColQwen3Retriever(BaseRetriever):
     def _answer(
         self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
     ) -> list[Outcome]:
-        how, outcomes, asked = self._how(k, filter), *_sorted_out(queries)
+        how, outcomes, asked = self._how(k, filter), *sorted_out(queries)
         group = FutureGroup()
         try:
             return self._search(outcomes, self._submit(asked, group), how)
@@ -255,7 +261,7 @@ class ColQwen3Retriever(BaseRetriever):
     async def _aanswer(
         self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
     ) -> list[Outcome]:
-        how, outcomes, asked = self._how(k, filter), *_sorted_out(queries)
+        how, outcomes, asked = self._how(k, filter), *sorted_out(queries)
         group = FutureGroup()
         try:  # submitting may load a model
             futures = await asyncio.to_thread(self._submit, asked, group)
@@ -308,7 +314,7 @@ class ColQwen3Retriever(BaseRetriever):
             **super()._get_ls_params(**kwargs),
             ls_vector_store_provider="PageIndex",
             ls_embedding_provider="colqwen3-retrievers",
-            ls_embedding_model=_model_name(self._pages.info.model),
+            ls_embedding_model=model_name(self._pages.info.model),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -318,48 +324,3 @@ class ColQwen3Retriever(BaseRetriever):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Give a copy that shares the index and the encoder."""
         return self.model_copy()
-
-
-def _model_name(model: str) -> str:
-    return Path(model).name if Path(model).is_absolute() else model
-
-
-def _checked(query: str | Query) -> str | Query:
-    if not isinstance(query, str | Query):
-        raise ConfigError(f"query: expected a text or a Query, got {type(query).__name__}")
-    if isinstance(query, str):
-        Query(query)  # refuses an empty one before anything is loaded
-    return query
-
-
-def _shown(query: object) -> str:
-    """What callbacks and traces see of a query."""
-    if not isinstance(query, Query):
-        return query if isinstance(query, str) else repr(query)
-    return " ".join(part for part in ("[image]" if query.image is not None else "", query.text or "") if part)
-
-
-def _parts(inputs: Sequence[Any], config: RunnableConfig) -> list[Sequence[Any]]:
-    size = config.get("max_concurrency") or len(inputs)
-    return [inputs[first : first + size] for first in range(0, len(inputs), size)]
-
-
-def _sorted_out(queries: Sequence[str | Query]) -> tuple[dict[int, Outcome], dict[int, str | Query]]:
-    """Tell the queries that cannot be asked, by place, from those that can."""
-    outcomes: dict[int, Outcome] = {}
-    asked: dict[int, str | Query] = {}
-    for place, query in enumerate(queries):
-        try:
-            asked[place] = _checked(query)
-        except ConfigError as exc:
-            outcomes[place] = exc
-        else:
-            outcomes[place] = []
-    return outcomes, asked
-
-
-def _results(outcomes: list[Outcome], return_exceptions: bool) -> list[list[Document]]:
-    failed = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
-    if failed is not None and not return_exceptions:
-        raise failed
-    return outcomes  # type: ignore[return-value]  # LangChain types exceptions in place of results so, too

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 
 class PageQuestion(BaseModel):
@@ -23,7 +24,12 @@ class PageQuestion(BaseModel):
 
 
 def create_page_retriever_tool(
-    retriever: BaseRetriever, name: str, description: str, *, max_images: int | None = None
+    retriever: BaseRetriever,
+    name: str,
+    description: str,
+    *,
+    max_images: int | None = None,
+    allow_remote: AllowRemote = False,
 ) -> StructuredTool:
     """Make a tool that answers with page images, each right after its name, so that the model can see and cite them.
 
@@ -36,6 +42,8 @@ def create_page_retriever_tool(
         name: the tool's name for the model.
         description: when the model should use it.
         max_images: most images in one answer; the text of the others is handed over. None sends all.
+        allow_remote: whether images known by a web address are fetched; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
     Returns:
         A tool for ``create_agent`` and ``bind_tools``, with a native async half. A question that is empty or too long
@@ -54,20 +62,21 @@ def create_page_retriever_tool(
     if not isinstance(retriever, BaseRetriever):
         raise ConfigError(f"retriever: expected a LangChain retriever, got {type(retriever).__name__}")
     docs_to_content_blocks([], max_images=max_images)  # refuses a wrong number now
+    remote = checked_remote(allow_remote)
 
     def search(query: str, callbacks: Callbacks = None) -> tuple[list[ContentBlock], list[Document]]:
         try:
             documents = retriever.invoke(_asked(query), {"callbacks": callbacks})
         except EncodeError as exc:
             raise ToolException(str(exc)) from exc
-        return _blocks(documents, max_images), documents
+        return _blocks(documents, max_images, remote), documents
 
     async def asearch(query: str, callbacks: Callbacks = None) -> tuple[list[ContentBlock], list[Document]]:
         try:
             documents = await retriever.ainvoke(_asked(query), {"callbacks": callbacks})
         except EncodeError as exc:
             raise ToolException(str(exc)) from exc
-        return await asyncio.to_thread(_blocks, documents, max_images), documents  # it reads files
+        return await asyncio.to_thread(_blocks, documents, max_images, remote), documents  # it reads files
 
     handled: dict[str, Any] = {"response_format": "content_and_artifact", "handle_tool_error": True}
     return StructuredTool(
@@ -81,6 +90,6 @@ def _asked(query: str) -> str:
     return query
 
 
-def _blocks(documents: list[Document], max_images: int | None) -> list[ContentBlock]:
-    found = docs_to_content_blocks(documents, max_images=max_images)
+def _blocks(documents: list[Document], max_images: int | None, allow_remote: AllowRemote) -> list[ContentBlock]:
+    found = docs_to_content_blocks(documents, max_images=max_images, allow_remote=allow_remote)
     return found or [TextContentBlock(type="text", text="No page was found.")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.stores.where import parse
+from colqwen3_retrievers.stores.where import parse, rename_fields
 
 NODE_KEYS: Final = {"page_id": "id", "page": "number", "page_label": "label"}
 """Keys of our nodes' metadata whose page field has another name."""
@@ -57,6 +58,25 @@ def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
     where = _group(filters)
     parse(where)  # a value of the wrong kind is told now, not at the first question
     return where
+
+
+def where_of(filters: MetadataFilters | None, where: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Give one filter for both of a retriever's; with both, both must hold.
+
+    Args:
+        filters: see :func:`filters_to_where`.
+        where: in the language of :mod:`colqwen3_retrievers.stores.where`, over the keys of nodes' metadata.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+
+    >>> where_of(None, {"page": 3})
+    {'number': 3}
+    """
+    one, other = filters_to_where(filters), rename_fields(where, NODE_KEYS)
+    if parse(other) is None:
+        return one
+    return other if one is None else {"$and": [one, other]}
 
 
 def _group(filters: MetadataFilters) -> dict[str, Any] | None:

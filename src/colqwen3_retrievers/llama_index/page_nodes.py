@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from llama_index.core.bridge.pydantic import Field
+from llama_index.core.bridge.pydantic import Field, field_validator
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -23,6 +23,7 @@ from llama_index.core.schema import (
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID, SOURCE_KEYS
 from colqwen3_retrievers.llama_index.nodes import has_image, page_from_node, plain_text
+from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ class PageNodes(TransformComponent):
 
     Args:
         on_error: a picture that cannot be read: ``"raise"``, or ``"skip"`` its node with a warning in the log.
+        allow_remote: whether a picture known by a web address only is fetched, and then carried in base64; see
+            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
     Raises:
-        EncodeError: with ``"raise"``, a picture that cannot be read, or that is only known by a URL; nothing is
-            fetched. ``.index`` is the node's position.
+        EncodeError: with ``"raise"``, a picture that cannot be read, or that is only known by a URL which may not
+            be fetched. ``.index`` is the node's position.
 
     Example:
         >>> from llama_index.core.schema import Document
@@ -54,6 +57,12 @@ class PageNodes(TransformComponent):
     """
 
     on_error: Literal["raise", "skip"] = Field(default="raise")
+    allow_remote: bool | tuple[str, ...] = Field(default=False)
+
+    @field_validator("allow_remote", mode="before")
+    @classmethod
+    def _checked_remote(cls, value: Any) -> object:
+        return checked_remote(value)
 
     @classmethod
     def class_name(cls) -> str:
@@ -69,7 +78,7 @@ class PageNodes(TransformComponent):
         made: list[BaseNode] = []
         for position, node in enumerate(nodes):
             try:
-                made.append(_page_node(node) if has_image(node) else _text_node(node))
+                made.append(_page_node(node, self.allow_remote) if has_image(node) else _text_node(node))
             except (PageError, ConfigError) as exc:
                 if self.on_error == "raise":
                     raise EncodeError(f"input {position}: {exc}", index=position) from exc
@@ -81,8 +90,8 @@ class PageNodes(TransformComponent):
         return await asyncio.to_thread(self.__call__, nodes)
 
 
-def _page_node(node: BaseNode) -> ImageNode:
-    page = page_from_node(node)
+def _page_node(node: BaseNode, allow_remote: AllowRemote) -> ImageNode:
+    page = page_from_node(node, allow_remote)
     text, source = plain_text(node), page.image_source
     metadata = {**node.metadata, PAGE_ID: node.node_id, "sha256": node.metadata.get("sha256") or page.sha256}
     fresh = [key for key in (PAGE_ID, "sha256") if key not in node.metadata]

@@ -34,7 +34,7 @@ from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.late_interaction import relevance
 from colqwen3_retrievers.llama_index.candidates import Candidates
 from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle, with_technical
-from colqwen3_retrievers.llama_index.reranker_tools import Tools, reported
+from colqwen3_retrievers.llama_index.reranker_tools import Tools, check_together, reported
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
 from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.server_scores import server_scores
@@ -141,19 +141,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if encoder is not None and (model is not None or device is not None):
-            raise ConfigError("encoder: it has a model and a device; give either it or them")
-        if isinstance(cache, PageEmbeddingCache):
-            if model is not None or device is not None or cache_bytes is not None:
-                raise ConfigError("cache: it has an encoder and a bound; give either it, or model, device, cache_bytes")
-            if encoder is not None and encoder is not cache.encoder:
-                raise ConfigError("cache: it belongs to another encoder")
-        if index is not None and device is not None and model is None:
-            raise ConfigError("device: beside index= give model= too, or a ready encoder=")
-        if scoring == "server" and (index is not None or cache is not None or cache_bytes is not None):
-            raise ConfigError("scoring='server': every node is encoded anew there; give neither index nor cache")
-        if scoring == "server" and (boxes or heatmaps is not None):
-            raise ConfigError("scoring='server': no vectors travel, so there are neither boxes nor heatmaps")
+        check_together(
+            model, device, encoder=encoder, index=index, cache=cache, cache_bytes=cache_bytes, scoring=scoring,
+            evidence=bool(boxes) or heatmaps is not None,
+        )  # fmt: skip
         fields: dict[str, Any] = {
             "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
             "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score, "on_error": on_error,

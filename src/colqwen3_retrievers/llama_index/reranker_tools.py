@@ -72,6 +72,33 @@ class Tools:
         return cls(settings, encoder, index, cache)
 
 
+def check_together(
+    model: object, device: object, *, encoder: object, index: object, cache: object, cache_bytes: object,
+    scoring: object, evidence: bool,
+) -> None:  # fmt: skip
+    """Refuse arguments of a reranker that contradict each other; ``evidence`` is whether boxes or heatmaps are wanted.
+
+    Raises:
+        ConfigError: it names them.
+
+    >>> check_together("tiny", None, encoder=None, index=None, cache=None, cache_bytes=None, scoring="client",
+    ...                evidence=True)
+    """
+    if encoder is not None and (model is not None or device is not None):
+        raise ConfigError("encoder: it has a model and a device; give either it or them")
+    if isinstance(cache, PageEmbeddingCache):
+        if model is not None or device is not None or cache_bytes is not None:
+            raise ConfigError("cache: it has an encoder and a bound; give either it, or model, device, cache_bytes")
+        if encoder is not None and encoder is not cache.encoder:
+            raise ConfigError("cache: it belongs to another encoder")
+    if index is not None and device is not None and model is None:
+        raise ConfigError("device: beside index= give model= too, or a ready encoder=")
+    if scoring == "server" and (index is not None or cache is not None or cache_bytes is not None):
+        raise ConfigError("scoring='server': every node is encoded anew there; give neither index nor cache")
+    if scoring == "server" and evidence:
+        raise ConfigError("scoring='server': no vectors travel, so there are neither boxes nor heatmaps")
+
+
 @contextmanager
 def reported(
     nodes: Sequence[NodeWithScore],

@@ -27,13 +27,12 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.llama_index.filters import NODE_KEYS, filters_to_where
+from colqwen3_retrievers.llama_index.filters import where_of
 from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.retriever_settings import Persisting
 from colqwen3_retrievers.llama_index.retriever_writing import Writing
 from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import GroupBy
-from colqwen3_retrievers.stores.where import parse, rename_fields
 
 
 class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
@@ -106,7 +105,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager, object_map=object_map, objects=objects, verbose=verbose)
         self.similarity_top_k = similarity_top_k
-        self._where = _both(filters_to_where(filters), rename_fields(where, NODE_KEYS))
+        self._where = where_of(filters, where)
         if group_by not in (None, "source"):
             raise ConfigError(f"group_by: expected None or 'source', got {group_by!r}")
         if isinstance(window, bool) or not isinstance(window, int) or window < 0:
@@ -344,9 +343,3 @@ def _question(bundle: QueryBundle) -> Query:
     # Query transforms (HyDE and the like) put what is to be embedded beside the query; MaxSim of texts laid end to end
     # is the sum of theirs.
     return query_from_bundle(bundle, text="\n".join(bundle.embedding_strs))
-
-
-def _both(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if parse(other) is None:
-        return one
-    return other if one is None else {"$and": [one, other]}
