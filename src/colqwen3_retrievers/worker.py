@@ -206,19 +206,18 @@ class EncodeWorker:
 
     def _embed(self, engine: Engine, jobs: list[_Job]) -> None:
         """Settle jobs; a batch that fails for one of its inputs is halved, until that one alone fails."""
+        rows: list[Float32] | None
         try:
             rows = engine.embed([job.item for job in jobs])
             if len(rows) != len(jobs):
                 raise EngineError(f"the engine gave {len(rows)} results for {len(jobs)} inputs")
         except BaseException as exc:  # the failure belongs to the callers, not to this thread
-            if len(jobs) > 1 and not self._closed and _may_be_an_input(exc):
-                half = len(jobs) // 2
-            else:
+            if len(jobs) == 1 or self._closed or not _may_be_an_input(exc):
                 _fail(jobs, exc)
                 return
-        else:
-            half = 0
-        if half:  # outside the handler, whose traceback keeps the batch
+            rows = None
+        if rows is None:  # here, for in the handler the exception would keep the batch
+            half = len(jobs) // 2
             self._embed(engine, jobs[:half])
             self._embed(engine, jobs[half:])
             return

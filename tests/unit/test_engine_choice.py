@@ -134,3 +134,22 @@ def test_bad_options(kind: type, options: dict[str, Any], message: str) -> None:
 
 def test_choice_without_an_encoder() -> None:
     assert choose_engine("server", URL, KEY, None) == (ServerOptions(), (URL,), KEY)
+
+
+@pytest.mark.parametrize(
+    "url", ["https//me:hunter2@gpu-1", "http:///me:hunter2@gpu-1", "http://gpu-1?key=hunter2", "http://gpu-1#hunter2"]
+)
+def test_what_may_be_secret_in_a_refused_url_is_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="api_key= takes a key") as caught:
+        ColQwen3Encoder("tiny", url=url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_empty_key_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLQWEN3_API_KEY", "another")
+    assert choose_engine("server", URL, "", None)[2] is None
+
+
+def test_an_empty_query_is_a_query() -> None:
+    with pytest.raises(ConfigError, match="without query"):
+        ColQwen3Encoder("tiny", url="http://gpu-1:8000/?")

@@ -149,3 +149,45 @@ def test_a_server_that_is_wrong_is_not_one_that_is_gone(clock: Clock) -> None:
         with pytest.raises(ConfigError):
             asyncio.run(server.ready(wrong))
     assert not server.resting
+
+
+def test_a_server_that_is_gone_for_days_is_still_one_that_is_gone(clock: Clock) -> None:
+    server: Server[str] = Server("a", clock)
+    for _ in range(1100):
+        clock.now += LONGEST_PAUSE
+        with pytest.raises(EngineError):
+            asyncio.run(server.ready(gone))
+    assert server.resting == LONGEST_PAUSE
+
+
+def test_all_open_says_what_was_last_seen(clock: Clock) -> None:
+    fleet: Fleet[str] = Fleet(["http://a"], clock)
+    for _ in range(2):
+        clock.now += GRACE
+        with fleet.use() as server, pytest.raises(EngineError):
+            asyncio.run(server.ready(gone))
+    with pytest.raises(EngineError, match=r"not asked again for 1\.0 s \(gone\)"):
+        fleet.use().__enter__()
+
+
+def test_nobody_joins_a_check_while_another_server_is_there(clock: Clock) -> None:
+    fleet: Fleet[str] = Fleet(["a", "b"], clock)
+    there, back = fleet.servers
+
+    async def hangs(server: Server[str]) -> str:
+        await asyncio.sleep(60)
+        return server.url
+
+    async def many() -> None:
+        await there.ready(well)
+        there.active = 9
+        with fleet.use() as picked:
+            assert picked is back, "somebody has to find out"
+            checked = asyncio.ensure_future(back.ready(hangs))
+            await asyncio.sleep(0)
+            there.active, back.active = 9, 0
+            with fleet.use() as other:
+                assert other is there
+            checked.cancel()
+
+    asyncio.run(many())

@@ -137,7 +137,8 @@ def test_what_cannot_be_checked_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("colqwen3_retrievers.engines.server_probe._CHEAP", 0)
-    with FaultServer(folders["tomoro"], with_bias=False) as one, FaultServer(folders["tomoro"]) as two:
+    biasless = {"folder": folders["tomoro"], "with_bias": False}
+    with FaultServer(**biasless) as one, FaultServer(**biasless) as two:
         encoder = ColQwen3Encoder(folders["tomoro"], url=[one.url, two.url], engine=OPTIONS, max_visual_tokens=96)
         with encoder, caplog.at_level(logging.WARNING):
             encoder.encode_images([IMAGE] * 8)

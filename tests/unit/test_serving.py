@@ -125,6 +125,7 @@ def test_revision_of_a_hub_model_only(tmp_path: Path) -> None:
         ({"model": "OpenSearch-AI/Ops-Colqwen3-4B", "videos": True}, "videos: family ops has no prompt for them"),
         ({"extra": ["--api-key", "secret"]}, "--api-key: everybody on the machine sees a command line"),
         ({"extra": ["--api-key=secret"]}, "set VLLM_API_KEY instead"),
+        ({"extra": ["--api_key", "secret"]}, "set VLLM_API_KEY instead"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -184,6 +185,42 @@ def test_folder_that_cannot_be(model: TinyCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match="file: cannot be written"):
         write_folder(open_checkpoint(model.folder), tmp_path / "file")
+
+
+def test_folder_of_somebody_else_is_left_alone(model: TinyCheckpoint, tmp_path: Path) -> None:
+    theirs = make_checkpoint(tmp_path / "theirs", "nemotron", seed=3)
+    before = (theirs.folder / "model.safetensors").read_bytes()
+    with pytest.raises(EngineError, match="theirs: holds other files; choose an empty folder"):
+        serve_command(model.folder, folder=theirs.folder)
+    assert (theirs.folder / "model.safetensors").read_bytes() == before
+
+
+def test_folder_written_for_one_checkpoint_keeps_nothing_of_it_for_the_next(
+    model: TinyCheckpoint, tmp_path: Path
+) -> None:
+    """vLLM reads every tensor file of a folder, or those that an index names."""
+    other = make_checkpoint(tmp_path / "other", "nemotron", seed=3)
+    other.write(shards=3)
+    for folder in (other.folder, model.folder):
+        serve_command(folder, folder=tmp_path / "served")
+    assert [path.name for path in (tmp_path / "served").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_folder_is_of_the_revision_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def opened(name: str, *, family: str | None, revision: str | None) -> object:
+        asked.append(revision)
+        return open_checkpoint("tiny")
+
+    monkeypatch.setattr("colqwen3_retrievers.serving.open_checkpoint", opened)
+    serve_command("OpenSearch-AI/Ops-Colqwen3-4B", revision="abc", folder=tmp_path / "served")
+    assert asked == ["abc"]
+
+
+def test_options_that_no_shell_understands() -> None:
+    with pytest.raises(ConfigError, match="--vllm-options: No closing quotation"):
+        serve(parse("tiny", "--vllm-options=--x 'y"))
 
 
 # -- chat templates ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.errors import CheckpointError, EngineError
+from colqwen3_retrievers.errors import CheckpointError, EncodeError, EngineError, EngineResponseError
 from colqwen3_retrievers.futures import Lane, gather
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.worker import QUERY_BATCHES_IN_A_ROW, EncodeWorker
@@ -189,3 +189,50 @@ def test_a_lane_survives_a_job_that_raises(caplog: pytest.LogCaptureFixture) -> 
     lane.submit(done.set)
     assert done.wait(30)
     assert "a callback failed in thread test" in caplog.text
+
+
+class PickyEngine(GatedEngine):
+    """An engine that fails a whole batch for one of its inputs."""
+
+    def __init__(self, error: EngineError | EncodeError) -> None:
+        super().__init__(batch_tokens=1000)
+        self.error = error
+
+    def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
+        rows = super().embed(inputs)
+        if any(len(one) == 13 for one in inputs):
+            raise self.error
+        return rows
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EncodeError("too long"), EngineError("out of memory with a single input"),
+        EngineResponseError("NaN"), EngineResponseError("no", status_code=400),
+    ],
+)  # fmt: skip
+def test_one_bad_input_fails_alone(error: EngineError | EncodeError) -> None:
+    engine = PickyEngine(error)
+    worker, _ = held(engine)
+    futures = [worker.submit(item(length)) for length in (10, 11, 12, 13, 14, 15, 16)]
+    engine.gate.set()
+    assert wait(futures, timeout=30).not_done == set()
+    failed = [future.exception() for future in futures]
+    assert [type(one) for one in failed if one is not None] == [type(error)]
+    assert failed[3] is not None
+    assert [len(future.result()) for future in futures[:3] + futures[4:]] == [10, 11, 12, 14, 15, 16]
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    "error", [EngineError("nobody is there", retryable=True), EngineResponseError("who are you?", status_code=401)]
+)
+def test_what_is_no_inputs_fault_is_not_tried_again(error: EngineError) -> None:
+    engine = PickyEngine(error)
+    worker, _ = held(engine)
+    futures = [worker.submit(item(length)) for length in (12, 13, 14)]
+    engine.gate.set()
+    assert [type(future.exception(30)) for future in futures] == [type(error)] * 3
+    assert len(engine.batches) == 2
+    worker.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from colqwen3_retrievers.checkpoint import Checkpoint
 from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.engines.server_client import ServerClient
-from colqwen3_retrievers.engines.server_probe import Findings, message_text, request_template, wrong_count
+from colqwen3_retrievers.engines.server_probe import OWN_MODEL, Findings, message_text, request_template, wrong_count
 from colqwen3_retrievers.engines.server_transport import Answer, RefusalError
 from colqwen3_retrievers.engines.server_wire import (
     VIDEO_MARKS,
@@ -18,7 +20,7 @@ from colqwen3_retrievers.engines.server_wire import (
     pooling_settings,
     text_body,
 )
-from colqwen3_retrievers.errors import ConfigError, DimensionError
+from colqwen3_retrievers.errors import ConfigError, DimensionError, InputTooLongError
 from colqwen3_retrievers.options import ServerOptions
 from colqwen3_retrievers.rendering import EncoderInput
 
@@ -27,6 +29,21 @@ BATCH_TOKENS = 1024
 
 TEXTS_A_REQUEST = 16
 """Most prompts in a request: the header that says where each one's rows lie must pass proxies, some at 4 kB."""
+
+
+def _check_length(item: EncoderInput, url: str, known: Findings) -> None:
+    """Refuse what a server says it does not take, as every engine does."""
+    limit = known.context_length
+    if limit is not None and len(item) > limit:
+        raise InputTooLongError(
+            f"an input has {len(item):,} tokens, {url} takes {limit:,} (--max-model-len)",
+            limit=limit,
+            actual=len(item),
+        )
+
+
+FIRST_ROWS = 1000
+"""Most first tokens of prompts whose rows are remembered of a server, to tell when it serves another model."""
 
 
 class ServerEngine:
@@ -84,6 +101,7 @@ class ServerEngine:
         """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`. Safe to call from many threads.
 
         Raises:
+            InputTooLongError: a text is longer than the server takes.
             EngineTimeoutError: a request took longer than ``options.timeout``.
             EngineResponseError: an answer that is no token embeddings, or another status than 200.
             ConfigError: a server serves something else, or sees something else than it should.
@@ -104,20 +122,23 @@ class ServerEngine:
         self._client.close()
 
     def _embed_texts(self, items: list[EncoderInput]) -> list[Float32]:
-        async def ask(url: str, known: Findings) -> tuple[str, Answer]:
+        async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
+            for item in items:
+                _check_length(item, url, known)
             settings = pooling_settings(known.model, self.options.embed_dtype)
-            return url, await self._client.pool(
-                url, text_body([item.token_ids for item in items], settings), sum(map(len, items))
-            )
+            body = text_body([item.token_ids for item in items], settings)
+            return url, known, await self._client.pool(url, body, sum(map(len, items)))
 
-        return self._checked(items, *self._client.ask(ask))
+        url, known, answer = self._client.ask(ask)
+        found = self._checked(items, url, answer)
+        return self._embed_texts(items) if self._is_another(url, known, items, found) else found
 
     def _embed_picture(self, item: EncoderInput) -> Float32:
         part = picture_part(item)  # once, here: packing takes longer than all else a client does
         template = (self._family.video if item.is_video else self._family.image) or ""
         times = {"media_io_kwargs": frame_times(item)} if item.is_video and needs_times(item) else {}
 
-        async def ask(url: str, known: Findings) -> tuple[str, Answer]:
+        async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
             settings = {
                 **pooling_settings(known.model, self.options.embed_dtype),
                 **request_template(known.dialect),
@@ -125,7 +146,7 @@ class ServerEngine:
             }
             text = message_text(item, known.dialect, template, bare=url in self._bare_videos)
             try:
-                return url, await self._client.pool(url, message_body(part, text, settings), len(item))
+                return url, known, await self._client.pool(url, message_body(part, text, settings), len(item))
             except RefusalError as exc:
                 if times and "media_io_kwargs" in exc.said:
                     raise ConfigError(
@@ -134,14 +155,31 @@ class ServerEngine:
                     ) from exc
                 raise
 
-        url, answer = self._client.ask(ask)
+        url, known, answer = self._client.ask(ask)
         if item.is_video and url not in self._bare_videos:
             # vLLM beside transformers 5.10 and later keeps the marks around what it expands: seen once, remembered
             (rows,) = self._client.rows(url, answer, 1)
             if len(rows) == len(item) + VIDEO_MARKS:
                 self._bare_videos.add(url)
                 return self._embed_picture(item)
-        return self._checked([item], url, answer)[0]
+        found = self._checked([item], url, answer)
+        return self._embed_picture(item) if self._is_another(url, known, [item], found) else found[0]
+
+    def _is_another(self, url: str, known: Findings, items: Sequence[EncoderInput], found: Sequence[Float32]) -> bool:
+        """Whether another model answered than was checked; the server is then checked anew before it is asked again.
+
+        No request need have failed meanwhile, as when it was restarted while nobody asked. Under a causal mask the row
+        of a prompt's first token depends on nothing else, so every answer brings what tells.
+        """
+        for item, rows in zip(items, found, strict=True) if self._family.causal else ():
+            token, row = int(item.token_ids[0]), rows[0] / max(float(np.linalg.norm(rows[0])), 1e-30)
+            seen = known.first_rows.get(token)
+            if seen is None and len(known.first_rows) < FIRST_ROWS:
+                known.first_rows[token] = row
+            elif seen is not None and float(seen @ row) < OWN_MODEL:
+                self._client.check_again(url, known)
+                return True
+        return False
 
     def _checked(self, items: Sequence[EncoderInput], url: str, answer: Answer) -> list[Float32]:
         """Read an answer, and hold each input's rows against its tokens."""

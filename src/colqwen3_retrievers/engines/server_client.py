@@ -197,11 +197,11 @@ class ServerClient:
         except TimeoutError as exc:
             raise EngineTimeoutError(f"{server.url}: not checked within {self.options.timeout:.4g} s") from exc
 
-    def check_again(self, url: str) -> None:
-        """Have a server checked before it is asked again."""
+    def check_again(self, url: str, known: Findings) -> None:
+        """Have a server checked before it is asked again, unless it has been since it was known as that."""
         for server in self._fleet.servers:
-            if server.url == url:
-                server.forget()
+            if server.url == url and server.known is known:
+                server.known = None
 
     async def pool(self, url: str, body: bytes, n_tokens: int) -> Answer:
         """Post one ``/pooling`` request, of so many tokens, to one server, once."""

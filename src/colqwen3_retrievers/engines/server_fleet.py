@@ -79,8 +79,9 @@ class Server(Generic[T]):
         Raises:
             ColQwen3Error: what the check raised.
         """
-        if self.known is not None:
-            return self.known
+        known = self.known  # read once: other threads may set it to None, so that it is checked anew
+        if known is not None:
+            return known
         if self._check is None:
             self._check = asyncio.ensure_future(self._run_check(check))
             self._check.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has looked
@@ -108,10 +109,6 @@ class Server(Generic[T]):
         """Note that it did not answer, and what was seen instead."""
         if self.known is not None:  # otherwise its check has noted that, or will
             self._note_failure(why)
-
-    def forget(self) -> None:
-        """Check it anew before it is asked again: what it answers is not what it was."""
-        self.known = None
 
     def leave_alone(self, seconds: float) -> None:
         """Note that it asked not to be asked for so long."""

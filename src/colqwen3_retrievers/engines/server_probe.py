@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 SAME = 0.99
 """Least cosine of two runs of one model over the same tokens, whatever its dtype and quantisation."""
 
-_OWN_MODEL = 0.9  # least cosine to the checkpoint's lone token: a 4-bit copy has more, another model far less
+OWN_MODEL = 0.9  # least cosine to the checkpoint's lone token: a 4-bit copy has more, another model far less
 _SMALL_PIXELS = 65_536  # what stock processors leave as it is
 _CHEAP = 2**30  # bytes of weights that are read at connecting without being asked to
 _TEMPLATE_FAULTS = (400, 422, 500)  # vLLM answers 500 when a template fails
@@ -48,11 +48,13 @@ class Findings:
         model: the name it gives the model.
         dialect: how it is made to see exact prompts.
         context_length: most tokens it takes, when it tells.
+        first_rows: unit rows that it gave prompts' first tokens, by their ids.
     """
 
     model: str
     dialect: Dialect
     context_length: int | None = None
+    first_rows: dict[int, Float32] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,7 @@ class Probe:
                 f"{url} does not read the hidden state {where} the final norm, as family {self._family.name} does "
                 f"(cosine {right:.4f}, otherwise {other_norm:.4f}); {_PLUGIN}"
             )
-        if right < _OWN_MODEL:
+        if right < OWN_MODEL:
             raise ConfigError(f"{url} does not serve {self._checkpoint.model}: cosine {right:.3f} of a known token")
 
     async def _find_dialect(self, channel: Channel, model: str, bare: Float32) -> Dialect:

@@ -226,9 +226,9 @@ def _words(body: bytes, key: str | None) -> str:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
         value = text
-    for key in ("error", "message", "detail"):
-        if isinstance(value, dict) and key in value:
-            value = value[key]
+    for name in ("error", "message", "detail"):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
     words = value if isinstance(value, str) else json.dumps(value)
     for secret in (json.dumps(key)[1:-1], key) if key else ():
         words = words.replace(secret, "***")
