@@ -44,6 +44,8 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/maxsim.py
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/rerank.py
 
 # torch first and alone: where a CPU build lies at hand it is taken, and what comes after is content with it.
 $(READY): pyproject.toml constraints.txt

@@ -30,8 +30,15 @@ NEEDS = {
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
         "tests/unit/test_server_safety.py",
     ],
+    "ir_measures": [
+        "tests/unit/test_evaluation.py", "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval*.py",
+    ],
+    "mteb": ["tests/integration/test_eval_mteb.py"],
     "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py"],
-    "scipy": ["tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py"],
+    "scipy": [
+        "tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py", "tests/unit/test_evaluation.py",
+        "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval.py",
+    ],
     "pypdfium2": [
         "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
         "tests/unit/test_llama_index_reader.py",

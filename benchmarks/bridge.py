@@ -194,12 +194,13 @@ ten best pages by exact MaxSim that are among them, "the best" how often the fir
 page that holds every word of the query is. What is random is the mean of {len(SEEDS)} seeds; single seeds differ by a
 few hundredths. Time is encoding and comparing, pages and queries together, and noisy.
 
-The choice: `fde` with 2,048 numbers is the default of `SingleVectorSettings`. On real pages of `tiny` it finds much
-more than `directions`, which there does little better than chance; on synthetic pages of clear clusters `directions`
-finds a little more, so it stays as the other option. One of the two corpora alone would mislead, either way. More
-numbers find more. Several pooled rows a page, with a search for each query token, find far more of real pages than
-any single vector of the same size: `PageIndex.candidate_rows` gives them to a store of single vectors,
-`PageIndex.rescore` orders what it finds by exact MaxSim.
+The choice: `fde` with 2,048 numbers is the default of `SingleVectorSettings`. On real pages of `tiny` it finds more
+than `directions`, which there does little better than chance, though it is weak itself; on synthetic pages of clear
+clusters `directions` finds a little more, so it stays as the other option. One of the two corpora alone would
+mislead, either way. With more numbers both find more, not in every single step. Sixteen pooled rows a page, with a
+search for each query token, find far more of real pages than any single vector of the same size, and less of
+synthetic ones: `PageIndex.candidate_rows` gives them to a store of single vectors, `PageIndex.rescore` orders what it
+finds by exact MaxSim.
 
 {chr(10).join(tables)}
 """

@@ -264,8 +264,9 @@ def _langchain_stand_in() -> Any:
             return self._shown
 
         def bind_tools(self, tools: Sequence[Any], **_: Any) -> Any:
-            self._tools = [tool.name for tool in tools]
-            return self
+            bound = self.model_copy()  # which shares the list of what was shown
+            bound._tools = [tool.name for tool in tools]
+            return bound
 
         def _generate(
             self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any
@@ -275,7 +276,7 @@ def _langchain_stand_in() -> Any:
                 call = {"name": self._tools[0], "args": {"query": question.text}, "id": "call-1"}
                 answer = AIMessage("", tool_calls=[call])
             else:
-                self._shown = looked(messages)
+                self._shown[:] = looked(messages)
                 answer = AIMessage(stand_in_answer(self._shown))
             return ChatResult(generations=[ChatGeneration(message=answer)])
 

@@ -7,6 +7,8 @@ beside the one vector a page of :mod:`~colqwen3_retrievers.single_vector`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -109,13 +111,14 @@ class RowCandidates(Searching):
                     yield CandidateRow(f"{record.page.id}#row={number}", record.page.id, vector, scheme)
 
     def row_scheme(self, rows: int = 16) -> str:
-        """Name what rows of this index are made of, to call a collection by: model, dim, pooling, and their number.
+        """Name what rows of this index are made of, to call a collection by: all that shaped them, and their number.
 
         >>> PageIndex.open("my-index").row_scheme(16)                                          # doctest: +SKIP
-        'rows16-v1-dbeb11cb0064-128-1'
+        'rows16-v1-d3b07384d113edec'
         """
-        info = self.info
-        return f"rows{rows}-v{_VERSION}-{info.fingerprint[:12]}-{info.dim}-{info.pool_factor}"
+        shaped = {name: value for name, value in self.info.to_dict().items() if name not in ("model", "revision")}
+        told = json.dumps(shaped, sort_keys=True, default=str).encode()
+        return f"rows{rows}-v{_VERSION}-{hashlib.sha256(told).hexdigest()[:16]}"
 
     def row_queries(self, query: Question) -> Float32:
         """Give the vectors to ask a store of rows for: one for each token of a question.

@@ -97,8 +97,12 @@ def test_where_pages_lie_and_what_the_catalogue_says_are_of_one_moment(tmp_path:
 def test_a_store_that_was_forgotten_lets_go_of_the_lock(tmp_path: Path) -> None:
     store: Any = EmbeddedStore(tmp_path, info=INFO)
     store.add([record(1)])
+    with pytest.raises(StoreUnavailableError, match="another writer has it open"):
+        EmbeddedStore(tmp_path)
     del store
-    EmbeddedStore(tmp_path).close()
+    with EmbeddedStore(tmp_path) as next_writer:
+        next_writer.add([record(2)])
+        assert len(next_writer) == 2
 
 
 def test_a_forked_child_is_told_to_open_again_and_harms_nothing(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_store_of_bits_finds_and_lasts(tmp_path: Path) -> None:
         wide.add(record(seed) for seed in range(900))
         assert size * code_row_bytes(DIM, 8) == (tmp_path / "bytes" / "codes-000001.i8").stat().st_size * 7
     with EmbeddedStore(folder, info=INFO) as store:  # known from the catalogue
+        assert (store.code_factor, store.code_bits) == (1, 1)
         queries = [tokens(seed, 6) for seed in range(2000, 2020)]
         kept = [{id_ for id_, _ in hits} for hits in names(store, queries)]
         exact = [{id_ for id_, _ in hits} for hits in names(store, queries, exact=True)]

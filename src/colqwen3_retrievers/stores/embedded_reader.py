@@ -32,6 +32,8 @@ class EmbeddedReader:
     _folder: Path
     _read_only: bool
     _info: EncoderInfo
+    _code_factor: int
+    _code_bits: int
     _catalogue: Catalogue
     _files: StoreFiles
 
@@ -130,6 +132,16 @@ class EmbeddedReader:
     def __repr__(self) -> str:
         """Name the folder."""
         return f"EmbeddedStore({self.location!r}{', read_only=True' if self._read_only else ''})"
+
+    @property
+    def code_factor(self) -> int:
+        """Tokens for each row of a page's code."""
+        return self._code_factor
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a component of a page's code: 8 or 1."""
+        return self._code_bits
 
     def _read_state(self) -> tuple[EncoderInfo, int, int]:
         with self._catalogue.reading() as connection:

@@ -45,7 +45,7 @@ class StoreFiles:
         self.folder = folder
         self.tokens = RowFiles(folder, dim, ROW_TYPE)
         self.codes = RowFiles(folder, code_row_bytes(dim, code_bits), CODE_TYPE)
-        self._dim, self._code_bits = dim, code_bits
+        self._dim, self.code_bits = dim, code_bits
         self._kernel = kernel
         self._scan = scan
         self._seen: dict[str, NDArray[np.bool_]] = {}  # by file: which keys were compared; it only ever gains
@@ -127,7 +127,7 @@ class StoreFiles:
         """
         scores = np.empty((len(queries.offsets) - 1, len(extents.keys)), dtype=np.float32)
         scan = self._scan or default_scan()
-        if self._code_bits == 1:
+        if self.code_bits == 1:
             scan = bit_scan(scan, self._dim)
         for number, inside in by_segment(extents):
             segment = segments[number]

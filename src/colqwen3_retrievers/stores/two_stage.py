@@ -27,9 +27,11 @@ EXACT_PAGES: Final = 500
 
 FEWEST_CANDIDATES: Final = 50
 CANDIDATES_PER_HIT: Final = 5
-MARGIN: Final = 2.5
-"""Standard deviations by which an estimate may be off, beyond the mean error. With 2, 2.5 and 3, recall@10 on 2,000
-crops by the tiny checkpoint is .992, .997 and 1.000, and 72, 108 and 167 pages are scored."""
+MARGINS: Final = {8: 2.5, 1: 3.25}
+"""Standard deviations by which an estimate may be off, beyond the mean error, for each number of bits of the codes. On
+2,000 crops by the tiny checkpoint, with 2, 2.5 and 3 recall@10 by int8 is .992, .997 and 1.000, and 72, 108 and 167
+pages are scored; by single bits, a row a token, with 2.5, 3.25 and 4 it is .981, .996 and .998, and 249, 496 and 752
+pages are scored."""
 
 MOST_DOUBLINGS: Final = 4
 """Then the candidates are left as they are: 800 for ten hits. Among pages that are all alike, as random ones are, no
@@ -119,4 +121,5 @@ class _Candidates:
         """Whether the best page left out may score ``last`` or more, its estimate being off as the others' were."""
         errors = self._scores[inside] - self._estimates[inside]
         left_out = np.isnan(self._scores)
-        return bool(self._estimates[left_out].max() + errors.mean() + MARGIN * errors.std() >= last)
+        off = errors.mean() + MARGINS[self._files.code_bits] * errors.std()
+        return bool(self._estimates[left_out].max() + off >= last)

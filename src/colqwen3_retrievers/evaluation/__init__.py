@@ -1,0 +1,43 @@
+"""Judging retrieval: measures over local sets of queries, comparison of two settings, and mteb's tasks.
+
+Needs the extra ``eval`` for measures and comparisons, ``mteb`` for :class:`MtebSearch` and :func:`run_mteb`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from colqwen3_retrievers.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from colqwen3_retrievers.evaluation.comparison import Comparison as Comparison
+    from colqwen3_retrievers.evaluation.comparison import MeasureComparison as MeasureComparison
+    from colqwen3_retrievers.evaluation.comparison import compare as compare
+    from colqwen3_retrievers.evaluation.judged import JudgedSet as JudgedSet
+    from colqwen3_retrievers.evaluation.judged import read_judged_set as read_judged_set
+    from colqwen3_retrievers.evaluation.measuring import Evaluation as Evaluation
+    from colqwen3_retrievers.evaluation.measuring import evaluate as evaluate
+    from colqwen3_retrievers.evaluation.measuring import judge as judge
+    from colqwen3_retrievers.evaluation.mteb_search import MtebSearch as MtebSearch
+    from colqwen3_retrievers.evaluation.mteb_search import run_mteb as run_mteb
+    from colqwen3_retrievers.evaluation.trec import write_qrels as write_qrels
+    from colqwen3_retrievers.evaluation.trec import write_run as write_run
+
+_WHERE = {
+    "Comparison": "comparison",
+    "Evaluation": "measuring",
+    "JudgedSet": "judged",
+    "MeasureComparison": "comparison",
+    "MtebSearch": "mteb_search",
+    "compare": "comparison",
+    "evaluate": "measuring",
+    "judge": "measuring",
+    "read_judged_set": "judged",
+    "run_mteb": "mteb_search",
+    "write_qrels": "trec",
+    "write_run": "trec",
+}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
+
+__getattr__, __dir__ = lazy_names(__name__, _WHERE)

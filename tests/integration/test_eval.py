@@ -1,0 +1,83 @@
+"""``colqwen3 eval``: a folder of PDFs and judgements, an index that is there, and two settings side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.demo import write_demo_documents
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = make_checkpoint(tmp_path_factory.mktemp("tomoro"), "tomoro").folder
+    return ["--model", str(folder), "--max-visual-tokens", "60", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("judged")
+    write_demo_documents(root / "corpus")
+    for path in sorted((root / "corpus").iterdir())[1:]:
+        path.unlink()
+    [source] = [path.name for path in (root / "corpus").iterdir()]
+    (root / "qrels").mkdir()
+    (root / "queries.jsonl").write_text('{"_id": "q1", "text": "revenue"}\n{"_id": "q2", "text": "invoice"}\n')
+    (root / "qrels" / "test.tsv").write_text(f"q1\t{source}#page=1\t1\nq2\t{source}#page=2\t2\n")
+    return root
+
+
+def test_a_folder_is_indexed_judged_and_exported(
+    data: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--run", str(tmp_path / "run"), "--qrels", str(tmp_path / "qrels"), "--json", str(tmp_path / "a.json")]
+    place = ["--index", str(tmp_path / "index")]
+    assert main(["eval", str(data), *place, *model, "-k", "1", "3", *files]) == 0
+    out = capsys.readouterr().out
+    assert "2 queries judged" in out
+    assert "nDCG@3" in out
+    rows = [line.split() for line in (tmp_path / "run").read_text().splitlines()]
+    assert {row[0] for row in rows} == {"q1", "q2"}
+    assert [int(row[3]) for row in rows if row[0] == "q1"] == [1, 2]  # the file has two pages
+    assert len((tmp_path / "qrels").read_text().splitlines()) == 2
+    # the index is there now: it is asked again, by the model it knows
+    assert main(["eval", str(data), *place, "--as-is", "-k", "1", "3", "--json", str(tmp_path / "b.json")]) == 0
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert first["run"] == again["run"]
+    capsys.readouterr()
+    assert main(["eval", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "0/2/0" in capsys.readouterr().out
+
+
+def test_an_index_with_other_pages_is_refused(
+    data: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(data), "--index", str(tmp_path / "index"), *model, "-k", "1"]) == 0
+    moved = tmp_path / "other"
+    (moved / "qrels").mkdir(parents=True)
+    for name in ("queries.jsonl", "qrels/test.tsv"):
+        (moved / name).write_text((data / name).read_text())
+    (moved / "corpus.jsonl").write_text('{"_id": "other", "text": "a page"}')
+    capsys.readouterr()
+    assert main(["eval", str(moved), "--index", str(tmp_path / "index")]) == 1
+    assert "pages that are not of the corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a folder, or --mteb, or --compare"),
+        (["/nowhere"], "not a folder"),
+        (["/nowhere", "--compare", "a", "b"], "give a folder"),
+        (["--compare", "/nowhere/a", "/nowhere/b"], "cannot be read"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,111 @@
+"""The whole pipeline in real mteb: a small task of ViDoRe's shape, its data sets made in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
+from tests.hashing import HashingEncoder, picture
+
+with warnings.catch_warnings():  # mteb and what it brings warn of their own deprecations when they are imported
+    warnings.simplefilter("ignore")
+    import datasets
+    import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models.models_protocols import SearchProtocol
+
+# what mteb warns of while it works is not ours to mend
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+N = 12
+
+
+class PagesRetrieval(AbsTaskRetrieval):
+    """Find the page that shows the same picture, or has the same words; the last page answers no query."""
+
+    metadata = TaskMetadata(
+        name="PagesRetrieval", description="pages", reference="https://example.com", type="DocumentUnderstanding",
+        dataset={"path": "nowhere/pages", "revision": "1"}, category="it2it", eval_splits=["test"],
+        eval_langs=["eng-Latn"], main_score="ndcg_at_5", date=("2024-01-01", "2024-07-01"), domains=["Academic"],
+        task_subtypes=["Image Text Retrieval"], license="mit", annotations_creators="derived", dialect=[],
+        modalities=["text", "image"], sample_creation="found", bibtex_citation="",
+    )  # fmt: skip
+
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
+        images = [picture(i) for i in range(N)]
+        corpus = datasets.Dataset.from_dict(
+            {"id": [f"p{i}" for i in range(N)], "image": images},
+            features=datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()}),
+        )
+        queries = datasets.Dataset.from_dict(
+            {"id": [f"q{i}" for i in range(N - 1)], "text": ["words"] * (N - 1), "image": images[:-1]},
+            features=datasets.Features(
+                {"id": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
+            ),
+        )
+        relevant = {f"q{i}": {f"p{i if i else N - 1}": 1} for i in range(N - 1)}  # q0 is judged wrongly: never first
+        self.dataset = {
+            "default": {"test": {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}}
+        }
+        self.data_loaded = True
+
+
+@pytest.fixture
+def encoder() -> Iterator[HashingEncoder]:
+    made = HashingEncoder()
+    yield made
+    made.threads.shutdown()
+
+
+def test_mteb_judges_the_pipeline(encoder: HashingEncoder, tmp_path: Path) -> None:
+    with MtebSearch(encoder, folder=tmp_path) as search:
+        assert isinstance(search, SearchProtocol)
+        done = mteb.evaluate(search, PagesRetrieval(), cache=None, show_progress_bar=False)
+        assert len(encoder.encoded) == N
+    [scores] = done.task_results[0].scores["test"]
+    assert scores["recall_at_1"] == pytest.approx((N - 2) / (N - 1), abs=1e-4)
+    assert scores["main_score"] == scores["ndcg_at_5"]
+    assert done.model_name == "local/hashing"
+    assert list(tmp_path.iterdir()) == []  # what was indexed is gone
+
+
+def test_reranking_tasks_are_answered_among_their_candidates(encoder: HashingEncoder, tmp_path: Path) -> None:
+    task = PagesRetrieval()
+    task.load_data()
+    data = task.dataset["default"]["test"]
+    place = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}
+    with MtebSearch(encoder, folder=tmp_path) as search:
+        with pytest.raises(ConfigError, match="no corpus yet"):
+            search.search(data["queries"], top_k=3, **place)
+        search.index(data["corpus"], num_proc=None, **place)
+        among = {f"q{i}": ["p3", "p1"] for i in range(N - 1)}
+        found = search.search(data["queries"], top_k=5, top_ranked=among, num_proc=None, **place)
+    assert set(found["q3"]) == {"p1", "p3"}
+    assert next(iter(found["q3"])) == "p3"
+
+
+def test_the_meta_tells_settings_apart(encoder: HashingEncoder) -> None:
+    with MtebSearch(encoder) as search, MtebSearch(encoder, exact=True) as exact:
+        assert search.mteb_model_meta.experiment_kwargs != exact.mteb_model_meta.experiment_kwargs
+        assert search.mteb_model_meta.embed_dim == encoder.info.dim
+
+
+def test_vidore_is_known_by_name_and_other_names_are_refused(encoder: HashingEncoder) -> None:
+    for version in ("ViDoRe(v1)", "ViDoRe(v2)", "ViDoRe(v3)"):
+        assert len(mteb.get_benchmark(version).tasks) > 3
+    with pytest.raises(ConfigError, match="no benchmark or task 'Nothing'"):
+        run_mteb(encoder, ["Nothing"])
+
+
+def test_one_call_scores_tasks_by_name(encoder: HashingEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the registry would need a data set on the hub; all behind it is real
+    monkeypatch.setattr(mteb, "get_task", lambda name: PagesRetrieval())
+    scores = run_mteb(encoder, ["PagesRetrieval"])
+    assert list(scores) == ["PagesRetrieval"]
+    assert scores["PagesRetrieval"]["default test"] > 0.9
