@@ -50,6 +50,7 @@ NEEDS = {
         "tests/unit/test_images.py",
     ],
     "av": ["tests/unit/test_video.py"],
+    "websockets": ["tests/integration/test_report_in_chromium.py"],
     "vllm": [  # an environment of its own: make test-vllm
         "tests/contracts/test_vllm_engine.py", "tests/integration/test_vllm_plugin.py",
         "src/colqwen3_retrievers/engines/vllm_model.py", "tests/contracts/test_server_engine.py",

@@ -1,4 +1,4 @@
-"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy``, ``serve`` and ``demo``.
+"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy``, ``eval``, ``serve`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
 2 a wrong command line, 130 an interruption.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +23,14 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
+from colqwen3_retrievers.evaluation.command import add_eval_arguments, run_eval
+from colqwen3_retrievers.evidence import page_map, write_picture
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
 from colqwen3_retrievers.serving import add_serve_arguments, serve
-from colqwen3_retrievers.similarity_maps import similarity_map
+from colqwen3_retrievers.similarity_maps import POOLED_NOTE
 from colqwen3_retrievers.stores import is_qdrant
+from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,10 +106,11 @@ def _search(options: argparse.Namespace) -> int:
             index = stack.enter_context(PageIndex.open(options.index, encoder, **place))
         [asked] = index.encoder.submit_queries([query]).result()
         hits = index.search(asked, k=options.k, where=where)
+        shown = {}
         if options.heatmap:
-            _draw(index, asked, hits, Path(options.heatmap))
+            shown = _draw(index, asked, hits, Path(options.heatmap), tokens=options.heatmap_tokens)
     if options.json:
-        print(json.dumps([_hit(hit) for hit in hits], ensure_ascii=False, indent=1))
+        print(json.dumps([_hit(hit) | shown.get(hit.page.id, {}) for hit in hits], ensure_ascii=False, indent=1))
         return 0
     for rank, hit in enumerate(hits, start=1):
         print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}")
@@ -117,6 +123,8 @@ def _info(options: argparse.Namespace) -> int:
     if options.index:
         with PageIndex.open(options.index, read_only=True) as index:
             found: dict[str, Any] = {"index": str(options.index), "pages": len(index), **index.info.to_dict()}
+            if isinstance(index.store, EmbeddedStore):
+                found |= {"code_factor": index.store.code_factor, "code_bits": index.store.code_bits}
     else:
         found = _encoder(options).info.to_dict()
     if options.json:
@@ -143,6 +151,10 @@ def _copy(options: argparse.Namespace) -> int:
     if done.missing_images:
         print(f"colqwen3: {done.missing_images} pages have lost their image", file=sys.stderr)
     return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    return run_eval(options, _encoder, print)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -175,16 +187,37 @@ def _hit(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _draw(index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Path) -> None:
-    """Write each hit's picture with the regions that answered."""
+def _draw(
+    index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Path, *, tokens: bool
+) -> dict[str, dict[str, Any]]:
+    """Write each hit's picture with the regions that answered, and tell of them by page id."""
     folder.mkdir(parents=True, exist_ok=True)
+    told: dict[str, dict[str, Any]] = {}
     for rank, hit in enumerate(hits, start=1):
-        [record] = index.get([hit.page.id], vectors=True)
-        picture, page = hit.page.image, record.multi_vector
-        if picture is not None and page is not None and page.grid is not None:
-            path = folder / f"{rank:02}-{Path(hit.page.source).stem}-{hit.page.number}.png"
-            similarity_map(query, page).overlay(picture, boxes=3).save(path)
-            print(path, file=sys.stderr)
+        found = page_map(query, index.get([hit.page.id], vectors=True)[0].multi_vector)
+        if found is None:
+            continue
+        kept: dict[str, Any] = {"boxes": [dataclasses.asdict(box) for box in found.boxes()], "pooled": found.pooled}
+        told[hit.page.id] = kept
+        picture = hit.page.image
+        if picture is None:
+            continue
+        name = f"{rank:02}-{_file_name(Path(hit.page.source).stem or hit.page.id)}-{hit.page.number}"
+        drawn = {folder / f"{name}.png": found.overlay(picture, boxes=3)}
+        for token in range(len(found.per_token)) if tokens else ():
+            word = "" if found.tokens is None else f"-{_file_name(found.tokens[token])}"
+            drawn[folder / f"{name}-token-{token + 1:02}{word}.png"] = found.overlay(picture, token=token, boxes=1)
+        for path, overlay in drawn.items():
+            print(write_picture(overlay, path), file=sys.stderr)
+        kept["heatmaps"] = [str(path) for path in drawn]
+        if found.pooled:
+            print(f"colqwen3: {describe(hit.page)}: {POOLED_NOTE}", file=sys.stderr)
+    return told
+
+
+def _file_name(text: str) -> str:
+    """Letters, digits, dots and dashes of a text, for a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "page"
 
 
 def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
@@ -240,7 +273,10 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--images-dir", metavar="DIR", help="where page images lie, with Qdrant")
     search.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
     search.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
-    search.add_argument("--heatmap", metavar="DIR", help="write the pages with the answering regions drawn")
+    search.add_argument(
+        "--heatmap", metavar="DIR", help="write the pages with the answering regions drawn; --json lists them"
+    )
+    search.add_argument("--heatmap-tokens", action="store_true", help="with --heatmap, a picture a query token too")
     search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
     search.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
     search.add_argument("--url", action="append", default=[], metavar="URL", help=_URL)
@@ -263,6 +299,11 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("--src-images-dir", metavar="DIR", help="where the images of a Qdrant source lie")
     copy.add_argument("--dst-images-dir", metavar="DIR", help="where the images of a Qdrant destination are to lie")
     copy.set_defaults(command=_copy)
+
+    evaluation = commands.add_parser("eval", help="judge retrieval on queries with known answers; compare two settings")
+    add_eval_arguments(evaluation)
+    _model_options(evaluation)
+    evaluation.set_defaults(command=_eval)
 
     server = commands.add_parser("serve", help="print, or run, the command line of a vLLM server for a model")
     add_serve_arguments(server)

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 BOXES: Final = "boxes"
 """Metadata key of the regions that answered, best first: ``left, top, right, bottom`` in shares of the page (0 to 1,
-from its top left corner) and ``score``, the largest similarity inside, -1 to 1."""
+from its top left corner) and ``score``, the question against the region alone, a token on average, -1 to 1."""
 
 HEATMAP: Final = "heatmap"
 """Metadata key of the overlay: the absolute path of a PNG file of the page's size."""

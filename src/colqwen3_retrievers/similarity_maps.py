@@ -2,6 +2,10 @@
 
 A page's visual tokens lie in a grid over its picture, so the similarities of a query token to them are a small image.
 Prompt and augmentation tokens of the query are left out, as are tokens that are only punctuation or white space.
+
+The picture an engine sees is the whole upright page, resized without crop or border to one cell for each visual token.
+So cell (row, col) is the page's part from col / cols to (col + 1) / cols of its width, and likewise down its height,
+whatever sizes the two have.
 """
 
 from __future__ import annotations
@@ -10,10 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers.datatypes import Float32, MultiVector
 from colqwen3_retrievers.errors import ConfigError, DimensionError
+from colqwen3_retrievers.images import to_rgb
+
+FRAME_COLOUR = (200, 30, 30)
+"""RGB of the frames drawn around regions."""
+
+POOLED_NOTE = "pooled: the cells of a cluster share one value"
+"""What is written on overlays of pooled pages, and said wherever else their maps are shown."""
+
+_SMALL = 0.05  # of the cells: too few to be all the print of a page
+_EVEN = 0.2  # of the step between two classes: less than this within the upper one is no peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +37,8 @@ class Box:
     Attributes:
         left, top, right, bottom: its edges, as shares of the page's width and height from the top left corner, or in
             pixels when a size was given.
-        score: the largest similarity inside, -1 to 1.
+        score: MaxSim of the query against the region alone, divided by the query's tokens, -1 to 1: the mean over
+            them of the largest similarity inside.
     """
 
     left: float
@@ -49,35 +64,46 @@ class SimilarityMap:
     tokens: tuple[str, ...] | None = None
     pooled: bool = False
 
-    def boxes(self, size: tuple[int, int] | None = None, *, top: int = 3, threshold: float = 0.7) -> list[Box]:
+    def boxes(self, size: tuple[int, int] | None = None, *, top: int = 3, threshold: float = 0.6) -> list[Box]:
         """Give the regions that stand out, best first.
 
-        A region is a set of visual tokens that touch by an edge and lie above the threshold.
+        A region is a set of visual tokens that touch by an edge and lie above a level. On a page of text, similarities
+        come in three steps: paper, print of any kind, and the answer. So the level is counted from the print, not from
+        the page's median, which is paper on most pages and would make one region of all lines around the answer. Otsu's
+        threshold parts print from paper; where no print stands between paper and answer (the upper class is even, or
+        a twentieth of the page), the level is counted from the rest of the page. Regions are ordered by the mean over
+        the query's tokens of the largest similarity inside, for the one where most tokens agree answers, and not the
+        one where a single token has its like. Measured against other rules in ``benchmarks/regions.md``.
 
         Args:
-            size: (width, height) of the picture to give pixels for; None gives shares of 0 to 1.
+            size: (width, height) of the upright picture to give pixels for; None gives shares of 0 to 1.
             top: most regions, from 1.
-            threshold: where a region ends, between the map's median (0) and its maximum (1).
+            threshold: where a region ends, between the similarity of the page at large (0) and the map's maximum (1).
 
         Returns:
             At most ``top`` boxes; a flat map has none.
 
         Raises:
-            ConfigError: ``top`` below 1 or ``threshold`` outside 0..1.
+            ConfigError: ``top`` below 1, ``threshold`` outside 0..1, or a size without pixels.
 
-        >>> found = SimilarityMap(np.float32([[0, 0, 0], [0, 0, 1]]), np.zeros((1, 2, 3), np.float32)).boxes()
+        Source: Otsu 1979, "A threshold selection method from gray-level histograms".
+
+        >>> values = np.float32([[0, 0, 0], [0, 0, 1]])
+        >>> found = SimilarityMap(values, values[None]).boxes()
         >>> [(round(box.left, 2), box.top, box.right, box.bottom, box.score) for box in found]
         [(0.67, 0.5, 1.0, 1.0, 1.0)]
         """
         if top < 1 or not 0 <= threshold <= 1:
             raise ConfigError(f"boxes: expected top from 1 and threshold in 0..1, got {top} and {threshold}")
-        middle, peak = float(np.median(self.values)), float(self.values.max())
-        if peak - middle < 1e-6:
+        if size is not None and min(size) < 1:
+            raise ConfigError(f"size: expected (width, height) in pixels from 1, got {size}")
+        level, peak = _level(self.values), float(self.values.max())
+        if peak - level < 1e-6:
             return []
         rows, cols = self.values.shape
         wide, high = size or (1, 1)
         found = []
-        for region in _regions(self.values >= middle + threshold * (peak - middle)):
+        for region in _regions(self.values >= level + threshold * (peak - level)):
             y, x = np.nonzero(region)
             found.append(
                 Box(
@@ -85,10 +111,28 @@ class SimilarityMap:
                     top=float(y.min() / rows * high),
                     right=float((x.max() + 1) / cols * wide),
                     bottom=float((y.max() + 1) / rows * high),
-                    score=float(self.values[region].max()),
+                    score=float(self.per_token[:, y, x].max(axis=1).mean()),
                 )
             )
         return sorted(found, key=lambda box: (-box.score, box.top, box.left))[:top]
+
+    def of_token(self, token: int) -> SimilarityMap:
+        """Give the map of one query token by itself.
+
+        Args:
+            token: its place in ``per_token``.
+
+        Raises:
+            ConfigError: there is no such token.
+
+        >>> values = np.float32([[0, 1]])
+        >>> SimilarityMap(values, values[None], ("a",)).of_token(0).tokens
+        ('a',)
+        """
+        if not 0 <= token < len(self.per_token):
+            raise ConfigError(f"token: expected 0 to {len(self.per_token) - 1}, got {token}")
+        names = None if self.tokens is None else self.tokens[token : token + 1]
+        return SimilarityMap(self.per_token[token], self.per_token[token : token + 1], names, self.pooled)
 
     def overlay(
         self, image: Image.Image, *, token: int | None = None, opacity: float = 0.55, boxes: int = 0
@@ -96,39 +140,47 @@ class SimilarityMap:
         """Lay the map over the page.
 
         Args:
-            image: the page, of any size: the grid covers all of it.
+            image: the page, of any size: the grid covers all of it. An EXIF orientation is obeyed.
             token: a single query token's map; None for the map of all.
-            opacity: of the colours at the map's maximum, 0 to 1; they fade to nothing at its median.
+            opacity: of the colours at the map's maximum, 0 to 1; they fade to nothing at the
+                similarity of the page at large, from which :meth:`boxes` count.
             boxes: how many of the best regions to draw a frame around.
 
         Returns:
-            A new RGB image of the page's size.
+            A new RGB image of the upright page's size. On a pooled page a line in its lower left corner says so.
 
         Raises:
-            ConfigError: no such token, or an opacity outside 0..1.
+            ConfigError: no such token, an opacity outside 0..1, or a negative number of boxes.
 
-        >>> page = Image.new("RGB", (64, 32), "white")
-        >>> SimilarityMap(np.float32([[0, 1]]), np.zeros((1, 1, 2), np.float32)).overlay(page).size
+        >>> page, values = Image.new("RGB", (64, 32), "white"), np.float32([[0, 1]])
+        >>> SimilarityMap(values, values[None]).overlay(page).size
         (64, 32)
         """
         if not 0 <= opacity <= 1:
             raise ConfigError(f"opacity: expected 0 to 1, got {opacity}")
-        if token is not None and not 0 <= token < len(self.per_token):
-            raise ConfigError(f"token: expected 0 to {len(self.per_token) - 1}, got {token}")
-        values = self.values if token is None else self.per_token[token]
-        middle, peak = float(np.median(values)), float(values.max())
-        heat = np.clip((values - middle) / max(peak - middle, 1e-6), 0, 1).astype(np.float32)
-        smooth = np.asarray(Image.fromarray(heat, "F").resize(image.size, Image.Resampling.BILINEAR))
-        page = np.asarray(image.convert("RGB"), dtype=np.float32)
+        if boxes < 0:
+            raise ConfigError(f"boxes: expected a number from 0, got {boxes}")
+        if token is not None:
+            return self.of_token(token).overlay(image, opacity=opacity, boxes=boxes)
+        upright = to_rgb(image)
+        level, peak = _level(self.values), float(self.values.max())
+        heat = np.clip((self.values - level) / max(peak - level, 1e-6), 0, 1).astype(np.float32)
+        smooth = np.asarray(Image.fromarray(heat).resize(upright.size, Image.Resampling.BILINEAR))
+        page = np.asarray(upright, dtype=np.float32)
         share = (opacity * np.clip(smooth, 0, 1) ** 1.5)[..., None]
         colours = heat_colours()[np.clip(smooth * 255, 0, 255).astype(np.uint8)]
         mixed = Image.fromarray(np.rint(page * (1 - share) + colours * share).astype(np.uint8))
-        if boxes:
-            draw = ImageDraw.Draw(mixed)
-            line = max(2, round(min(image.size) / 250))
-            shown = SimilarityMap(values, values[None])
-            for box in shown.boxes(image.size, top=boxes):
-                draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), outline=(200, 30, 30), width=line)
+        draw = ImageDraw.Draw(mixed)
+        line = max(2, round(min(mixed.size) / 250))
+        for box in self.boxes(mixed.size, top=boxes) if boxes else []:
+            left, upper = round(box.left), round(box.top)
+            right, lower = max(left, round(box.right) - 1), max(upper, round(box.bottom) - 1)
+            draw.rectangle((left, upper, right, lower), outline=FRAME_COLOUR, width=line)
+        if self.pooled:
+            font = ImageFont.load_default(size=max(10, round(min(mixed.size) / 50)))
+            place = draw.textbbox((4, mixed.height - 4), POOLED_NOTE, font=font, anchor="lb")
+            draw.rectangle((place[0] - 2, place[1] - 2, place[2] + 2, place[3] + 2), fill="white")
+            draw.text((4, mixed.height - 4), POOLED_NOTE, font=font, anchor="lb", fill="black")
         return mixed
 
 
@@ -198,6 +250,21 @@ def _tokens_that_matter(query: MultiVector) -> list[int]:
     if query.tokens is None:
         return content
     return [i for i in content if any(char.isalnum() for char in query.tokens[i])] or content
+
+
+def _level(values: Float32) -> float:
+    """Similarity of the page at large: of its print where print stands between paper and answer, else of the rest."""
+    ordered = np.sort(values, axis=None).astype(np.float64)
+    n = len(ordered)
+    if n == 1 or ordered[0] == ordered[-1]:
+        return float(ordered[0]) if n > 1 else -1.0  # a page of one visual token answers with it
+    below = np.arange(1, n)
+    sums = np.cumsum(ordered)
+    between = below * (n - below) * (sums[:-1] / below - (sums[-1] - sums[:-1]) / (n - below)) ** 2
+    cut = int(between.argmax()) + 1
+    rest, upper = float(np.median(ordered[:cut])), float(np.median(ordered[cut:]))
+    answer_alone = n - cut <= _SMALL * n or ordered[-1] - upper < _EVEN * (upper - rest)
+    return rest if answer_alone else upper
 
 
 def _regions(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

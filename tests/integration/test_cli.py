@@ -95,10 +95,31 @@ def test_heatmaps_are_written(indexed: Path, tmp_path: Path, capsys: pytest.Capt
     assert str(written[0]) in capsys.readouterr().err
 
 
+def test_regions_are_listed_as_json_and_drawn_for_each_token(
+    indexed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["search", "net revenue", "--index", str(indexed), "-k", "1", "--json", "--heatmap", str(tmp_path / "why")]
+    assert main(line) == 0
+    [hit] = json.loads(capsys.readouterr().out)
+    assert hit["pooled"] is False
+    assert hit["heatmaps"] == [str(path) for path in (tmp_path / "why").iterdir()]
+    assert 1 <= len(hit["boxes"]) <= 3
+    for box in hit["boxes"]:
+        assert 0 <= box["left"] < box["right"] <= 1
+        assert 0 <= box["top"] < box["bottom"] <= 1
+        assert -1 <= box["score"] <= 1
+    assert main([*line, "--heatmap-tokens"]) == 0
+    [again] = json.loads(capsys.readouterr().out)
+    assert again["boxes"] == hit["boxes"]
+    assert len(again["heatmaps"]) >= 3
+    assert all(Path(path).is_file() and "-token-" in path for path in again["heatmaps"][1:])
+
+
 def test_info_of_an_index_and_of_a_model(indexed: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--index", str(indexed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["pages"], found["family"], found["dim"], found["max_visual_tokens"]) == (17, "tomoro", 48, 100)
+    assert (found["code_factor"], found["code_bits"]) == (3, 8)
     assert main(["info", "--model", str(model)]) == 0
     shown = capsys.readouterr().out
     assert "fingerprint        " + found["fingerprint"] in shown

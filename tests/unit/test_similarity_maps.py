@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from colqwen3_retrievers import MultiVector, SimilarityMap, similarity_map
 from colqwen3_retrievers.errors import ConfigError, DimensionError
+from colqwen3_retrievers.rendering import fit_size
 from colqwen3_retrievers.similarity_maps import heat_colours
 
 UNIT = np.eye(8, dtype=np.float32)
@@ -111,3 +114,88 @@ def test_errors() -> None:
         found.overlay(white, token=2)
     with pytest.raises(ConfigError, match="top from 1"):
         found.boxes(top=0)
+
+
+def test_print_around_the_answer_is_no_part_of_its_region() -> None:
+    values = np.full((12, 20), 0.2, dtype=np.float32)
+    values[2:10, 2:18] = 0.7 + 0.02 * np.sin(np.arange(128)).reshape(8, 16)
+    values[5, 6:9] = (0.93, 0.96, 0.94)
+    [box] = SimilarityMap(values, values[None]).boxes((20, 12))
+    assert (box.left, box.top, box.right, box.bottom) == (6, 5, 9, 6)
+
+
+def test_an_even_paragraph_that_answers_is_one_region() -> None:
+    values = np.full((12, 20), 0.2, dtype=np.float32)
+    values[3:7, 2:14] = 0.6 + 0.01 * np.sin(np.arange(48)).reshape(4, 12)
+    [box] = SimilarityMap(values, values[None]).boxes((20, 12))
+    assert (box.left, box.top, box.right, box.bottom) == (2, 3, 14, 7)
+
+
+def test_the_region_where_most_tokens_agree_comes_first() -> None:
+    per_token = np.zeros((2, 6, 6), dtype=np.float32)
+    per_token[0, 0, 0] = 1.0  # one token's like
+    per_token[:, 4, 4] = 0.9
+    first, second = SimilarityMap(per_token.max(axis=0), per_token).boxes((6, 6))
+    assert (first.left, first.top) == (4, 4)
+    assert (round(first.score, 3), round(second.score, 3)) == (0.9, 0.5)
+
+
+def test_a_page_of_one_visual_token_answers_with_it() -> None:
+    values = np.full((1, 1), 0.4, dtype=np.float32)
+    [box] = SimilarityMap(values, values[None]).boxes((30, 20))
+    assert (box.left, box.top, box.right, box.bottom) == (0, 0, 30, 20)
+
+
+@pytest.mark.parametrize("size", [(641, 457), (1000, 93), (77, 700), (40, 33), (2000, 1501)])
+def test_boxes_are_the_pixels_that_the_engine_saw_in_those_cells(size: tuple[int, int]) -> None:
+    wide, high = fit_size(*size, min_pixels=65_536, max_pixels=1_310_720)
+    rows, cols = high // 32, wide // 32
+    for row, col in ((0, 0), (rows - 1, cols - 1), (rows // 2, cols // 3)):
+        values = np.zeros((rows, cols), dtype=np.float32)
+        values[row, col] = 1
+        [box] = SimilarityMap(values, values[None]).boxes(size)
+        inside = np.zeros(size[::-1], dtype=np.float32)
+        edges = (box.left, box.top, box.right, box.bottom)
+        inside[round(edges[1]) : max(round(edges[3]), round(edges[1]) + 1),
+               round(edges[0]) : max(round(edges[2]), round(edges[0]) + 1)] = 1  # fmt: skip
+        seen = np.asarray(Image.fromarray(inside).resize((wide, high), Image.Resampling.BICUBIC))
+        cells = seen.reshape(rows, 32, cols, 32).mean(axis=(1, 3))
+        assert np.unravel_index(cells.argmax(), cells.shape) == (row, col)
+        assert edges == pytest.approx(
+            (col / cols * size[0], row / rows * size[1], (col + 1) / cols * size[0], (row + 1) / rows * size[1])
+        )
+
+
+def test_an_overlay_lies_over_the_upright_page() -> None:
+    values = np.zeros((3, 5), dtype=np.float32)
+    values[2, 0] = 1
+    found = SimilarityMap(values, values[None])
+    upright = Image.new("RGB", (50, 30), "white")
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.getexif()[0x0112] = 6
+    assert ImageOps.exif_transpose(lying).size == upright.size
+    assert found.overlay(lying, boxes=1).tobytes() == found.overlay(upright, boxes=1).tobytes()
+
+
+def test_an_overlay_of_a_pooled_page_says_so() -> None:
+    values = np.zeros((10, 10), dtype=np.float32)
+    values[1, 1] = 1
+    white = Image.new("RGB", (500, 400), "white")
+    plain = np.asarray(SimilarityMap(values, values[None]).overlay(white))
+    pooled = np.asarray(SimilarityMap(values, values[None], pooled=True).overlay(white))
+    differ = np.argwhere((plain != pooled).any(axis=2))
+    assert len(differ) > 100
+    assert differ[:, 0].min() > 370, "only the lower edge"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_half_precision_in_a_store_moves_no_box(dtype: type[np.floating[Any]]) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(12 * 9, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    query = MultiVector(rows[[40, 41]])
+    exact = similarity_map(query, MultiVector(rows, visual=slice(None), grid=(12, 9)))
+    stored = similarity_map(query, MultiVector(rows.astype(dtype), visual=slice(None), grid=(12, 9)))
+    assert np.abs(exact.values - stored.values).max() < 1e-3
+    where = [[(b.left, b.top, b.right, b.bottom) for b in made.boxes(top=1)] for made in (exact, stored)]
+    assert where[0] == where[1]

@@ -12,11 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from colqwen3_retrievers.datatypes import EncoderInfo
+from colqwen3_retrievers.similarity_maps import POOLED_NOTE, Box
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --good: #15803d; --bad: #b42318; }
+:root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --frame: #c81e1e;
+  --good: #15803d; --bad: #b42318; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 2rem 1.25rem 4rem; color: var(--ink); background: #fafbfc;
   font: 16px/1.5 system-ui, sans-serif; }
@@ -28,7 +30,9 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .right { color: var(--good); } .wrong { color: var(--bad); }
 .pages { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { margin: 0; flex: 1 1 220px; max-width: 620px; } figure:first-child { flex: 2.2 1 380px; }
-img { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: 4px; }
+.page { position: relative; border: 1px solid var(--line); border-radius: 4px; overflow: hidden; }
+.region { position: absolute; border: 2px solid var(--frame); }
+img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; margin-top: .35rem; } nav { columns: 3 260px; font-size: .92rem; }
 nav a { display: block; color: inherit; text-decoration: none; padding: .08rem 0; }
 nav a:hover { text-decoration: underline; }
@@ -44,7 +48,9 @@ class ShownPage:
         number: page number, from 1.
         label: the number printed on it, if any.
         score: MaxSim.
-        picture: the page with the answering regions drawn.
+        picture: the page with its map laid over it.
+        boxes: the regions that answered, in shares of the page; the report frames them.
+        pooled: whether the page was pooled.
     """
 
     source: str
@@ -52,6 +58,8 @@ class ShownPage:
     label: str | None
     score: float
     picture: Image.Image
+    boxes: tuple[Box, ...] = ()
+    pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +137,18 @@ def _verdict(answer: Answer) -> tuple[str, str]:
 def _figure(page: ShownPage, width: int) -> str:
     label = f" ({html.escape(page.label)})" if page.label and page.label != str(page.number) else ""
     name = f"{html.escape(page.source)}, page {page.number}{label}"
+    regions = "".join(_region(box) for box in page.boxes)
+    pooled = f' <span class="dim">{POOLED_NOTE}</span>' if page.pooled else ""
     return (
-        f'<figure><img alt="{name}" src="data:image/jpeg;base64,{_jpeg(page.picture, width)}">'
-        f'<figcaption>{name} <span class="dim">score {page.score:.2f}</span></figcaption></figure>'
+        f'<figure><div class="page"><img alt="{name}" src="data:image/jpeg;base64,{_jpeg(page.picture, width)}">'
+        f"{regions}</div><figcaption>{name} "
+        f'<span class="dim">score {page.score:.2f}</span>{pooled}</figcaption></figure>'
     )
+
+
+def _region(box: Box) -> str:
+    place = f"left:{box.left:.2%};top:{box.top:.2%};width:{box.right - box.left:.2%};height:{box.bottom - box.top:.2%}"
+    return f'<div class="region" style="{place}" title="region score {box.score:.2f}"></div>'
 
 
 def _jpeg(picture: Image.Image, width: int) -> str:

@@ -17,7 +17,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
-from colqwen3_retrievers.similarity_maps import similarity_map
+from colqwen3_retrievers.similarity_maps import Box, similarity_map
 
 N_SHOWN = 3
 """Pages shown for each question."""
@@ -78,18 +78,28 @@ def run_demo(
         found = index.search_many(vectors, k=N_SHOWN)
         (out / "best").mkdir()
         for number, ((question, wanted), query, hits) in enumerate(zip(asked, vectors, found, strict=True), start=1):
-            shown = []
+            shown: list[ShownPage] = []
             for hit, record in zip(hits, index.get([hit.page.id for hit in hits], vectors=True), strict=True):
                 picture = hit.page.image or Image.new("RGB", (640, 400), "white")
+                boxes: tuple[Box, ...] = ()
+                pooled = False
+                if not shown:
+                    best = picture
                 if record.multi_vector is not None and record.multi_vector.grid is not None:
-                    picture = similarity_map(query, record.multi_vector).overlay(picture, boxes=2)
-                shown.append(ShownPage(hit.page.source, hit.page.number, hit.page.label, hit.score, picture))
+                    found_at = similarity_map(query, record.multi_vector)
+                    boxes, pooled = tuple(found_at.boxes(top=2)), found_at.pooled
+                    if not shown:
+                        best = found_at.overlay(picture, boxes=2)
+                    picture = found_at.overlay(picture)
+                shown.append(
+                    ShownPage(hit.page.source, hit.page.number, hit.page.label, hit.score, picture, boxes, pooled)
+                )
             first = (hits[0].page.source, hits[0].page.number) if hits else None
             right = None if wanted is None else first == wanted
             _print_answer(question, hits, right)
             if shown:
                 stem = Path(shown[0].source).stem
-                shown[0].picture.save(out / "best" / f"{number:02}-{stem}-page-{shown[0].number}.png")
+                best.save(out / "best" / f"{number:02}-{stem}-page-{shown[0].number}.png")
             answers.append(Answer(question, tuple(shown), right))
         judged = [answer.right for answer in answers if answer.right is not None]
         report = write_report(out / "report.html", answers, info=encoder.info, n_pages=n_pages)
