@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
+from colqwen3_retrievers.attention import Packing, to_device
 from colqwen3_retrievers.checkpoint import Checkpoint
 from colqwen3_retrievers.errors import CheckpointError, ConfigError
-from colqwen3_retrievers.families import VISUAL_TOKEN_SIDE
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.safetensors_table import some_names
+from colqwen3_retrievers.text_trunk import run_trunk
+from colqwen3_retrievers.vision_tower import VisionTower
 
-_MERGE = 2
-_PATCH = VISUAL_TOKEN_SIDE // _MERGE
-_FRAMES_A_PATCH = 2
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
 
 
@@ -54,27 +53,6 @@ def rope_positions(item: EncoderInput) -> NDArray[np.int64]:
     return positions
 
 
-def patches(pixels: Tensor) -> Tensor:
-    """Cut frames into the patches that the vision tower reads, normalised to -1..1.
-
-    Args:
-        pixels: uint8 (frames, height, width, 3), sides multiples of 32; a single frame fills both halves of a patch.
-
-    Returns:
-        float32 (frames/2 x height/16 x width/16, 3 x 2 x 16 x 16), 2 x 2 patches of one visual token side by side.
-    """
-    if pixels.shape[0] == 1:
-        pixels = pixels.expand(_FRAMES_A_PATCH, -1, -1, -1)
-    frames, height, width, _ = pixels.shape
-    values = (pixels.float() / 255.0 - 0.5) / 0.5
-    values = values.reshape(
-        frames // _FRAMES_A_PATCH, _FRAMES_A_PATCH,
-        height // VISUAL_TOKEN_SIDE, _MERGE, _PATCH,
-        width // VISUAL_TOKEN_SIDE, _MERGE, _PATCH, 3,
-    )  # fmt: skip
-    return values.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * _FRAMES_A_PATCH * _PATCH * _PATCH)
-
-
 class ColQwen3Model(nn.Module):
     """Backbone and projection of one checkpoint.
 
@@ -93,9 +71,8 @@ class ColQwen3Model(nn.Module):
         self.projection: nn.Linear | None = None
         if checkpoint.has_projection:
             self.projection = nn.Linear(checkpoint.hidden_size, checkpoint.dim, bias=checkpoint.has_bias)
-        if not self.causal:
-            for layer in self.backbone.language_model.layers:
-                layer.self_attn.is_causal = False
+        self._attention = attention
+        self._tower = VisionTower(self.backbone.visual, attention)
 
     @property
     def device(self) -> torch.device:
@@ -103,10 +80,7 @@ class ColQwen3Model(nn.Module):
         return cast(torch.device, self.backbone.device)
 
     def forward(self, inputs: Sequence[EncoderInput]) -> Tensor:
-        """Encode a batch of mixed lengths and kinds.
-
-        Short inputs are padded at the end: under a causal mask nothing sees that padding, so no mask is needed; for a
-        bidirectional trunk one is passed. Padded rows are cut off before the projection.
+        """Encode a batch of mixed lengths and kinds, in transformers' arithmetic and without its padding.
 
         Args:
             inputs: rendered queries or documents, at least one.
@@ -114,49 +88,50 @@ class ColQwen3Model(nn.Module):
         Returns:
             float32 (total_tokens, dim) on the model's device, the inputs' tokens end to end, not yet normalised.
         """
-        lengths = [len(item) for item in inputs]
-        longest = max(lengths)
-        filler = int(inputs[0].token_ids[-1])  # a prompt ends in text, so this is never a visual placeholder
-        ids = np.full((len(inputs), longest), filler, dtype=np.int64)
-        positions = np.zeros((3, len(inputs), longest), dtype=np.int64)
-        for row, item in enumerate(inputs):
-            ids[row, : len(item)] = item.token_ids
-            positions[:, row, : len(item)] = rope_positions(item)
-        mask = None
-        if not self.causal and min(lengths) < longest:
-            mask = self._put(np.arange(longest)[None, :] < np.asarray(lengths)[:, None])
-        hidden = self.backbone(
-            input_ids=self._put(ids),
-            attention_mask=mask,
-            position_ids=self._put(positions),
-            use_cache=False,
-            **self._visual_inputs(inputs),
-        ).last_hidden_state
-        rows = torch.cat([hidden[i, :length] for i, length in enumerate(lengths)]).float()
-        return rows if self.projection is None else cast(Tensor, self.projection(rows))
+        order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))  # equal lengths attend together
+        lying = [inputs[i] for i in order]
+        lengths = [len(item) for item in lying]
+        trunk, device = self.backbone.language_model, self.device
+        positions = to_device(np.concatenate([rope_positions(item) for item in lying], axis=1), device)
+        packing = Packing(lengths, device, pad=True, causal=self.causal)
+        hidden = trunk.embed_tokens(to_device(np.concatenate([item.token_ids for item in lying]), device))
+        visual_rows, stacked = self._place_visual(lying, hidden)
+        rows = run_trunk(
+            trunk,
+            hidden,
+            positions,
+            packing,
+            implementation=self._attention,
+            visual_rows=visual_rows,
+            stacked=stacked,
+        ).float()
+        if self.projection is not None:
+            rows = self.projection(rows)
+        if order == list(range(len(order))):
+            return rows
+        parts = dict(zip(order, torch.split(rows, lengths), strict=True))
+        return torch.cat([parts[i] for i in range(len(inputs))])
 
-    def _visual_inputs(self, inputs: Sequence[EncoderInput]) -> dict[str, Tensor]:
-        """Pixels of images and of videos, each in the order of their placeholders."""
-        found: dict[str, Tensor] = {}
-        for videos, values, grids in (
-            (False, "pixel_values", "image_grid_thw"),
-            (True, "pixel_values_videos", "video_grid_thw"),
-        ):
-            shown = [item.pixels for item in inputs if item.pixels is not None and item.is_video == videos]
-            if shown:
-                found[values] = torch.cat([patches(self._put(pixels)) for pixels in shown])
-                shapes = [
-                    [max(1, frames // _FRAMES_A_PATCH), height // _PATCH, width // _PATCH]
-                    for frames, height, width, _ in (pixels.shape for pixels in shown)
-                ]
-                found[grids] = torch.tensor(shapes, device=self.device)
-        return found
-
-    def _put(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+    def _place_visual(self, lying: Sequence[EncoderInput], hidden: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Put visual tokens where their placeholders are, and give those rows and what the first layers add there."""
+        starts = np.cumsum([0, *(len(item) for item in lying)])
+        shown = [
+            (item.spans, int(start), item.pixels)
+            for item, start in zip(lying, starts[:-1], strict=True)
+            if item.pixels is not None
+        ]
+        if not shown:
+            return None, []
+        shown.sort(key=lambda found: found[0][0].rows * found[0][0].cols)  # equal sizes attend together
+        places = [
+            np.arange(start + span.start, start + span.start + span.rows * span.cols)
+            for spans, start, _ in shown
+            for span in spans
+        ]
+        rows = to_device(np.concatenate(places), self.device)
+        found, stacked = self._tower([to_device(pixels, self.device) for _, _, pixels in shown])
+        hidden.index_copy_(0, rows, found)
+        return rows, stacked
 
 
 def load_model(

@@ -72,9 +72,7 @@ def test_a_dropped_bias_is_seen(bench: Callable[[str], Bench], family: str) -> N
 
 def test_a_causal_mask_for_nemotron_is_seen(bench: Callable[[str], Bench]) -> None:
     broken = bench("nemotron")
-    broken.engine._model.backbone.language_model.config.is_causal = True
-    for layer in broken.engine._model.backbone.language_model.layers:
-        layer.self_attn.is_causal = True
+    broken.engine._model.causal = True
     with pytest.raises(AssertionError, match="cosine"):
         broken.check()
 

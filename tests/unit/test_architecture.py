@@ -20,7 +20,7 @@ FLOORS = {
     "safetensors_table": 1.0, "hub_files": 1.0, "engine_choice": 1.1,
     "codes": 1.1, "page_files": 1.1, "remote_images": 1.0, "pdf": 1.2, "video": 1.2, "pages": 1.3,
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
-    "kernels": 3.0, "model": 3.0,
+    "kernels": 3.0, "attention": 3.0, "vision_tower": 3.1, "text_trunk": 3.1, "model": 3.2,
     "engines": 4.0, "engines.torch": 4.1,
     "engines.vllm_key": 4.01, "engines.vllm_folder": 4.01, "engines.vllm_names": 4.01,
     "engines.vllm_plugin": 4.02, "engines.vllm_model": 4.03, "engines.vllm": 4.1, "serving_templates": 2.0,
@@ -31,9 +31,9 @@ FLOORS = {
     "settings": 5.0, "submission": 5.05, "encoder_inputs": 5.06, "encoder": 5.1, "server_scores": 5.15,
     "stores": 5.2,
     "page_images": 5.9, "disk_cache": 5.8, "page_keys": 5.85, "page_cache": 5.9, "file_ledger": 5.8,
-    "synced_files": 5.93, "adding": 5.95, "searching": 5.97, "syncing": 5.97, "index": 6.0, "evidence": 6.1,
-    "copying": 6.5,
-    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "cli": 8.0, "__main__": 9.0,
+    "synced_files": 5.93, "adding": 5.95, "searching": 5.97, "row_candidates": 5.98, "syncing": 5.97, "index": 6.0,
+    "evidence": 6.1, "copying": 6.5,
+    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "evaluation": 7.0, "cli": 8.0, "__main__": 9.0,
 }  # fmt: skip
 TORCH_FREE_BELOW = 3.0
 HEAVY = {

@@ -1,0 +1,124 @@
+"""Page encoding on the CPU: pages a second, ours against the peers, with the same weights, pages and precision.
+
+    build/peers/bin/python benchmarks/encoding.py [--write]      # sh benchmarks/peers.sh builds that environment
+    python benchmarks/encoding.py --quick                        # seconds; without peers where they are not installed
+
+Everyone gets the same images, still to be resized, and gives unit token embeddings in float32. Ours is called once with
+all pages; every peer is tried with batches of 1 and of 4, its better time counts. All take turns. That the work is the
+same is checked: the worst cosine of a token with ours is in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers import open_peers
+from PIL import Image, ImageDraw, ImageFont
+from random_checkpoint import write_checkpoint
+from reporting import in_turn, machine, publish, ratio, table
+
+from colqwen3_retrievers import ColQwen3Encoder
+
+SIZES = ((1240, 1754), (1280, 720), (827, 1170), (960, 960), (640, 480), (800, 1100), (1754, 1240), (600, 1500))
+"""A scan, a slide, a fax, a square, a photograph, a letter, a scan on its side, a receipt."""
+
+BATCHES = (1, 4)
+
+
+def draw_pages(count: int, scale: float = 1.0, seed: int = 0) -> list[Image.Image]:
+    """Draw pages of words, in the sizes of :data:`SIZES`."""
+    rng, font = np.random.default_rng(seed), ImageFont.load_default(18)
+    words = ["".join(chr(97 + c) for c in rng.integers(0, 26, rng.integers(3, 9))) for _ in range(300)]
+    pages = []
+    for number in range(count):
+        width, height = (max(64, int(side * scale)) for side in SIZES[number % len(SIZES)])
+        page = Image.new("RGB", (width, height), "white")
+        draw = ImageDraw.Draw(page)
+        for y in range(20, height - 20, 26):
+            draw.text((20, y), " ".join(rng.choice(words, max(1, width // 70))), fill="black", font=font)
+        pages.append(page)
+    return pages
+
+
+def worst_cosine(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """Smallest cosine of a token with its counterpart; the shapes must agree."""
+    return min(float((a * b).sum(axis=1).min()) for a, b in zip(ours, theirs, strict=True))
+
+
+def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], rounds: int) -> list[list[object]]:
+    """Measure one checkpoint in one precision: rows of the table, the best batch of each peer."""
+    with ColQwen3Encoder(model, engine="torch", device="cpu", dtype=dtype) as encoder:
+        peers = open_peers(model, getattr(torch, dtype))
+        ways = {("ours", 0): lambda: encoder.encode_images(pages)}
+        for peer in peers:
+            for batch in BATCHES:
+                ways[peer.name, batch] = lambda peer=peer, batch=batch: peer.pages(pages, batch)
+        times = in_turn(ways, rounds)
+        made = [np.asarray(page) for page in encoder.encode_images(pages)]
+        tokens = sum(len(page) for page in made) / len(made)
+        ours = times["ours", 0]
+        rows: list[list[object]] = [
+            [name, dtype, f"{tokens:.0f}", "**ours**", "", f"{len(pages) / statistics.median(ours):.2f}", "", ""]
+        ]
+        for peer in peers:
+            batch = min(BATCHES, key=lambda size: statistics.median(times[peer.name, size]))
+            theirs = times[peer.name, batch]
+            cosine = worst_cosine(made, peer.pages(pages, batch))
+            rows.append(
+                [
+                    name, dtype, "", peer.name, batch, f"{len(pages) / statistics.median(theirs):.2f}",
+                    f"**{ratio(ours, theirs):.2f}x**", f"{cosine:.6f}",
+                ]
+            )  # fmt: skip
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pages", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=("tiny", "mid"), choices=("tiny", "small", "mid"))
+    parser.add_argument("--dtypes", nargs="*", default=("float32", "bfloat16"))
+    parser.add_argument("--quick", action="store_true", help="few small pages of a small checkpoint")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/encoding.md")
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.dtypes, options.pages, options.rounds = ("small",), ("float32",), 3, 1
+    pages = draw_pages(options.pages, 0.2 if options.quick else 0.7)
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            model: str | Path = "tiny"
+            if name != "tiny":
+                model = Path(folder) / name
+                write_checkpoint(model, name)
+            for dtype in options.dtypes:
+                rows += measure(name, model, dtype, pages, options.rounds)
+    columns = (
+        "checkpoint", "precision", "tokens a page", "who", "its batch", "pages a second", "ours is faster by",
+        "worst cosine of a token with ours",
+    )  # fmt: skip
+    text = f"""# Page encoding on a CPU
+
+Made by `build/peers/bin/python benchmarks/encoding.py --write` on {machine("transformers", "numpy", "pillow")}.
+
+{len(pages)} pages of {len(SIZES)} sizes, images in, token embeddings out; {options.rounds} rounds in which all take
+turns, of which the median of the ratios counts. `tiny` comes with the package; `mid` is a random checkpoint of 297 M
+parameters in Qwen3-VL's shape. A peer's better of the batches {" and ".join(map(str, BATCHES))} is shown.
+
+{table(columns, rows)}
+"""
+    publish(__file__, text, write=options.write)
+
+
+if __name__ == "__main__":
+    main()

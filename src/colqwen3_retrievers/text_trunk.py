@@ -1,0 +1,85 @@
+"""The forward pass of Qwen3-VL's text trunk, over prompts of any lengths that lie end to end.
+
+The modules and parameters are transformers' own, and so are the results. No token is padding, so none is computed for
+nothing; no mask is made where a causal trunk needs none; no cache is kept of what is never continued.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from colqwen3_retrievers.attention import Packing, attend, rotate
+
+
+def run_trunk(
+    trunk: Any,
+    hidden: Tensor,
+    positions: Tensor,
+    packing: Packing,
+    *,
+    implementation: str,
+    visual_rows: Tensor | None = None,
+    stacked: list[Tensor] | None = None,
+) -> Tensor:
+    """Run a text trunk over embedded tokens.
+
+    Args:
+        trunk: transformers' ``Qwen3VLTextModel``, whose parameters are used and whose ``forward`` is not.
+        hidden: (n_tokens, hidden_size), prompts end to end, visual tokens in place. It is overwritten.
+        positions: int64 (3, n_tokens): time, row, column.
+        packing: where the prompts lie, and whether they are read causally.
+        implementation: of attention; see :func:`~colqwen3_retrievers.attention.attend`.
+        visual_rows: int64 (n_visual_tokens,), where the visual tokens lie.
+        stacked: what the first layers add to the visual tokens, (n_visual_tokens, hidden_size) each.
+
+    Returns:
+        (n_tokens, hidden_size), after the final norm (which a family may have taken out).
+    """
+    cos, sin = rotary_tables(trunk.rotary_emb, positions)
+    for number, layer in enumerate(trunk.layers):
+        hidden += _attention(layer.self_attn, layer.input_layernorm, hidden, cos, sin, packing, implementation)
+        hidden += _mlp(layer.mlp, _normalised(layer.post_attention_layernorm, hidden))
+        if stacked and number < len(stacked) and visual_rows is not None:
+            hidden.index_add_(0, visual_rows, stacked[number])
+    return trunk.norm(hidden)  # type: ignore[no-any-return]
+
+
+def rotary_tables(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the cosines and sines of every token's angles.
+
+    Args:
+        rotary: transformers' ``Qwen3VLTextRotaryEmbedding``, which knows the kind of scaling.
+        positions: int64 (3, n_tokens).
+
+    Returns:
+        Two float32 (n_tokens, head_dim / 2).
+    """
+    like = torch.empty(0, dtype=torch.float32, device=positions.device)
+    cos, sin = rotary(like, positions[:, None])
+    half = cos.shape[-1] // 2  # the second half repeats the first
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def _attention(
+    attention: Any, norm: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, implementation: str
+) -> Tensor:
+    normed = _normalised(norm, hidden)
+    size = (len(hidden), -1, attention.head_dim)
+    query = rotate(_normalised(attention.q_norm, attention.q_proj(normed).view(size)), cos, sin)
+    key = rotate(_normalised(attention.k_norm, attention.k_proj(normed).view(size)), cos, sin)
+    seen = attend(query, key, attention.v_proj(normed).view(size), packing, implementation)
+    return attention.o_proj(seen)  # type: ignore[no-any-return]
+
+
+def _mlp(mlp: Any, hidden: Tensor) -> Tensor:
+    gate = mlp.act_fn(mlp.gate_proj(hidden))
+    return mlp.down_proj(gate.mul_(mlp.up_proj(hidden)))  # type: ignore[no-any-return]
+
+
+def _normalised(norm: Any, rows: Tensor) -> Tensor:
+    """Divide rows by their root mean square, in float32 inside whatever the dtype."""
+    return functional.rms_norm(rows, (rows.shape[-1],), norm.weight, norm.variance_epsilon)
