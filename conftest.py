@@ -22,7 +22,7 @@ NEEDS = {
         "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
         "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
         "tests/unit/test_langchain_retriever.py", "tests/unit/test_langchain_reranker.py", "tests/fault_server.py",
-        "tests/frameworks/page_folder.py",
+        "tests/frameworks/page_folder.py", "tests/frameworks/evidence_pages.py",
         "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
         "tests/unit/test_server_safety.py",
     ],

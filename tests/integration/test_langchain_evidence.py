@@ -17,8 +17,8 @@ import pytest
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, similarity_map
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.images import open_image
-from tests.checkpoints import make_checkpoint
-from tests.hashing import BLOCK, HashingEncoder, picture
+from tests.frameworks.evidence_pages import checkpoint_and_pictures, last_token, three_pages_and_a_text
+from tests.hashing import HashingEncoder, picture
 from tests.image_server import HOST, image_server
 
 pytest.importorskip("langchain_core")
@@ -43,21 +43,13 @@ TOLD = {"boxes", "heatmap"}
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Iterator[PageIndex]:
-    encoder = HashingEncoder()
-    with PageIndex.open(tmp_path / "index", encoder) as made:
-        made.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2, 3))
-        made.add(Page(source="notes.txt", text="revenue rose"))
+    with three_pages_and_a_text(tmp_path) as made:
         yield made
-    encoder.threads.shutdown()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("langchain_evidence")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    for seed in range(3):
-        picture(seed, 128, 96).save(made / f"{seed}.png")
-    return made
+    return checkpoint_and_pictures(tmp_path_factory.mktemp("langchain_evidence"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +60,7 @@ def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
 
 def piece(n: int) -> Query:
     """The last visual token of page n: columns 16 to 24 of 24, rows 8 to 16 of 16."""
-    return Query(image=picture(n).crop((2 * BLOCK, BLOCK, 3 * BLOCK, 2 * BLOCK)))
+    return Query(image=last_token(n))
 
 
 def edges(document: Document) -> list[list[float]]:

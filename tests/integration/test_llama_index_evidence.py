@@ -26,7 +26,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, similarity_map
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query, similarity_map
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.images import open_image
 from colqwen3_retrievers.llama_index import (
@@ -36,9 +36,9 @@ from colqwen3_retrievers.llama_index import (
     PageNodes,
     PageRetrieverTool,
 )
-from tests.checkpoints import make_checkpoint
+from tests.frameworks.evidence_pages import checkpoint_and_pictures, last_token, three_pages_and_a_text
 from tests.frameworks.llama_index_models import RecordingLLM
-from tests.hashing import BLOCK, HashingEncoder, picture
+from tests.hashing import picture
 from tests.image_server import HOST, image_server
 
 HIDDEN = {"boxes", "heatmap"}
@@ -52,21 +52,13 @@ def _no_loop_left_open() -> None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[PageIndex]:
-    encoder = HashingEncoder()
-    with PageIndex.open(tmp_path / "index", encoder) as made:
-        made.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2, 3))
-        made.add(Page(source="notes.txt", text="revenue rose"))
+    with three_pages_and_a_text(tmp_path) as made:
         yield made
-    encoder.threads.shutdown()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("llama_index_evidence")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    for seed in range(3):
-        picture(seed, 128, 96).save(made / f"{seed}.png")
-    return made
+    return checkpoint_and_pictures(tmp_path_factory.mktemp("llama_index_evidence"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +70,7 @@ def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
 def piece(tmp_path: Path) -> QueryBundle:
     """The last visual token of page 2: columns 16 to 24 of 24, rows 8 to 16 of 16."""
     file = tmp_path / "piece.png"
-    picture(2).crop((2 * BLOCK, BLOCK, 3 * BLOCK, 2 * BLOCK)).save(file)
+    last_token(2).save(file)
     return QueryBundle("", image_path=str(file))
 
 
