@@ -148,7 +148,8 @@ the ways in turn.
 {chr(10).join(rows)}
 
 Encoding every page for every query is how llama-index-postprocessor-colpali-rerank 0.5.0 works; its encoder is
-exchanged for ours here. The larger the model, the larger these ratios: the first three rows never run it on a page.
+exchanged for ours here. The last two rows do the same work once: what lies between them is what else the machine was
+doing. The larger the model, the larger these ratios: the first three rows never run it on a page.
 
 ## The event loop under {CONCURRENT} questions at once
 
