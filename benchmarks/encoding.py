@@ -3,9 +3,9 @@
     build/peers/bin/python benchmarks/encoding.py [--write]      # sh benchmarks/peers.sh builds that environment
     python benchmarks/encoding.py --quick                        # seconds; without peers where they are not installed
 
-Everyone gets the same images, still to be resized, and gives unit token embeddings in float32. Ours is called once with
-all pages; every peer is tried with batches of 1 and of 4, its better time counts. All take turns. That the work is the
-same is checked: the worst cosine of a token with ours is in the table.
+Everyone has a process, gets the same images, still to be resized, and gives unit token embeddings in float32. Ours is
+called once with all pages; every peer is tried with batches of 1 and of 4, its better time counts. All take turns. That
+the work is the same is checked: the worst cosine of a token with ours is in the table.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from peers import open_peers
+from participants import participants
+from peers import Peer, present
 from PIL import Image, ImageDraw, ImageFont
 from random_checkpoint import write_checkpoint
 from reporting import in_turn, machine, publish, ratio, table
-
-from colqwen3_retrievers import ColQwen3Encoder
 
 SIZES = ((1240, 1754), (1280, 720), (827, 1170), (960, 960), (640, 480), (800, 1100), (1754, 1240), (600, 1500))
 """A scan, a slide, a fax, a square, a photograph, a letter, a scan on its side, a receipt."""
@@ -52,29 +50,33 @@ def worst_cosine(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> fl
     return min(float((a * b).sum(axis=1).min()) for a, b in zip(ours, theirs, strict=True))
 
 
+def encode(peer: Peer, pages: list[Image.Image], batch: int) -> list[np.ndarray]:
+    """What is timed."""
+    return peer.pages(pages, batch)
+
+
 def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], rounds: int) -> list[list[object]]:
     """Measure one checkpoint in one precision: rows of the table, the best batch of each peer."""
-    with ColQwen3Encoder(model, engine="torch", device="cpu", dtype=dtype) as encoder:
-        peers = open_peers(model, getattr(torch, dtype))
-        ways = {("ours", 0): lambda: encoder.encode_images(pages)}
+    with participants(present(), model, dtype) as [ours, *peers]:
+        ways = {(ours.name, 0): lambda: ours.seconds(encode, pages, 0)}
         for peer in peers:
             for batch in BATCHES:
-                ways[peer.name, batch] = lambda peer=peer, batch=batch: peer.pages(pages, batch)
-        times = in_turn(ways, rounds)
-        made = [np.asarray(page) for page in encoder.encode_images(pages)]
+                ways[peer.name, batch] = lambda peer=peer, batch=batch: peer.seconds(encode, pages, batch)
+        times = in_turn(ways, rounds, clock=lambda way: way())
+        made = ours.result(encode, pages, 0)
         tokens = sum(len(page) for page in made) / len(made)
-        ours = times["ours", 0]
+        own = times[ours.name, 0]
         rows: list[list[object]] = [
-            [name, dtype, f"{tokens:.0f}", "**ours**", "", f"{len(pages) / statistics.median(ours):.2f}", "", ""]
+            [name, dtype, f"{tokens:.0f}", ours.name, "", f"{len(pages) / statistics.median(own):.2f}", "", ""]
         ]
         for peer in peers:
             batch = min(BATCHES, key=lambda size: statistics.median(times[peer.name, size]))
             theirs = times[peer.name, batch]
-            cosine = worst_cosine(made, peer.pages(pages, batch))
+            cosine = worst_cosine(made, peer.result(encode, pages, batch))
             rows.append(
                 [
                     name, dtype, "", peer.name, batch, f"{len(pages) / statistics.median(theirs):.2f}",
-                    f"**{ratio(ours, theirs):.2f}x**", f"{cosine:.6f}",
+                    f"**{ratio(own, theirs):.2f}x**", f"{cosine:.6f}",
                 ]
             )  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
@@ -111,9 +113,10 @@ def main() -> None:
 
 Made by `build/peers/bin/python benchmarks/encoding.py --write` on {machine("transformers", "numpy", "pillow")}.
 
-{len(pages)} pages of {len(SIZES)} sizes, images in, token embeddings out; {options.rounds} rounds in which all take
-turns, of which the median of the ratios counts. `tiny` comes with the package; `mid` is a random checkpoint of 297 M
-parameters in Qwen3-VL's shape. A peer's better of the batches {" and ".join(map(str, BATCHES))} is shown.
+{len(pages)} pages of {len(SIZES)} sizes, images in, token embeddings out, everyone in a process of its own;
+{options.rounds} rounds in which all take turns, of which the median of the ratios counts. `tiny` comes with the
+package; `mid` is a random checkpoint of 297 M parameters in Qwen3-VL's shape. A peer's better of the batches
+{" and ".join(map(str, BATCHES))} is shown.
 
 {table(columns, rows)}
 """

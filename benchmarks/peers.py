@@ -1,7 +1,7 @@
 """Other ways to encode with the very same weights, for the benchmarks to compare with.
 
-The packages stand in an environment of their own (``sh benchmarks/peers.sh``), this package among them, so that all of
-them run in one process and take turns. Where one is not installed it is left out.
+The packages stand in an environment of their own (``sh benchmarks/peers.sh``), this package among them, with the same
+torch. Where one is not installed it is left out.
 
 Each gets the checkpoint's own tensors, prompt and pixel bounds, its own processor and its own defaults; only the batch
 size is tried out, and the best is what counts.
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from colqwen3_retrievers import ColQwen3Encoder
 from colqwen3_retrievers.checkpoint import Checkpoint, open_checkpoint
 
 PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|><|endoftext|>"
@@ -43,7 +44,7 @@ class Peer:
 
     Attributes:
         name: with its version.
-        pages: images and a batch size to unit token embeddings.
+        pages: images and a batch size to unit token embeddings, float32 (n_tokens, dim) each.
         queries: the same of texts.
     """
 
@@ -52,24 +53,40 @@ class Peer:
     queries: Encode
 
 
-def installed(module: str) -> bool:
-    """Whether a peer is here."""
-    return importlib.util.find_spec(module) is not None
+PEERS = {"ours": None, "transformers": None, "colpali-engine": "colpali_engine",
+         "sentence-transformers": "sentence_transformers"}  # fmt: skip
+"""Who there is, and the module that has to be installed for it."""
 
 
-def open_peers(model: str | Path, dtype: torch.dtype) -> list[Peer]:
-    """Open every peer that is installed, on the CPU, with a checkpoint's own weights."""
+def present() -> list[str]:
+    """Who of :data:`PEERS` is here, ourselves first."""
+    return [who for who, module in PEERS.items() if module is None or importlib.util.find_spec(module)]
+
+
+def open_peer(who: str, model: str | Path, dtype: str) -> Peer:
+    """Open one of :data:`PEERS` on the CPU, with a checkpoint's own weights."""
+    if who == "ours":
+        return _ours(model, dtype)
     checkpoint = open_checkpoint(model)
     tensors = _tensors(checkpoint)
+    opened = {
+        "transformers": _transformers,
+        "colpali-engine": _colpali_engine,
+        "sentence-transformers": _sentence_transformers,
+    }
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_plain(folder, checkpoint, tensors)
-        peers = [_transformers(folder, tensors, dtype)]
-        if installed("colpali_engine"):
-            peers.append(_colpali_engine(folder, tensors, dtype))
-        if installed("sentence_transformers"):
-            peers.append(_sentence_transformers(folder, tensors, dtype))
-    return peers
+        _write_plain(Path(name), checkpoint, tensors)
+        return opened[who](Path(name), tensors, getattr(torch, dtype))
+
+
+def _ours(model: str | Path, dtype: str) -> Peer:
+    """This package; it makes its batches itself."""
+    encoder = ColQwen3Encoder(model, engine="torch", device="cpu", dtype=dtype)
+    return Peer(
+        "**ours**",
+        lambda images, _: [np.asarray(page) for page in encoder.encode_images(list(images))],
+        lambda texts, _: [np.asarray(query) for query in encoder.encode_queries(list(texts))],
+    )
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -5,29 +5,26 @@
 
 "From 64 threads" is what a server sees: each thread asks for one query of its own. Ours gathers them into batches;
 the peers encode each for itself, which their callers may do from several threads. "As one list" is a single call with
-64 queries, in a batch of 64 for the peers. With the same weights and precision; all take turns.
+64 queries, in a batch of 64 for the peers. With the same weights and precision, each in a process; all take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from encoding import worst_cosine
-from peers import open_peers
+from participants import participants
+from peers import Peer, present
 from random_checkpoint import write_checkpoint
 from reporting import in_turn, machine, publish, ratio, table
 
-from colqwen3_retrievers import ColQwen3Encoder
-
 AT_ONCE = 64
-Call = Callable[[Sequence[str]], Sequence[object]]
 
 
 def draw_queries(count: int) -> list[str]:
@@ -37,36 +34,46 @@ def draw_queries(count: int) -> list[str]:
     return [" ".join(rng.choice(text.split(), rng.integers(3, 13))) for _ in range(count)]
 
 
-def ways_of(call: Call, queries: list[str], pool: ThreadPoolExecutor) -> dict[str, Callable[[], object]]:
-    """The three ways of asking."""
-    return {
-        "one by one": lambda: [call([query]) for query in queries],
-        f"from {AT_ONCE} threads": lambda: list(pool.map(lambda query: call([query]), queries)),
-        "as one list": lambda: call(queries),
-    }
+def one_by_one(peer: Peer, queries: list[str]) -> list[np.ndarray]:
+    """One after the other."""
+    return [peer.queries([query], 1)[0] for query in queries]
+
+
+def from_threads(peer: Peer, queries: list[str]) -> list[np.ndarray]:
+    """Each from a thread of its own, at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda query: peer.queries([query], 1)[0], queries))
+
+
+def as_one_list(peer: Peer, queries: list[str]) -> list[np.ndarray]:
+    """In one call, in one batch."""
+    return peer.queries(queries, len(queries))
+
+
+WAYS = {"one by one": one_by_one, f"from {AT_ONCE} threads": from_threads, "as one list": as_one_list}
 
 
 def measure(name: str, model: str | Path, dtype: str, queries: list[str], rounds: int) -> list[list[object]]:
     """Measure one checkpoint: rows of the table."""
-    with ColQwen3Encoder(model, engine="torch", device="cpu", dtype=dtype) as encoder:
-        peers = open_peers(model, getattr(torch, dtype))
-        calls: dict[str, Call] = {"**ours**": encoder.encode_queries}
-        for peer in peers:
-            calls[peer.name] = lambda given, peer=peer: peer.queries(given, len(given))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            ways = {(who, how): way for who, call in calls.items() for how, way in ways_of(call, queries, pool).items()}
-            times = in_turn(ways, rounds)
-        made = [np.asarray(query) for query in encoder.encode_queries(queries)]
+    with participants(present(), model, dtype) as everybody:
+        ways = {
+            (who.name, how): lambda who=who, way=way: who.seconds(way, queries)
+            for who in everybody
+            for how, way in WAYS.items()
+        }
+        times = in_turn(ways, rounds, clock=lambda way: way())
+        ours = everybody[0]
+        made = ours.result(as_one_list, queries)
         rows: list[list[object]] = []
-        for who in calls:
-            peer = next((peer for peer in peers if peer.name == who), None)
-            row: list[object] = [name, dtype, who]
-            for how in ways_of(encoder.encode_queries, queries, pool):
-                theirs = times[who, how]
-                faster = "" if peer is None else f" (**{ratio(times['**ours**', how], theirs):.2f}x**)"
+        for who in everybody:
+            row: list[object] = [name, dtype, who.name]
+            for how in WAYS:
+                theirs = times[who.name, how]
+                faster = "" if who is ours else f" (**{ratio(times[ours.name, how], theirs):.2f}x**)"
                 row.append(f"{len(queries) / statistics.median(theirs):.0f}{faster}")
-            row.append("" if peer is None else f"{worst_cosine(made, peer.queries(queries, len(queries))):.6f}")
+            row.append("" if who is ours else f"{worst_cosine(made, who.result(as_one_list, queries)):.6f}")
             rows.append(row)
+            print(row, file=sys.stderr, flush=True)
     return rows
 
 
@@ -101,8 +108,8 @@ Made by `build/peers/bin/python benchmarks/queries.py --write` on {machine("tran
 
 Queries a second, and in brackets how many times faster ours is (median of the ratios within {options.rounds} rounds).
 {AT_ONCE} queries of 3 to 12 words and 10 augmentation tokens; asked for one after the other, by {AT_ONCE} threads at
-once with one query each, and in one call. `tiny` comes with the package; `mid` is a random checkpoint of 297 M
-parameters in Qwen3-VL's shape.
+once with one query each, and in one call; everyone in a process of its own. `tiny` comes with the package; `mid` is a
+random checkpoint of 297 M parameters in Qwen3-VL's shape.
 
 {table(columns, rows)}
 """

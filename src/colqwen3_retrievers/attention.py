@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+PIECE_ROWS = 2048
+"""Rows that go through layers together on a CPU: what lies between two products stays in its cache, and the memory is
+taken from the heap again and again instead of from the system."""
+
 _PADDING_ALLOWED = 1.25  # area of a padded group's attention over what its members need
 _SHORT = 96  # tokens below which a call costs more than any padding
 
@@ -41,6 +45,10 @@ class Packing:
         pad: whether sequences of unequal length may be padded to attend together.
         causal: whether a row sees only rows before it and itself.
 
+    Attributes:
+        groups: which sequences attend in one call.
+        pieces: slices of the rows, end to end; what concerns each row alone is best done piece by piece.
+
     >>> [(group.members, group.longest) for group in Packing([5, 5, 7, 300], "cpu", pad=True, causal=True).groups]
     [(3, 7), (1, 300)]
     """
@@ -49,10 +57,13 @@ class Packing:
         self, lengths: Sequence[int], device: torch.device | str, *, pad: bool = False, causal: bool = False
     ) -> None:
         self.causal = causal
+        self.rows = sum(lengths)
         self.longest = max(lengths)
         self.groups: list[_Group] = []
         starts = [0, *itertools.accumulate(lengths)]
         self.offsets = to_device(np.asarray(starts, dtype=np.int32), device)
+        step = PIECE_ROWS if torch.device(device).type == "cpu" else self.rows
+        self.pieces = [slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
         first = 0
         while first < len(lengths):
             last = _group_end(lengths, first, pad=pad)
@@ -78,8 +89,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, implemen
     """Let every sequence attend to itself.
 
     Args:
-        query: (n_rows, n_heads, head_dim), sequences end to end.
-        key: (n_rows, n_key_heads, head_dim); n_heads a multiple of n_key_heads.
+        query: (n_heads, n_rows, head_dim), sequences end to end; heads apart, for a head's rows are read together.
+        key: (n_key_heads, n_rows, head_dim); n_heads a multiple of n_key_heads.
         value: as the key.
         packing: where the sequences lie.
         implementation: ``"sdpa"``, ``"eager"`` (spelled out, to compare with) or ``"flash_attention_2"`` (its package
@@ -88,8 +99,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, implemen
     Returns:
         (n_rows, n_heads x head_dim).
 
-    >>> rows = torch.ones(3, 2, 4)
-    >>> attend(rows, rows[:, :1], rows[:, :1] * 2, Packing([1, 2], "cpu"), "sdpa").shape
+    >>> heads = torch.ones(2, 3, 4)
+    >>> attend(heads, heads[:1], heads[:1] * 2, Packing([1, 2], "cpu"), "sdpa").shape
     torch.Size([3, 8])
     """
     if implementation == "flash_attention_2":
@@ -99,31 +110,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, implemen
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def rotate(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> Tensor:
     """Turn the pairs (i, i + half) of each head by the angles of its row, in float32 whatever the dtype.
 
     Args:
-        rows: (n_rows, ..., head_dim).
+        heads: (..., n_rows, head_dim), of any strides.
         cos: float32 (n_rows, head_dim / 2).
         sin: the same shape.
+        out: where the result goes, of the shape and dtype of ``heads`` and apart from it.
 
     Returns:
-        A new tensor of the shape and dtype of ``rows``.
+        ``out``.
 
     Source: RoPE, Su et al. 2021 (arXiv 2104.09864), in the split-half form of GPT-NeoX.
 
-    >>> rotate(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]])).tolist()
+    >>> rotate(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1), torch.ones(1, 1), out=torch.empty(1, 2)).tolist()
     [[0.0, 1.0]]
     """
-    wide = rows.float()
+    wide = heads.float()
+    turned = out if out.dtype == torch.float32 else torch.empty_like(wide)
     first, second = wide.chunk(2, dim=-1)
-    half = cos.shape[-1]
-    shape = (len(rows), *[1] * (rows.ndim - 2), half)
-    cos, sin = cos.view(shape), sin.view(shape)
-    turned = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned[..., half:]).addcmul_(first, sin)
-    return turned.to(rows.dtype)
+    left, right = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=right).addcmul_(first, sin)
+    return out if turned is out else out.copy_(turned)
 
 
 def _group_end(lengths: Sequence[int], first: int, *, pad: bool) -> int:
@@ -160,12 +170,14 @@ def _group(lengths: Sequence[int], start: int, device: torch.device | str, *, ma
 
 
 def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: _Group, causal: bool, call: Any) -> Tensor:
+    heads: list[Tensor]
     if group.rows is None:
         taken = slice(group.start, group.start + group.members * group.longest)
-        shaped = [part[taken].view(group.members, group.longest, *part.shape[1:]) for part in (query, key, value)]
+        size = (group.members, group.longest, query.shape[-1])
+        heads = [part[:, taken].view(len(part), *size) for part in (query, key, value)]
     else:
-        shaped = [part[group.rows] for part in (query, key, value)]
-    found: Tensor = call(*(part.transpose(1, 2) for part in shaped), group.mask, causal)
+        heads = [part[:, group.rows] for part in (query, key, value)]
+    found: Tensor = call(*(part.transpose(0, 1) for part in heads), group.mask, causal)
     flat = found.transpose(1, 2).reshape(group.members * group.longest, -1)
     return flat if group.kept is None else flat[group.kept]
 
@@ -191,7 +203,8 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
     flash: Any = importlib.import_module("flash_attn")
+    rows = (part.transpose(0, 1) for part in (query, key, value))
     found: Tensor = flash.flash_attn_varlen_func(
-        query, key, value, packing.offsets, packing.offsets, packing.longest, packing.longest, causal=packing.causal
+        *rows, packing.offsets, packing.offsets, packing.longest, packing.longest, causal=packing.causal
     )
     return found.flatten(1)

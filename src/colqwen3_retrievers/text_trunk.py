@@ -41,8 +41,11 @@ def run_trunk(
     """
     cos, sin = rotary_tables(trunk.rotary_emb, positions)
     for number, layer in enumerate(trunk.layers):
-        hidden += _attention(layer.self_attn, layer.input_layernorm, hidden, cos, sin, packing, implementation)
-        hidden += _mlp(layer.mlp, _normalised(layer.post_attention_layernorm, hidden))
+        seen = _attention(layer.self_attn, layer.input_layernorm, hidden, cos, sin, packing, implementation)
+        for piece in packing.pieces:
+            rows = hidden[piece]
+            rows += layer.self_attn.o_proj(seen[piece])
+            rows += _mlp(layer.mlp, _normalised(layer.post_attention_layernorm, rows))
         if stacked and number < len(stacked) and visual_rows is not None:
             hidden.index_add_(0, visual_rows, stacked[number])
     return trunk.norm(hidden)  # type: ignore[no-any-return]
@@ -67,12 +70,19 @@ def rotary_tables(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 def _attention(
     attention: Any, norm: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, implementation: str
 ) -> Tensor:
-    normed = _normalised(norm, hidden)
-    size = (len(hidden), -1, attention.head_dim)
-    query = rotate(_normalised(attention.q_norm, attention.q_proj(normed).view(size)), cos, sin)
-    key = rotate(_normalised(attention.k_norm, attention.k_proj(normed).view(size)), cos, sin)
-    seen = attend(query, key, attention.v_proj(normed).view(size), packing, implementation)
-    return attention.o_proj(seen)  # type: ignore[no-any-return]
+    keys = attention.k_proj.weight.shape[0] // attention.head_dim
+    count = attention.q_proj.weight.shape[0] // attention.head_dim
+    query = hidden.new_empty(count, len(hidden), attention.head_dim)
+    key, value = (hidden.new_empty(keys, len(hidden), attention.head_dim) for _ in range(2))
+    for piece in packing.pieces:
+        rows = _normalised(norm, hidden[piece])
+        size = (len(rows), -1, attention.head_dim)
+        asked = _normalised(attention.q_norm, attention.q_proj(rows).view(size))
+        rotate(asked.transpose(0, 1), cos[piece], sin[piece], out=query[:, piece])
+        offered = _normalised(attention.k_norm, attention.k_proj(rows).view(size))
+        rotate(offered.transpose(0, 1), cos[piece], sin[piece], out=key[:, piece])
+        value[:, piece] = attention.v_proj(rows).view(size).transpose(0, 1)
+    return attend(query, key, value, packing, implementation)
 
 
 def _mlp(mlp: Any, hidden: Tensor) -> Tensor:

@@ -24,25 +24,26 @@ FRAMES_A_PATCH = 2
 _KEPT_PATCHES = 1 << 16  # of grids' tables: a dozen large page sizes
 
 
-def patches(pixels: Tensor) -> Tensor:
+def patches(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """Cut frames into the patches that the vision tower reads, normalised to -1..1.
 
     Args:
         pixels: uint8 (frames, height, width, 3), sides multiples of 32; a single frame fills both halves of a patch.
+        dtype: of the result; the numbers are made in float32.
 
     Returns:
-        float32 (frames/2 x height/16 x width/16, 3 x 2 x 16 x 16), 2 x 2 patches of one visual token side by side.
+        (frames/2 x height/16 x width/16, 3 x 2 x 16 x 16), 2 x 2 patches of one visual token side by side.
     """
-    if pixels.shape[0] == 1:
-        pixels = pixels.expand(FRAMES_A_PATCH, -1, -1, -1)
-    frames, height, width, _ = pixels.shape
-    cut = pixels.reshape(
+    values = pixels.float().div_(255.0).sub_(0.5).div_(0.5).to(dtype)  # before a lone frame is doubled
+    if values.shape[0] == 1:
+        values = values.expand(FRAMES_A_PATCH, -1, -1, -1)
+    frames, height, width, _ = values.shape
+    cut = values.reshape(
         frames // FRAMES_A_PATCH, FRAMES_A_PATCH,
         height // VISUAL_TOKEN_SIDE, MERGE, PATCH,
         width // VISUAL_TOKEN_SIDE, MERGE, PATCH, 3,
     ).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)  # fmt: skip
-    values = cut.reshape(-1, 3 * FRAMES_A_PATCH * PATCH * PATCH).float()
-    return values.div_(255.0).sub_(0.5).div_(0.5)
+    return cut.reshape(-1, 3 * FRAMES_A_PATCH * PATCH * PATCH)
 
 
 class Grid(NamedTuple):
@@ -116,16 +117,10 @@ class VisionTower:
         """
         tower = self._tower
         grids = [Grid.of(pixels) for pixels in shown]
-        projection = tower.patch_embed.proj
-        dtype = projection.weight.dtype
-        rows = torch.cat([patches(pixels).to(dtype) for pixels in shown])
-        hidden = functional.linear(rows, projection.weight.flatten(1), projection.bias)
         tables = [self._tables_of(grid) for grid in grids]
-        start = 0
-        for grid, table in zip(grids, tables, strict=True):
-            stop = start + grid.steps * grid.patches
-            hidden[start:stop].view(grid.steps, grid.patches, -1).add_(table.positions)
-            start = stop
+        hidden = torch.cat(
+            [self._embed(pixels, grid, table) for pixels, grid, table in zip(shown, grids, tables, strict=True)]
+        )
         cos = torch.cat([table.cos for grid, table in zip(grids, tables, strict=True) for _ in range(grid.steps)])
         sin = torch.cat([table.sin for grid, table in zip(grids, tables, strict=True) for _ in range(grid.steps)])
         packing = Packing([grid.patches for grid in grids for _ in range(grid.steps)], hidden.device)
@@ -137,14 +132,28 @@ class VisionTower:
                 stacked.append(_merge(merger, hidden))
         return _merge(tower.merger, hidden), stacked
 
+    def _embed(self, pixels: Tensor, grid: Grid, table: _Tables) -> Tensor:
+        """Project the patches of one image or video and add their positions."""
+        projection = self._tower.patch_embed.proj
+        rows = patches(pixels, projection.weight.dtype)
+        embedded = functional.linear(rows, projection.weight.flatten(1), projection.bias)
+        embedded.view(grid.steps, grid.patches, -1).add_(table.positions)
+        return embedded
+
     def _block(self, block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> None:
         """Run one layer, in place."""
         attention = block.attn
-        mixed = attention.qkv(block.norm1(hidden)).view(len(hidden), 3, attention.num_heads, -1)
-        turned = rotate(mixed[:, :2], cos, sin)
-        seen = attend(turned[:, 0], turned[:, 1], mixed[:, 2], packing, self._implementation)
-        hidden += attention.proj(seen)
-        hidden += block.mlp.linear_fc2(block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(hidden))))
+        heads = hidden.new_empty(3, attention.num_heads, len(hidden), hidden.shape[-1] // attention.num_heads)
+        for piece in packing.pieces:
+            mixed = attention.qkv(block.norm1(hidden[piece])).view(-1, *heads.shape[:2], heads.shape[-1])
+            mixed = mixed.permute(1, 2, 0, 3)
+            rotate(mixed[:2], cos[piece], sin[piece], out=heads[:2, :, piece])
+            heads[2, :, piece] = mixed[2]
+        seen = attend(heads[0], heads[1], heads[2], packing, self._implementation)
+        for piece in packing.pieces:
+            rows = hidden[piece]
+            rows += attention.proj(seen[piece])
+            rows += block.mlp.linear_fc2(block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(rows))))
 
     def _tables_of(self, grid: Grid) -> _Tables:
         size = (grid.rows, grid.cols)
