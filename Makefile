@@ -11,6 +11,11 @@ VLLM_READY := $(VLLM)/.ready
 VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_plugin.py \
 	tests/contracts/test_server_engine.py tests/integration/test_server.py
 
+PEERS := build/peers
+PEERS_READY := $(PEERS)/.ready
+BENCH_CACHE := build/bench
+TIMED := env -u OMP_WAIT_POLICY
+
 # Two OpenMP threads that spin against each other make torch ten times slower when anything else runs.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
@@ -42,10 +47,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
-	$(BIN)/python benchmarks/maxsim.py
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/rerank.py
+# Every table of benchmarks/ anew, in hours; WRITE=--write puts them into their files. Who waits actively is measured as
+# it would run by itself: the policy above is for tests. The peers stand in an environment of their own.
+bench: $(READY) $(PEERS_READY)
+	$(TIMED) $(PEERS)/bin/python benchmarks/encoding.py $(WRITE)
+	$(TIMED) $(PEERS)/bin/python benchmarks/queries.py $(WRITE)
+	$(TIMED) $(PEERS)/bin/python benchmarks/maxsim.py $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/rerank.py $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/growth.py $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/wire.py
+	mkdir -p $(BENCH_CACHE)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/store.py --cache $(BENCH_CACHE)
+	$(TIMED) $(BIN)/python benchmarks/bridge.py --cache $(BENCH_CACHE) $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/compression.py --cache $(BENCH_CACHE) $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/quality.py
+	$(TIMED) $(BIN)/python benchmarks/regions.py --cache $(BENCH_CACHE) $(WRITE)
+	$(TIMED) $(BIN)/python benchmarks/gpu.py $(if $(shell command -v nvidia-smi),$(WRITE),--quick)
 
 # torch first and alone: where a CPU build lies at hand it is taken, and what comes after is content with it.
 $(READY): pyproject.toml constraints.txt
@@ -57,6 +74,10 @@ $(READY): pyproject.toml constraints.txt
 $(VLLM_READY): pyproject.toml tests/vllm/build.sh tests/vllm/constraints.txt tests/vllm/torchvision_operators.py
 	sh tests/vllm/build.sh $(PYTHON) $(VLLM)
 	touch $(VLLM_READY)
+
+$(PEERS_READY): pyproject.toml benchmarks/peers.sh benchmarks/peers-constraints.txt tests/vllm/torchvision_operators.py
+	sh benchmarks/peers.sh $(PYTHON) $(PEERS)
+	touch $(PEERS_READY)
 
 clean:
 	rm -rf $(VENV) $(VLLM) build dist demo-output src/*.egg-info

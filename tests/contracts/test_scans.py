@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colqwen3_retrievers.codes import BLOCK, QueryCodes, code_width, query_codes
+from colqwen3_retrievers.codes import BLOCK, QueryCodes, code_width, page_code, query_codes, unpacked_code
 from colqwen3_retrievers.datatypes import PackedEmbeddings
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.kernels import default_scan, device_scan
-from colqwen3_retrievers.kernels.scan import CodeScan, numpy_scan
+from colqwen3_retrievers.kernels.scan import CodeScan, bit_scan, numpy_scan
 
 
 def queries(seed: int, lengths: list[int], dim: int) -> QueryCodes:
@@ -53,6 +53,19 @@ class ScanContract:
         got = scan(made, *given)
         assert got.dtype == np.float32 and got.shape == (len(asked), len(pages))
         np.testing.assert_allclose(got, by_loops(made, *given), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("dim", [3, 64, 100])
+    def test_single_bits_are_scanned_as_signs(self, scan: CodeScan, dim: int) -> None:
+        rng = np.random.default_rng(dim)
+        made = [page_code(rng.standard_normal((count, dim)), 1, bits=1) for count in (5, 1, 40)]
+        rows = np.concatenate([code.rows for code in made])
+        sizes = np.asarray([len(code.rows) for code in made])
+        scales = np.asarray([code.scale for code in made], dtype=np.float32)
+        given = np.cumsum(sizes) - sizes, sizes, scales
+        asked = queries(dim, [3, 1], dim)
+        got = bit_scan(scan, dim)(asked, rows, *given)
+        expected = by_loops(asked, unpacked_code(rows, dim), *given)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
     def test_negative_products_stay_negative(self, scan: CodeScan) -> None:
         asked = QueryCodes(np.full((1, 8), 3, np.int8), np.ones(1, np.float32), np.asarray([0, 1]))

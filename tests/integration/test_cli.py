@@ -13,6 +13,7 @@ from PIL import Image
 
 from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.demo import write_demo_documents
+from colqwen3_retrievers.similarity_maps import POOLED_NOTE
 from tests.checkpoints import make_checkpoint
 
 
@@ -113,6 +114,23 @@ def test_regions_are_listed_as_json_and_drawn_for_each_token(
     assert again["boxes"] == hit["boxes"]
     assert len(again["heatmaps"]) >= 3
     assert all(Path(path).is_file() and "-token-" in path for path in again["heatmaps"][1:])
+
+
+def test_maps_of_a_pooled_index_say_so(
+    model: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [source] = [str(path) for path in documents.iterdir() if path.name == "invoice.pdf"]
+    small = ["--model", str(model), "--max-visual-tokens", "100", "--device", "cpu", "--pool-factor", "3"]
+    assert main(["index", source, "--index", str(tmp_path / "pooled"), *small]) == 0
+    line = ["search", "total", "--index", str(tmp_path / "pooled"), "-k", "1", "--heatmap", str(tmp_path / "why")]
+    capsys.readouterr()
+    assert main([*line, "--json"]) == 0
+    told = capsys.readouterr()
+    [hit] = json.loads(told.out)
+    assert hit["pooled"] is True
+    assert hit["boxes"]
+    assert f"invoice.pdf, page {hit['page']}: {POOLED_NOTE}" in told.err
+    assert len(list((tmp_path / "why").glob("*.png"))) == 1
 
 
 def test_info_of_an_index_and_of_a_model(indexed: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from colqwen3_retrievers.cli import main
-from colqwen3_retrievers.demo import write_demo_documents
+from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
 from tests.checkpoints import make_checkpoint
 
 
@@ -65,6 +65,41 @@ def test_an_index_with_other_pages_is_refused(
     capsys.readouterr()
     assert main(["eval", str(moved), "--index", str(tmp_path / "index")]) == 1
     assert "pages that are not of the corpus" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's annual report, whose pages ``corpus.jsonl`` names one by one, and questions that its pages answer."""
+    root = tmp_path_factory.mktemp("printed")
+    write_demo_documents(root / "pdfs")
+    name = DEMO_QUESTIONS[0][1]
+    asked = [(text, page) for text, source, page in DEMO_QUESTIONS if source == name]
+    assert len(asked) >= 5
+    (root / "qrels").mkdir()
+    count = max(page for _, page in asked)
+    lines = [{"_id": f"p{page}", "pdf": f"pdfs/{name}", "page": page} for page in range(1, count + 1)]
+    queries = [{"_id": f"q{number}", "text": text} for number, (text, _) in enumerate(asked)]
+    for file, content in {"corpus": lines, "queries": queries}.items():
+        (root / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    judged = (f"q{number}\tp{page}\t1\n" for number, (_, page) in enumerate(asked))
+    (root / "qrels" / "test.tsv").write_text("".join(judged))
+    return root
+
+
+@pytest.mark.parametrize("store", ["folder", "qdrant"])
+def test_tiny_finds_what_is_printed(
+    store: str, printed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "index")
+    if store == "qdrant":
+        pytest.importorskip("qdrant_client")
+        place = f"qdrant+path:{tmp_path / 'qdrant'}/pages"
+    arguments = ["eval", str(printed), "--index", place, "--model", "tiny", "--device", "cpu", "-k", "1", "5"]
+    assert main([*arguments, "--json", str(tmp_path / "a.json")]) == 0
+    assert "nDCG@5" in capsys.readouterr().out
+    measures = json.loads((tmp_path / "a.json").read_text())["measures"]
+    assert measures["R@1"] == 1.0
+    assert measures["nDCG@5"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, ServerOptions, VLLMOptions
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, ServerOptions, VLLMOptions, similarity_map
 from colqwen3_retrievers.errors import EngineError
 from colqwen3_retrievers.server_scores import server_scores
 from tests.server_process import CPU_ENVIRONMENT, ServerProcess
@@ -137,6 +137,24 @@ def test_three_engines_find_the_same(
             np.testing.assert_allclose([hit.score for hit in got], expected, atol=1e-3)
             for hit in want:  # only pages within a hair of the tenth may change places
                 assert hit.page.id in scores or hit.score < expected[-1] + 1e-3, f"{name}: {hit.page.id} is missing"
+
+
+def test_a_similarity_map_does_not_depend_on_the_engine(server: ServerProcess, torch_encoder: ColQwen3Encoder) -> None:
+    with ColQwen3Encoder("tiny", url=server.url) as encoder:
+        for number in range(5):
+            shown = drawn(number)
+            word = np.random.default_rng(number).choice(WORDS, 6, replace=False)[number]  # printed on line `number`
+            one, other = (
+                similarity_map(made.encode_queries([word])[0], made.encode_images([shown])[0])
+                for made in (encoder, torch_encoder)
+            )
+            assert one.tokens == other.tokens
+            np.testing.assert_allclose(one.values, other.values, atol=5e-3)
+            np.testing.assert_allclose(one.per_token, other.per_token, atol=5e-3)
+            [box], [expected] = one.boxes(shown.size, top=1), other.boxes(shown.size, top=1)
+            assert (box.left, box.top, box.right, box.bottom) == (
+                expected.left, expected.top, expected.right, expected.bottom,
+            )  # fmt: skip
 
 
 # last, since it kills the server
