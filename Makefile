@@ -51,6 +51,7 @@ format: $(READY)
 # it would run by itself: the policy above is for tests. The peers stand in an environment of their own.
 bench: $(READY) $(PEERS_READY)
 	$(TIMED) $(PEERS)/bin/python benchmarks/encoding.py $(WRITE)
+	$(TIMED) $(PEERS)/bin/python benchmarks/encoding_time.py $(WRITE)
 	$(TIMED) $(PEERS)/bin/python benchmarks/queries.py $(WRITE)
 	$(TIMED) $(PEERS)/bin/python benchmarks/maxsim.py $(WRITE)
 	$(TIMED) $(BIN)/python benchmarks/rerank.py $(WRITE)

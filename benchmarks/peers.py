@@ -53,14 +53,18 @@ class Peer:
     queries: Encode
 
 
-PEERS = {"ours": None, "transformers": None, "colpali-engine": "colpali_engine",
-         "sentence-transformers": "sentence_transformers"}  # fmt: skip
-"""Who there is, and the module that has to be installed for it."""
+PEERS = {
+    "ours": (),
+    "transformers": ("torchvision",),  # its own processor wants it
+    "colpali-engine": ("torchvision", "colpali_engine"),
+    "sentence-transformers": ("torchvision", "sentence_transformers"),
+}
+"""Who there is, and what has to be installed for it beside this package."""
 
 
 def present() -> list[str]:
     """Who of :data:`PEERS` is here, ourselves first."""
-    return [who for who, module in PEERS.items() if module is None or importlib.util.find_spec(module)]
+    return [who for who, modules in PEERS.items() if all(map(importlib.util.find_spec, modules))]
 
 
 def open_peer(who: str, model: str | Path, dtype: str) -> Peer:

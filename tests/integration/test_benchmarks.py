@@ -13,6 +13,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 SAYS = {
     "gpu": ["share of the floor", "image preparation", "queries a second", "share of the bandwidth"],
     "maxsim": ["of memory bandwidth", "of arithmetic peak", "padded einsum"],
+    "encoding": ["| small | float32 |", "**ours**"],
+    "encoding_time": ["| checkpoint | precision | attention |"],
+    "queries": ["from 64 threads", "**ours**"],
     "growth": ["recall@10", "| embedded |"],
 }
 
