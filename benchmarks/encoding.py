@@ -116,7 +116,8 @@ Made by `build/peers/bin/python benchmarks/encoding.py --write` on {machine("tra
 {len(pages)} pages of {len(SIZES)} sizes, images in, token embeddings out, everyone in a process of its own;
 {options.rounds} rounds in which all take turns, of which the median of the ratios counts. `tiny` comes with the
 package; `mid` is a random checkpoint of 297 M parameters in Qwen3-VL's shape. A peer's better of the batches
-{" and ".join(map(str, BATCHES))} is shown.
+{" and ".join(map(str, BATCHES))} is shown. In float32 what differs is the resize: the peers' processors resize with
+torchvision, ours with Pillow. In bfloat16 theirs round the projection and the norm too.
 
 {table(columns, rows)}
 """
