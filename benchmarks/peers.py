@@ -62,9 +62,14 @@ PEERS = {
 """Who there is, and what has to be installed for it beside this package."""
 
 
+def installed(module: str) -> bool:
+    """Whether a peer is here."""
+    return importlib.util.find_spec(module) is not None
+
+
 def present() -> list[str]:
     """Who of :data:`PEERS` is here, ourselves first."""
-    return [who for who, modules in PEERS.items() if all(map(importlib.util.find_spec, modules))]
+    return [who for who, modules in PEERS.items() if all(map(installed, modules))]
 
 
 def open_peer(who: str, model: str | Path, dtype: str) -> Peer:

@@ -1,0 +1,51 @@
+"""The README's figures of speed are those of the committed tables, rounded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(name: str) -> list[list[str]]:
+    """Cells of a benchmark's table."""
+    text = (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def shown(who: str, marker: str) -> list[str]:
+    """Cells of the README's row of somebody, in the table after a marker."""
+    after = README[README.index(marker) :]
+    [line] = re.findall(rf"^\| {re.escape(who)} \|(.*)\|$", after[: after.index("\n\n", after.index("\n|") + 2)], re.M)
+    return [cell.strip() for cell in line.split("|")]
+
+
+@pytest.mark.parametrize("who", ["transformers", "colpali-engine", "sentence-transformers"])
+def test_encoding(who: str) -> None:
+    pages = [row for row in rows("encoding") if row[3].startswith(f"{who} ")]
+    assert shown(pages[0][3], "Encoding pages") == [row[6].strip("*") for row in pages]
+    queries = [row for row in rows("queries") if row[2].startswith(f"{who} ")]
+    for row, cell in zip(queries, shown(queries[0][2], "Encoding 64 queries"), strict=True):
+        ratios = [float(found) for cell in row[3:6] for found in re.findall(r"\*\*(.*)x\*\*", cell)]
+        told = [part.removesuffix("x") for part in cell.split(" · ")]
+        assert [f"{ratio:.2f}" if place == 0 else f"{ratio:.1f}" for place, ratio in enumerate(ratios)] == told
+
+
+@pytest.mark.parametrize(
+    ("who", "kernel"),
+    [
+        ("maxsim-cpu 0.1.0, a list", "maxsim-cpu, a list"),
+        ("padded einsum (torch)", "padded einsum (torch)"),
+        ("sentence-transformers 6.2.0, padded", "sentence-transformers maxsim, padded"),
+        ("sentence-transformers 6.2.0, a list", "sentence-transformers maxsim, a list"),
+        ("colpali-engine 0.3.18", "colpali-engine score_multi_vector"),
+    ],
+)
+def test_maxsim(who: str, kernel: str) -> None:
+    measured = [float(row[3].removesuffix("x")) for row in rows("maxsim") if row[1] == kernel]
+    told = shown(who, "MaxSim of one query")
+    assert told == [f"{ratio:.1f}x" for ratio in measured[: len(told)]]
