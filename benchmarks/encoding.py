@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from participants import participants
 from peers import Peer, present
 from PIL import Image, ImageDraw, ImageFont
-from random_checkpoint import write_checkpoint
+from random_checkpoint import checkpoints
 from reporting import in_turn, machine, publish, ratio, table
 
 SIZES = ((1240, 1754), (1280, 720), (827, 1170), (960, 960), (640, 480), (800, 1100), (1754, 1240), (600, 1500))
@@ -97,12 +96,8 @@ def main() -> None:
         options.models, options.dtypes, options.pages, options.rounds = ("small",), ("float32",), 3, 1
     pages = draw_pages(options.pages, 0.2 if options.quick else 0.7)
     rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.models:
-            model: str | Path = "tiny"
-            if name != "tiny":
-                model = Path(folder) / name
-                write_checkpoint(model, name)
+    with checkpoints(options.models) as opened:
+        for name, model in opened:
             for dtype in options.dtypes:
                 rows += measure(name, model, dtype, pages, options.rounds)
     columns = (

@@ -10,12 +10,11 @@ model. The pages are those of ``encoding.py``.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from encoding import draw_pages
 from gpu import renderer_of
-from random_checkpoint import write_checkpoint
+from random_checkpoint import checkpoints
 from reporting import machine, publish, table
 from torch.profiler import ProfilerActivity, profile
 
@@ -54,12 +53,8 @@ def main() -> None:
     models, dtypes = (("small",), ("float32",)) if options.quick else (("tiny", "mid"), ("float32", "bfloat16"))
     count, scale = (3, 0.2) if options.quick else (8, 0.7)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in models:
-            model: str | Path = "tiny"
-            if name != "tiny":
-                model = Path(folder) / name
-                write_checkpoint(model, name)
+    with checkpoints(models) as opened:
+        for name, model in opened:
             for dtype in dtypes:
                 rows.append([name, dtype, *shares(model, dtype, count, scale)])
     text = f"""# Where the time of page encoding goes

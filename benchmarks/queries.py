@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from encoding import worst_cosine
 from participants import participants
 from peers import Peer, present
-from random_checkpoint import write_checkpoint
+from random_checkpoint import checkpoints
 from reporting import in_turn, machine, publish, ratio, table
 
 AT_ONCE = 64
@@ -90,12 +89,8 @@ def main() -> None:
         options.models, options.dtypes, options.rounds = ("small",), ("float32",), 1
     queries = draw_queries(AT_ONCE)
     rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.models:
-            model: str | Path = "tiny"
-            if name != "tiny":
-                model = Path(folder) / name
-                write_checkpoint(model, name)
+    with checkpoints(options.models) as opened:
+        for name, model in opened:
             for dtype in options.dtypes:
                 rows += measure(name, model, dtype, queries, options.rounds)
     columns = (

@@ -9,9 +9,12 @@ numbers are drawn once and repeated: what they are says nothing about speed, but
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,27 @@ def write_checkpoint(folder: Path, shape: str, dtype: torch.dtype = torch.float3
         encoding="utf-8",
     )  # fmt: skip
     return sum(math.prod(size) for size in shapes.values())
+
+
+@contextlib.contextmanager
+def checkpoints(names: Iterable[str]) -> Iterator[Iterator[tuple[str, str | Path]]]:
+    """Give ``tiny``, which comes with the package, and random checkpoints, each written when its turn comes.
+
+    Args:
+        names: ``"tiny"`` or one of :data:`SHAPES`.
+
+    Returns:
+        Pairs of a name and what :class:`ColQwen3Encoder` takes as the model; their folders go in the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+
+        def made() -> Iterator[tuple[str, str | Path]]:
+            for name in names:
+                if name != "tiny":
+                    write_checkpoint(Path(folder) / name, name)
+                yield name, "tiny" if name == "tiny" else Path(folder) / name
+
+        yield made()
 
 
 def _write_tensors(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
