@@ -10,14 +10,13 @@ the work is the same is checked: the worst cosine of a token with ours is in the
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from participants import participants
+from participants import ask_options, participants
 from peers import Peer, present
 from PIL import Image, ImageDraw, ImageFont
 from random_checkpoint import checkpoints
@@ -84,17 +83,8 @@ def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pages", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--models", nargs="*", default=("tiny", "mid"), choices=("tiny", "small", "mid"))
-    parser.add_argument("--dtypes", nargs="*", default=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="few small pages of a small checkpoint")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/encoding.md")
-    options = parser.parse_args()
-    if options.quick:
-        options.models, options.dtypes, options.pages, options.rounds = ("small",), ("float32",), 3, 1
-    pages = draw_pages(options.pages, 0.2 if options.quick else 0.7)
+    options = ask_options(__file__, __doc__, rounds=3)
+    pages = draw_pages(3, 0.2) if options.quick else draw_pages(len(SIZES), 0.7)
     rows: list[list[object]] = []
     with checkpoints(options.models) as opened:
         for name, model in opened:
@@ -112,7 +102,7 @@ Made by `build/peers/bin/python benchmarks/encoding.py --write` on {machine("tra
 {options.rounds} rounds in which all take turns, of which the median of the ratios counts. `tiny` comes with the
 package; `mid` is a random checkpoint of 297 M parameters in Qwen3-VL's shape. A peer's better of the batches
 {" and ".join(map(str, BATCHES))} is shown. In float32 what differs is the resize: the peers' processors resize with
-torchvision, ours with Pillow. In bfloat16 theirs round the projection and the norm too.
+torchvision, ours with Pillow. In bfloat16 all peers round the projection, and two the norm.
 
 {table(columns, rows)}
 """

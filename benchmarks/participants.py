@@ -6,6 +6,7 @@ have more threads than the machine has cores they stop to wait actively. Nobody 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import time
@@ -60,6 +61,26 @@ def participants(names: Sequence[str], model: str | Path, dtype: str) -> Iterato
             started.append(Participant(who, model, dtype))
             stack.callback(started[-1].close)
         yield started
+
+
+def ask_options(script: str, description: str | None, *, rounds: int) -> argparse.Namespace:
+    """Read the options that benchmarks of encoding have in common; ``--quick`` settles models, precisions and rounds.
+
+    Args:
+        script: its ``__file__``.
+        description: its ``__doc__``, whose first line is shown.
+        rounds: how many without being told.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--models", nargs="*", default=("tiny", "mid"), choices=("tiny", "small", "mid"))
+    parser.add_argument("--dtypes", nargs="*", default=("float32", "bfloat16"))
+    parser.add_argument("--quick", action="store_true", help="a little of a small checkpoint, one round")
+    parser.add_argument("--write", action="store_true", help=f"put the table into benchmarks/{Path(script).stem}.md")
+    options = parser.parse_args()
+    if options.quick:
+        options.models, options.dtypes, options.rounds = ("small",), ("float32",), 1
+    return options
 
 
 def _serve(pipe: Connection, who: str, model: str | Path, dtype: str) -> None:

@@ -10,7 +10,6 @@ the peers encode each for itself, which their callers may do from several thread
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from encoding import worst_cosine
-from participants import participants
+from participants import ask_options, participants
 from peers import Peer, present
 from random_checkpoint import checkpoints
 from reporting import in_turn, machine, publish, ratio, table
@@ -78,15 +77,7 @@ def measure(name: str, model: str | Path, dtype: str, queries: list[str], rounds
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", nargs="*", default=("tiny", "mid"), choices=("tiny", "small", "mid"))
-    parser.add_argument("--dtypes", nargs="*", default=("float32", "bfloat16"))
-    parser.add_argument("--quick", action="store_true", help="a small checkpoint, one round")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/queries.md")
-    options = parser.parse_args()
-    if options.quick:
-        options.models, options.dtypes, options.rounds = ("small",), ("float32",), 1
+    options = ask_options(__file__, __doc__, rounds=5)
     queries = draw_queries(AT_ONCE)
     rows: list[list[object]] = []
     with checkpoints(options.models) as opened:

@@ -46,7 +46,10 @@ class Packing:
         causal: whether a row sees only rows before it and itself.
 
     Attributes:
+        causal: as given.
         groups: which sequences attend in one call.
+        longest: length of the longest sequence.
+        offsets: int32 (n_sequences + 1,) on the device, where each begins and the last ends.
         pieces: slices of the rows, end to end; what concerns each row alone is best done piece by piece.
 
     >>> [(group.members, group.longest) for group in Packing([5, 5, 7, 300], "cpu", pad=True, causal=True).groups]
@@ -57,13 +60,12 @@ class Packing:
         self, lengths: Sequence[int], device: torch.device | str, *, pad: bool = False, causal: bool = False
     ) -> None:
         self.causal = causal
-        self.rows = sum(lengths)
         self.longest = max(lengths)
         self.groups: list[_Group] = []
         starts = [0, *itertools.accumulate(lengths)]
         self.offsets = to_device(np.asarray(starts, dtype=np.int32), device)
-        step = PIECE_ROWS if torch.device(device).type == "cpu" else self.rows
-        self.pieces = [slice(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
+        step = PIECE_ROWS if torch.device(device).type == "cpu" else starts[-1]
+        self.pieces = [slice(start, min(start + step, starts[-1])) for start in range(0, starts[-1], step)]
         first = 0
         while first < len(lengths):
             last = _group_end(lengths, first, pad=pad)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
+from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
 from tests.hashing import HashingEncoder, picture
@@ -54,6 +57,34 @@ class PagesRetrieval(AbsTaskRetrieval):
             "default": {"test": {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}}
         }
         self.data_loaded = True
+
+
+WORDS = ("harbour", "alloy", "ledger", "window", "cedar", "marble", "copper", "orchid")
+
+
+class PrintedRetrieval(PagesRetrieval):
+    """Find the page on which a word is printed."""
+
+    metadata = PagesRetrieval.metadata.model_copy(update={"name": "PrintedRetrieval", "category": "t2i"})
+
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
+        names = [str(number) for number in range(len(WORDS))]
+        corpus = datasets.Dataset.from_dict(
+            {"id": names, "image": [printed(word) for word in WORDS]},
+            features=datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()}),
+        )
+        queries = datasets.Dataset.from_dict({"id": names, "text": list(WORDS)})
+        relevant = {name: {name: 1} for name in names}
+        self.dataset = {
+            "default": {"test": {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}}
+        }
+        self.data_loaded = True
+
+
+def printed(word: str) -> Image.Image:
+    image = Image.new("RGB", (320, 224), "white")
+    ImageDraw.Draw(image).text((40, 90), word, fill="black", font=ImageFont.load_default(28))
+    return image
 
 
 @pytest.fixture
@@ -109,3 +140,15 @@ def test_one_call_scores_tasks_by_name(encoder: HashingEncoder, monkeypatch: pyt
     scores = run_mteb(encoder, ["PagesRetrieval"])
     assert list(scores) == ["PagesRetrieval"]
     assert scores["PagesRetrieval"]["default test"] > 0.9
+
+
+def test_one_command_scores_engine_pooling_and_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mteb, "get_task", lambda name: PrintedRetrieval())  # for want of a hub, as above
+    line = ["eval", "--mteb", "PrintedRetrieval", "--model", "tiny", "--device", "cpu", "--pool-factor", "3"]
+    assert main([*line, "--json", str(tmp_path / "scores.json")]) == 0
+    [(part, score)] = json.loads((tmp_path / "scores.json").read_text())["PrintedRetrieval"].items()
+    assert part == "default test"
+    assert score > 0.9
+    assert f"{score:.4f}" in capsys.readouterr().out

@@ -49,3 +49,17 @@ def test_maxsim(who: str, kernel: str) -> None:
     measured = [float(row[3].removesuffix("x")) for row in rows("maxsim") if row[1] == kernel]
     told = shown(who, "MaxSim of one query")
     assert told == [f"{ratio:.1f}x" for ratio in measured[: len(told)]]
+
+
+def test_quality_against_bytes() -> None:
+    """Each cell of the README stands, with more digits or as many, in a row of the measurements."""
+    measured = {
+        (row[2], row[3], row[1]): f"{float(row[4]):.1f} KB · {float(row[7]):.3f} · {float(row[6]):.3f}"
+        for row in rows("compression")
+        if row[0] in ("none", "hierarchical")
+    }
+    assert len(measured) == 45
+    for dim in ("128", "64", "32"):
+        for code in ("float16", "int8", "1 bit"):
+            told = shown(f"{dim}, {code}", "What pooling, fewer dims and codes cost")
+            assert told == [measured[dim, code, factor] for factor in "12346"]
