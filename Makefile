@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# vLLM brings a torch and a transformers of its own, so its tests have an environment of their own.
+# vLLM brings a torch and a transformers of its own, so its tests have an environment of their own; Triton comes with it.
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_plugin.py \
-	tests/contracts/test_server_engine.py tests/integration/test_server.py
+	tests/contracts/test_server_engine.py tests/integration/test_server.py \
+	tests/contracts/test_scans.py::test_the_fused_kernel_in_the_interpreter
 
 PEERS := build/peers
 PEERS_READY := $(PEERS)/.ready
