@@ -10,7 +10,7 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 VLLM_TESTS := tests/contracts/test_vllm_engine.py tests/integration/test_vllm_plugin.py \
 	tests/contracts/test_server_engine.py tests/integration/test_server.py \
-	tests/contracts/test_scans.py::test_the_fused_kernel_in_the_interpreter
+	tests/contracts/test_fused_kernel.py
 
 PEERS := build/peers
 PEERS_READY := $(PEERS)/.ready

@@ -34,7 +34,7 @@ NEEDS = {
         "tests/unit/test_evaluation.py", "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval*.py",
     ],
     "mteb": ["tests/integration/test_eval_mteb.py"],
-    "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py"],
+    "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py", "tests/contracts/test_fused_kernel.py"],
     "scipy": [
         "tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py", "tests/unit/test_evaluation.py",
         "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval.py",

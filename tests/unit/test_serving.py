@@ -390,11 +390,12 @@ def test_page_shows_the_commands() -> None:
     assert text.split(START)[1].split(STOP)[0] == command_lines()
 
 
-def test_make_runs_every_test_that_needs_vllm() -> None:
+def test_make_runs_every_test_that_needs_vllm_or_triton() -> None:
     root = PAGE.parents[1]
     made = (root / "Makefile").read_text().partition("VLLM_TESTS :=")[2].partition("\n\n")[0]
     listed = made.replace("\\\n", " ").split("\n")[0].split()
-    assert set(listed) == {path for path in NEEDS["vllm"] if path.startswith("tests/")}
+    needed = {*NEEDS["vllm"], *NEEDS["triton"]}
+    assert set(listed) == {path for path in needed if path.startswith("tests/")}
     assert all((root / path).is_file() for path in listed)
 
 
