@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, Query, Video
+from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, Query, Video, similarity_map
 from colqwen3_retrievers.errors import EncodeError
 from tests.checkpoints import TinyCheckpoint
 from tests.reference import QUERY, TEXT, image_prompt, reference_embeddings, reference_video
@@ -131,6 +131,25 @@ class EngineContract:
         mv = encoder.encode_queries([SENTENCE])[0]
         assert mv.tokens is not None
         assert "".join(mv.tokens[mv.content]).strip() == SENTENCE
+
+    def test_similarity_maps_are_exact(self, encoder: ColQwen3Encoder, checkpoint: TinyCheckpoint) -> None:
+        [query], images = encoder.encode_queries([SENTENCE]), pictures()
+        asked = reference_embeddings(checkpoint, [QUERY[checkpoint.family] % SENTENCE], [])[0]
+        pages = reference_embeddings(checkpoint, [image_prompt(checkpoint.family)] * 3, images)
+        assert query.tokens is not None
+        matter = [
+            i for i, token in enumerate(query.tokens)
+            if i in range(len(query))[query.content] and any(char.isalnum() for char in token)
+        ]  # fmt: skip
+        assert 0 < len(matter) < len(query)
+        for rows, mv in zip(pages, encoder.encode_images(images), strict=True):
+            found = similarity_map(query, mv)
+            assert mv.grid is not None
+            assert mv.visual is not None
+            expected = (asked[matter] @ rows[mv.visual].T).reshape(-1, *mv.grid)
+            np.testing.assert_allclose(found.per_token, expected, atol=5e-3)
+            np.testing.assert_allclose(found.values, expected.max(axis=0), atol=5e-3)
+            assert found.tokens == tuple(query.tokens[i] for i in matter)
 
     def test_batches_do_not_change_results(self, encoder: ColQwen3Encoder) -> None:
         texts = [SENTENCE[: 3 + i] for i in range(20)]
