@@ -18,6 +18,8 @@ NEEDS = {
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
         "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
         "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
+        "src/colqwen3_retrievers/attention.py", "src/colqwen3_retrievers/text_trunk.py",
+        "src/colqwen3_retrievers/vision_tower.py", "src/colqwen3_retrievers/torch_settings.py",
         "tests/unit/test_llama_index_embedding.py", "tests/unit/test_llama_index_retriever.py",
         "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
         "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",

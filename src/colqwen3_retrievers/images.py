@@ -53,14 +53,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
-_GIVEN_IMAGES = threading.Lock()  # Pillow's lazy load changes an image, and the same one may be handed in twice
+_STRIPES = 64
+_GIVEN_IMAGES = [threading.Lock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
 
 
 def forget_locks() -> None:
     """Make the locks anew: in a forked child another thread of the parent may seem to hold them for ever."""
-    global _WARNING_FILTERS, _GIVEN_IMAGES
+    global _WARNING_FILTERS
     _WARNING_FILTERS = threading.Lock()
-    _GIVEN_IMAGES = threading.Lock()
+    _GIVEN_IMAGES[:] = [threading.Lock() for _ in range(_STRIPES)]
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None) -> Image.Image:
@@ -87,7 +88,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name:
     if isinstance(source, Image.Image):
         check_size(source, max_pixels, label)
         with decoding(label):
-            with _GIVEN_IMAGES:
+            with _GIVEN_IMAGES[(id(source) >> 4) % _STRIPES]:
                 loaded = _loaded(source)
             return _converted(*loaded)
     opened = open_header(io.BytesIO(read_image_bytes(source, name=label)), max_pixels=max_pixels, name=label)

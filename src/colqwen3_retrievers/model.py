@@ -18,6 +18,7 @@ from colqwen3_retrievers.errors import CheckpointError, ConfigError
 from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.safetensors_table import some_names
 from colqwen3_retrievers.text_trunk import run_trunk
+from colqwen3_retrievers.torch_settings import exact_matmul, no_cudnn_attention
 from colqwen3_retrievers.vision_tower import VisionTower
 
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
@@ -88,6 +89,10 @@ class ColQwen3Model(nn.Module):
         Returns:
             float32 (total_tokens, dim) on the model's device, the inputs' tokens end to end, not yet normalised.
         """
+        with exact_matmul, no_cudnn_attention:
+            return self._encode(inputs)
+
+    def _encode(self, inputs: Sequence[EncoderInput]) -> Tensor:
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))  # equal lengths attend together
         lying = [inputs[i] for i in order]
         lengths = [len(item) for item in lying]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention
+from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention, text_trunk
+from colqwen3_retrievers.torch_settings import HeldSetting
 from tests.checkpoints import make_checkpoint
-from tests.contracts.engine_contract import EngineContract
+from tests.contracts.engine_contract import EngineContract, pictures
+from tests.reference import image_prompt, reference_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,68 @@ def open_encoder() -> Iterator[Callable[..., ColQwen3Encoder]]:
 
 class TestTorchEngine(EngineContract):
     pass
+
+
+@pytest.mark.parametrize("family", ["tomoro", "nemotron"])
+def test_exact_where_the_process_allows_reduced_products(family: str, tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path, family)
+    expected = reference_embeddings(made, [image_prompt(family)], pictures()[:1])[0]
+    torch.set_float32_matmul_precision("medium")  # on a CPU with the instructions for it, products in bfloat16
+    try:
+        with ColQwen3Encoder(made.folder, engine="torch", device="cpu", dtype="float32") as encoder:
+            np.testing.assert_allclose(encoder.encode_images(pictures()[:1])[0].vectors, expected, atol=1e-4)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_attention_keeps_clear_of_cudnn_and_puts_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    attend = attention.attend
+
+    def watched(*args: Any) -> torch.Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args)
+
+    monkeypatch.setattr(text_trunk, "attend", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for allowed in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(allowed)
+            with ColQwen3Encoder("tiny", engine="torch", device="cpu") as encoder:
+                encoder.encode_queries(["alloy"])
+            assert torch.backends.cuda.cudnn_sdp_enabled() is allowed
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen
+    assert not any(seen)
+
+
+def test_a_held_setting_is_put_back_by_the_last_thread_to_leave() -> None:
+    held: list[str] = []
+
+    def hold() -> Callable[[], None]:
+        held.append("held")
+        return lambda: held.append("put back")
+
+    setting, inside, leave = HeldSetting(hold), threading.Barrier(3), threading.Event()
+
+    def stay() -> None:
+        with setting:
+            inside.wait(10)
+            leave.wait(10)
+
+    threads = [threading.Thread(target=stay) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    with setting:
+        pass
+    assert held == ["held"]
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert held == ["held", "put back"]
 
 
 @pytest.mark.parametrize("family", ["tomoro", "nemotron"])

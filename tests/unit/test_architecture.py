@@ -20,7 +20,7 @@ FLOORS = {
     "safetensors_table": 1.0, "hub_files": 1.0, "engine_choice": 1.1,
     "codes": 1.1, "page_files": 1.1, "remote_images": 1.0, "pdf": 1.2, "video": 1.2, "pages": 1.3,
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
-    "kernels": 3.0, "attention": 3.0, "vision_tower": 3.1, "text_trunk": 3.1, "model": 3.2,
+    "torch_settings": 3.0, "kernels": 3.01, "attention": 3.01, "vision_tower": 3.1, "text_trunk": 3.1, "model": 3.2,
     "engines": 4.0, "engines.torch": 4.1,
     "engines.vllm_key": 4.01, "engines.vllm_folder": 4.01, "engines.vllm_names": 4.01,
     "engines.vllm_plugin": 4.02, "engines.vllm_model": 4.03, "engines.vllm": 4.1, "serving_templates": 2.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ class TorchEngine:
         options: see :class:`TorchOptions`.
 
     Raises:
-        ConfigError: no such device or dtype, or flash attention without its package.
+        ConfigError: no such device or dtype, or flash attention without its package, a CUDA device and 16 bits.
         CheckpointError: the weights do not fill the model.
         EngineError: the device does not work in this process.
     """
@@ -42,6 +43,7 @@ class TorchEngine:
         self.batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(self.device.type, 4_096)
         self.n_halvings = 0
         self._model: ColQwen3Model | None = None
+        _check_attention(options.attn_implementation, self.device, self.dtype)
         try:
             self._model = load_model(
                 checkpoint, device=self.device, dtype=self.dtype, attention=options.attn_implementation
@@ -154,6 +156,22 @@ def settle_dtype(dtype: str, device: str) -> str:
         return "float32"
     with torch.cuda.device(device):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def _check_attention(implementation: str, device: torch.device, dtype: torch.dtype) -> None:
+    if implementation != "flash_attention_2":
+        return
+    wanting = [
+        what
+        for what, there in (
+            ("the package flash-attn", importlib.util.find_spec("flash_attn") is not None),
+            ("a CUDA device", device.type == "cuda"),
+            ("dtype bfloat16 or float16", dtype != torch.float32),
+        )
+        if not there
+    ]
+    if wanting:
+        raise ConfigError(f"attn_implementation {implementation!r} is not to be had without {', '.join(wanting)}")
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:

@@ -8,11 +8,9 @@ nothing waits for the device before the scores are read.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from colqwen3_retrievers.datatypes import Float32, PackedEmbeddings
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.late_interaction import CPU_CHUNK_BYTES, CPU_TILE, chunk_bounds
+from colqwen3_retrievers.torch_settings import exact_matmul
 
 _CUDA_CHUNK_BYTES = 1 << 26  # of document tokens in float32: some hundred pages a launch
 _CUDA_TILE = 1 << 24  # similarities held at a time, 64 MB
@@ -87,7 +86,7 @@ class TorchKernel:
                     lengths = self._move(torch.from_numpy(np.diff(offsets)))
                     scores[first:last] = self._sums(tokens, owners, len(queries), chunk, lengths)
 
-        with _exact_matmul:
+        with exact_matmul:
             n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
             if n_workers > 1:
                 pool = self._pool(n_workers)
@@ -164,70 +163,6 @@ def _use_one_thread() -> None:
         restore = threading.Thread(target=torch.set_num_threads, args=(before,))
         restore.start()
         restore.join()
-
-
-class _ExactMatmul:
-    """While at least one thread is inside, float32 matrix products are IEEE float32; then the setting is put back.
-
-    The setting belongs to the process, hence the count. It is touched only where TF32 or bfloat16 were allowed.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._restore: Callable[[], None] = _nothing
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._restore = _forbid_reduced_precision()
-            self._inside += 1
-
-    def __exit__(self, *exc: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._restore()
-
-
-def _nothing() -> None:
-    """Restore nothing."""
-
-
-def _forbid_reduced_precision() -> Callable[[], None]:
-    """Set IEEE float32 products, and give the function that takes it back.
-
-    torch has two interfaces to this setting and refuses, in the older one, what the newer one set: each is put back
-    through the one that set it.
-    """
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by the newer interface
-        precision = "highest"
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
-        return lambda: torch.set_float32_matmul_precision(precision)
-    found = [(backend, backend.fp32_precision) for backend in _newer_interface()]
-    changed = [(backend, value) for backend, value in found if value not in ("ieee", "none")]
-    for backend, _ in changed:
-        backend.fp32_precision = "ieee"
-
-    def restore() -> None:
-        for backend, value in changed:
-            backend.fp32_precision = value
-
-    return restore
-
-
-def _newer_interface() -> Iterator[Any]:
-    for module in (torch.backends.cuda, torch.backends.mkldnn):
-        with contextlib.suppress(AttributeError):  # torch 2.8 has the older interface only
-            matmul: Any = module.matmul
-            _ = matmul.fp32_precision
-            yield matmul
-
-
-_exact_matmul = _ExactMatmul()
 
 
 class _Alias:
