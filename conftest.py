@@ -20,6 +20,7 @@ NEEDS = {
         "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
         "src/colqwen3_retrievers/attention.py", "src/colqwen3_retrievers/text_trunk.py",
         "src/colqwen3_retrievers/vision_tower.py", "src/colqwen3_retrievers/torch_settings.py",
+        "src/colqwen3_retrievers/packed_linear.py",
         "tests/unit/test_llama_index_embedding.py", "tests/unit/test_llama_index_retriever.py",
         "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
         "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",

@@ -20,7 +20,7 @@ from participants import ask_options, participants
 from peers import Peer, present
 from PIL import Image, ImageDraw, ImageFont
 from random_checkpoint import checkpoints
-from reporting import in_turn, machine, publish, ratio, table
+from reporting import in_turn, machine, publish, ratio, spread, table
 
 SIZES = ((1240, 1754), (1280, 720), (827, 1170), (960, 960), (640, 480), (800, 1100), (1754, 1240), (600, 1500))
 """A scan, a slide, a fax, a square, a photograph, a letter, a scan on its side, a receipt."""
@@ -74,7 +74,7 @@ def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], 
             rows.append(
                 [
                     name, dtype, "", peer.name, batch, f"{len(pages) / statistics.median(theirs):.2f}",
-                    f"**{ratio(own, theirs):.2f}x**", f"{cosine:.6f}",
+                    f"**{ratio(own, theirs):.2f}x** ({spread(own, theirs)})", f"{cosine:.6f}",
                 ]
             )  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
@@ -83,7 +83,7 @@ def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], 
 
 def main() -> None:
     """Measure and print."""
-    options = ask_options(__file__, __doc__, rounds=3)
+    options = ask_options(__file__, __doc__, rounds=5)
     pages = draw_pages(3, 0.2) if options.quick else draw_pages(len(SIZES), 0.7)
     rows: list[list[object]] = []
     with checkpoints(options.models) as opened:
@@ -99,10 +99,10 @@ def main() -> None:
 Made by `build/peers/bin/python benchmarks/encoding.py --write` on {machine("transformers", "numpy", "pillow")}.
 
 {len(pages)} pages of {len(SIZES)} sizes, images in, token embeddings out, everyone in a process of its own;
-{options.rounds} rounds in which all take turns, of which the median of the ratios counts. `tiny` comes with the
-package; `mid` is a random checkpoint of 297 M parameters in Qwen3-VL's shape. A peer's better of the batches
-{" and ".join(map(str, BATCHES))} is shown. In float32 what differs is the resize: the peers' processors resize with
-torchvision, ours with Pillow. In bfloat16 all peers round the projection, and two the norm.
+{options.rounds} rounds in which all take turns: the median of the ratios within them, and the smallest and the largest.
+`tiny` comes with the package; `mid` is a random checkpoint of 297 M parameters in Qwen3-VL's shape. A peer's better of
+the batches {" and ".join(map(str, BATCHES))} is shown. In float32 what differs is the resize: the peers' processors
+resize with torchvision, ours with Pillow. In bfloat16 all peers round the projection, and two the norm.
 
 {table(columns, rows)}
 """

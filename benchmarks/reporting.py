@@ -68,6 +68,16 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
 
 
+def spread(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Give the smallest and the largest of the ratios within rounds.
+
+    >>> spread([1.0, 2.0], [1.5, 2.5])
+    '1.25 to 1.50'
+    """
+    ratios = sorted(their / our for our, their in zip(ours, theirs, strict=True))
+    return f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Lay rows out as a Markdown table.
 

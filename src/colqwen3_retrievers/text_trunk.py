@@ -70,8 +70,8 @@ def rotary_tables(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 def _attention(
     attention: Any, norm: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing, implementation: str
 ) -> Tensor:
-    keys = attention.k_proj.weight.shape[0] // attention.head_dim
-    count = attention.q_proj.weight.shape[0] // attention.head_dim
+    keys = attention.k_proj.out_features // attention.head_dim
+    count = attention.q_proj.out_features // attention.head_dim
     query = hidden.new_empty(count, len(hidden), attention.head_dim)
     key, value = (hidden.new_empty(keys, len(hidden), attention.head_dim) for _ in range(2))
     for piece in packing.pieces:

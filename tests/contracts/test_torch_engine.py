@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.activations import GELUTanh
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention, text_trunk
+from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention, packed_linear, text_trunk
 from colqwen3_retrievers.torch_settings import HeldSetting
 from tests.checkpoints import make_checkpoint
-from tests.contracts.engine_contract import EngineContract, pictures
-from tests.reference import image_prompt, reference_embeddings
+from tests.contracts.engine_contract import SENTENCE, EngineContract, pictures
+from tests.reference import QUERY, image_prompt, reference_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,50 @@ def open_encoder() -> Iterator[Callable[..., ColQwen3Encoder]]:
 
 class TestTorchEngine(EngineContract):
     pass
+
+
+needs_packing = pytest.mark.skipif(not packed_linear.can_pack(), reason="bfloat16 is not packed on this processor")
+
+
+@needs_packing
+@pytest.mark.parametrize("family", ["tomoro", "sauerkraut"])
+def test_packed_weights_are_nearer_to_float32_than_plain_ones(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_checkpoint(tmp_path, family)
+    expected = reference_embeddings(made, [image_prompt(family)] * 3, pictures())
+    expected += reference_embeddings(made, [QUERY[family] % SENTENCE], [])
+    found = []
+    for packs in (True, False):
+        monkeypatch.setattr(packed_linear, "can_pack", lambda packs=packs: packs)
+        with ColQwen3Encoder(made.folder, engine="torch", device="cpu", dtype="bfloat16") as encoder:
+            rows = [*encoder.encode_images(pictures()), *encoder.encode_queries([SENTENCE])]
+        found.append(np.concatenate([(mv.vectors * want).sum(1) for mv, want in zip(rows, expected, strict=True)]))
+    packed, plain = found
+    assert packed.min() > 0.99
+    assert not np.array_equal(packed, plain)
+    assert packed.mean() > plain.mean() - 1e-5
+
+
+@needs_packing
+def test_activations_go_into_packed_layers_and_others_stay() -> None:
+    class Block(torch.nn.Module):
+        def __init__(self, act_fn: torch.nn.Module) -> None:
+            super().__init__()
+            self.linear_fc1, self.linear_fc2, self.act_fn = torch.nn.Linear(5, 4), torch.nn.Linear(4, 5), act_fn
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return self.linear_fc2(self.act_fn(self.linear_fc1(rows)))
+
+    rows = 3 * torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    for act_fn in (torch.nn.SiLU(), torch.nn.GELU(), torch.nn.GELU("tanh"), GELUTanh(), torch.nn.Tanh()):
+        block = Block(act_fn).to(torch.bfloat16).requires_grad_(False)
+        expected = block(rows.bfloat16())
+        packed_linear.pack_linears(block)
+        assert isinstance(block.linear_fc1, packed_linear.PackedLinear)
+        assert isinstance(block.linear_fc2, packed_linear.PackedLinear)
+        assert isinstance(block.act_fn, torch.nn.Identity) is not isinstance(act_fn, torch.nn.Tanh)
+        torch.testing.assert_close(block(rows.bfloat16()), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("family", ["tomoro", "nemotron"])

@@ -20,7 +20,8 @@ FLOORS = {
     "safetensors_table": 1.0, "hub_files": 1.0, "engine_choice": 1.1,
     "codes": 1.1, "page_files": 1.1, "remote_images": 1.0, "pdf": 1.2, "video": 1.2, "pages": 1.3,
     "checkpoint": 2.0, "tokens": 2.0, "rendering": 2.1, "similarity_maps": 2.1,
-    "torch_settings": 3.0, "kernels": 3.01, "attention": 3.01, "vision_tower": 3.1, "text_trunk": 3.1, "model": 3.2,
+    "torch_settings": 3.0, "packed_linear": 3.0,
+    "kernels": 3.01, "attention": 3.01, "vision_tower": 3.1, "text_trunk": 3.1, "model": 3.2,
     "engines": 4.0, "engines.torch": 4.1,
     "engines.vllm_key": 4.01, "engines.vllm_folder": 4.01, "engines.vllm_names": 4.01,
     "engines.vllm_plugin": 4.02, "engines.vllm_model": 4.03, "engines.vllm": 4.1, "serving_templates": 2.0,
@@ -33,7 +34,8 @@ FLOORS = {
     "page_images": 5.9, "disk_cache": 5.8, "page_keys": 5.85, "page_cache": 5.9, "file_ledger": 5.8,
     "synced_files": 5.93, "adding": 5.95, "searching": 5.97, "row_candidates": 5.98, "syncing": 5.97, "index": 6.0,
     "evidence": 6.1, "copying": 6.5,
-    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "evaluation": 7.0, "cli": 8.0, "__main__": 9.0,
+    "llama_index": 7.0, "langchain": 7.0, "demo": 7.0, "evaluation": 7.0, "search_command": 7.0,
+    "cli": 8.0, "__main__": 9.0,
 }  # fmt: skip
 TORCH_FREE_BELOW = 3.0
 HEAVY = {
@@ -101,7 +103,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 LIGHT = (
     "settings", "submission", "encoder", "index", "stores", "worker", "sharing", "page_cache", "cli", "disk_cache",
-    "page_keys", "file_ledger", "synced_files", "syncing", "adding", "searching",
+    "search_command", "page_keys", "file_ledger", "synced_files", "syncing", "adding", "searching",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.errors import ConfigError, EngineError
 from colqwen3_retrievers.model import ColQwen3Model, load_model
 from colqwen3_retrievers.options import TorchOptions
+from colqwen3_retrievers.packed_linear import pack_linears
 from colqwen3_retrievers.rendering import EncoderInput
 
 _BATCH_TOKENS = {"cuda": 16_384, "mps": 4_096, "cpu": 4_096}
@@ -52,6 +53,8 @@ class TorchEngine:
             raise ConfigError(f"attn_implementation {options.attn_implementation!r} is not to be had: {exc}") from exc
         except RuntimeError as exc:
             raise EngineError(f"{checkpoint.model} cannot be loaded on {self.device}: {_first_line(exc)}") from exc
+        if self.device.type == "cpu":
+            pack_linears(self._model)
 
     def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
         """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`.
