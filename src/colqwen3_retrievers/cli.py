@@ -1,34 +1,29 @@
 """The command line: ``colqwen3 index``, ``search``, ``info``, ``copy``, ``eval``, ``serve`` and ``demo``.
 
 Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
-2 a wrong command line, 130 an interruption.
+2 a wrong command line, 130 an interruption. An error may leave results: what a search found is printed, whatever
+becomes of its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import importlib.util
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from colqwen3_retrievers import __version__
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.evaluation.command import add_eval_arguments, run_eval
-from colqwen3_retrievers.evidence import page_map, write_picture
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.search_command import add_search_arguments, run_search
 from colqwen3_retrievers.serving import add_serve_arguments, serve
-from colqwen3_retrievers.similarity_maps import POOLED_NOTE
 from colqwen3_retrievers.stores import is_qdrant
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
@@ -93,32 +88,6 @@ def _sync(options: argparse.Namespace, encoder: ColQwen3Encoder) -> int:
     return 1 if done.failed and not options.skip_errors else 0
 
 
-def _search(options: argparse.Namespace) -> int:
-    query = Query(options.query or None, options.image)
-    where = _json_object(options.where) if options.where else None
-    with contextlib.ExitStack() as stack:
-        place = {"images_dir": options.images_dir, "read_only": True}
-        index = stack.enter_context(PageIndex.open(options.index, **place))
-        if options.device or options.model or options.url:
-            encoder = ColQwen3Encoder.from_info(
-                index.info, model=options.model, device=options.device, url=options.url or None
-            )
-            index = stack.enter_context(PageIndex.open(options.index, encoder, **place))
-        [asked] = index.encoder.submit_queries([query]).result()
-        hits = index.search(asked, k=options.k, where=where)
-        shown = {}
-        if options.heatmap:
-            shown = _draw(index, asked, hits, Path(options.heatmap), tokens=options.heatmap_tokens)
-    if options.json:
-        print(json.dumps([_hit(hit) | shown.get(hit.page.id, {}) for hit in hits], ensure_ascii=False, indent=1))
-        return 0
-    for rank, hit in enumerate(hits, start=1):
-        print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}")
-    if not hits:
-        print("colqwen3: no pages", file=sys.stderr)
-    return 0
-
-
 def _info(options: argparse.Namespace) -> int:
     if options.index:
         with PageIndex.open(options.index, read_only=True) as index:
@@ -164,62 +133,6 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe(page: Page) -> str:
-    """Name a page as a reader would look for it.
-
-    >>> describe(Page(source="a.pdf", number=7, label="iv"))
-    'a.pdf, page 7 (iv)'
-    """
-    label = f" ({page.label})" if page.label and page.label != str(page.number) else ""
-    return f"{page.source or page.id}, page {page.number}{label}"
-
-
-def _hit(hit: Hit) -> dict[str, Any]:
-    page = hit.page
-    return {
-        "id": page.id,
-        "score": hit.score,
-        "source": page.source,
-        "page": page.number,
-        "label": page.label,
-        "image": str(page.image_path) if page.image_path else None,
-        "metadata": page.metadata,
-    }
-
-
-def _draw(
-    index: PageIndex, query: MultiVector, hits: Sequence[Hit], folder: Path, *, tokens: bool
-) -> dict[str, dict[str, Any]]:
-    """Write each hit's picture with the regions that answered, and tell of them by page id."""
-    folder.mkdir(parents=True, exist_ok=True)
-    told: dict[str, dict[str, Any]] = {}
-    for rank, hit in enumerate(hits, start=1):
-        found = page_map(query, index.get([hit.page.id], vectors=True)[0].multi_vector)
-        if found is None:
-            continue
-        kept: dict[str, Any] = {"boxes": [dataclasses.asdict(box) for box in found.boxes()], "pooled": found.pooled}
-        told[hit.page.id] = kept
-        picture = hit.page.image
-        if picture is None:
-            continue
-        name = f"{rank:02}-{_file_name(Path(hit.page.source).stem or hit.page.id)}-{hit.page.number}"
-        drawn = {folder / f"{name}.png": found.overlay(picture, boxes=3)}
-        for token in range(len(found.per_token)) if tokens else ():
-            word = "" if found.tokens is None else f"-{_file_name(found.tokens[token])}"
-            drawn[folder / f"{name}-token-{token + 1:02}{word}.png"] = found.overlay(picture, token=token, boxes=1)
-        for path, overlay in drawn.items():
-            print(write_picture(overlay, path), file=sys.stderr)
-        kept["heatmaps"] = [str(path) for path in drawn]
-        if found.pooled:
-            print(f"colqwen3: {describe(hit.page)}: {POOLED_NOTE}", file=sys.stderr)
-    return told
-
-
-def _file_name(text: str) -> str:
-    """Letters, digits, dots and dashes of a text, for a file's name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "page"
-
-
 def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
     return ColQwen3Encoder(
         options.model,
@@ -234,16 +147,6 @@ def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
         family=options.family,
         include_text=options.include_text,
     )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
-        raise ConfigError(f"--where: not JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise ConfigError("--where: expected a JSON object")
-    return value
 
 
 _URL = "of a vLLM server; repeat for a fleet (COLQWEN3_URL; the key from COLQWEN3_API_KEY)"
@@ -267,21 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     index.set_defaults(command=_index)
 
     search = commands.add_parser("search", help="ask an index")
-    search.add_argument("query", nargs="?", default="", metavar="QUERY", help="a text")
-    search.add_argument("--image", metavar="FILE", help="an image to search by, alone or beside the text")
-    search.add_argument("--index", required=True, metavar="INDEX", help=_PLACE)
-    search.add_argument("--images-dir", metavar="DIR", help="where page images lie, with Qdrant")
-    search.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
-    search.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
-    search.add_argument(
-        "--heatmap", metavar="DIR", help="write the pages with the answering regions drawn; --json lists them"
-    )
-    search.add_argument("--heatmap-tokens", action="store_true", help="with --heatmap, a picture a query token too")
-    search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
-    search.add_argument("--device", metavar="NAME", help="cuda, mps or cpu")
-    search.add_argument("--url", action="append", default=[], metavar="URL", help=_URL)
-    search.add_argument("--json", action="store_true", help="print JSON")
-    search.set_defaults(command=_search)
+    add_search_arguments(search, place=_PLACE, url=_URL)
+    search.set_defaults(command=run_search)
 
     info = commands.add_parser("info", help="tell what an index or a model is")
     info.add_argument("--index", metavar="INDEX", help=f"{_PLACE}; without it, the model is told about")

@@ -58,9 +58,10 @@ class MultiVector:
 
     Attributes:
         vectors: float32 (n_tokens, dim), unit rows, n_tokens >= 1, read-only. ``np.asarray(mv) is mv.vectors``.
-        content: the tokens that are not prompt and not augmentation.
+        content: the tokens that are not prompt and not augmentation; of a picture with a text beside it those of the
+            text, for the instruction stands between the two. See :attr:`user_tokens`.
         visual: the visual tokens, or None for text (and for videos, whose visual tokens are not contiguous).
-        tokens: token strings of a query or a text, or None.
+        tokens: token strings of a query that has a text, or of a text; None otherwise.
         grid: (rows, cols) of the visual tokens in reading order, or None.
         clusters: int32 (n_original_tokens,), token -> pooled row, when the document was pooled; then ``content`` and
             ``visual`` slice ``clusters`` (the original tokens), not ``vectors``.
@@ -116,6 +117,22 @@ class MultiVector:
     def dim(self) -> int:
         """Components of each token embedding."""
         return int(self.vectors.shape[1])
+
+    @property
+    def user_tokens(self) -> NDArray[np.int64]:
+        """Tokens that are the user's own, int64 in ascending order: the visual ones and those of the text.
+
+        They index the original tokens: ``vectors``, or ``clusters`` when the document was pooled.
+
+        >>> rows = np.eye(6, dtype=np.float32)                  # mark, picture, instruction, text, augmentation
+        >>> MultiVector(rows, content=slice(4, 5), visual=slice(1, 3), grid=(1, 2)).user_tokens.tolist()
+        [1, 2, 4]
+        """
+        own = np.zeros(len(self.vectors) if self.clusters is None else len(self.clusters), dtype=np.bool_)
+        own[self.content] = True
+        if self.visual is not None:
+            own[self.visual] = True
+        return np.flatnonzero(own)
 
     def __len__(self) -> int:
         """Give the number of token embeddings (rows)."""

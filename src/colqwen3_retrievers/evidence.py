@@ -11,17 +11,21 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
 from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Hit, Page, Query
+from colqwen3_retrievers.documents import Hit, Query
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.images import read_image_bytes
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.similarity_maps import SimilarityMap, similarity_map
+from colqwen3_retrievers.stores import Record
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +36,11 @@ from its top left corner) and ``score``, the question against the region alone, 
 HEATMAP: Final = "heatmap"
 """Metadata key of the overlay: the absolute path of a PNG file of the page's size."""
 
+POOLED: Final = "pooled"
+"""Metadata key beside them: whether the page was pooled, so that the cells of a cluster share one value."""
+
 _UNFIT: Final = re.compile(r"[^\w.-]+")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def page_map(query: MultiVector, page: MultiVector | None) -> SimilarityMap | None:
@@ -54,30 +62,38 @@ def page_map(query: MultiVector, page: MultiVector | None) -> SimilarityMap | No
     return similarity_map(query, page)
 
 
-def page_maps(index: PageIndex, query: MultiVector, ids: Iterable[str]) -> dict[str, SimilarityMap]:
-    """Compare a query with pages of an index; each page's multi-vector is read once.
+def indexed_picture(record: Record) -> Image.Image | None:
+    """Open the picture of an indexed page, if it is still the one that was encoded.
+
+    A picture that the index stores is named by its content. An original it only points to may have changed since, and
+    then the page's map is of another picture.
 
     Args:
-        index: where they are.
-        query: of the index's encoder.
-        ids: of pages; those without regions, and ones that are not there any more, are left out.
+        record: of ``index.get``.
 
     Returns:
-        Maps by page id.
+        The upright picture; None when the index keeps none.
 
     Raises:
-        StoreError: token embeddings are not what was written.
+        PageError: the file is gone or broken, or has changed since the page was indexed.
 
-    >>> page_maps(index, query, [hit.page.id for hit in index.search(query)])             # doctest: +SKIP
-    {'a.pdf#page=7': SimilarityMap(...)}
+    >>> indexed_picture(index.get(["notes.txt#page=1"])[0]) is None                      # doctest: +SKIP
+    True
     """
-    found = ((record.page.id, page_map(query, record.multi_vector)) for record in index.get(ids, vectors=True))
-    return {page_id: made for page_id, made in found if made is not None}
+    page, path = record.page, record.page.image_path
+    picture = page.image
+    if picture is None or path is None or record.image is None or not Path(record.image).is_absolute():
+        return picture
+    if not _DIGEST.fullmatch(page.sha256) or page.replace(image=picture).sha256 == page.sha256:
+        return picture  # or its maker's own mark, which tells nothing
+    if hashlib.sha256(read_image_bytes(path)).hexdigest() == page.sha256:
+        return picture  # its maker gave it the digest of the file
+    raise PageError("the file has changed since the page was indexed", source=str(path))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is to be told of the regions that answered.
+    """What is to be told of the regions that answered, under :data:`BOXES`, :data:`HEATMAP` and :data:`POOLED`.
 
     Args:
         boxes: most boxes a page, from 0 (none).
@@ -118,8 +134,9 @@ class Evidence:
             name: the page's id, which names the overlay's file.
 
         Returns:
-            JSON values under :data:`BOXES` and :data:`HEATMAP`, as far as they are wanted; nothing at all for a page
-            without regions (a text, a video). A picture that cannot be opened leaves the overlay out, with a warning.
+            JSON values under :data:`BOXES` and :data:`HEATMAP`, as far as they are wanted, and :data:`POOLED` beside
+            them; nothing at all for a page without regions (a text, a video). A picture that cannot be opened leaves
+            the overlay out, with a warning; so does an original that has changed since it was indexed.
 
         Raises:
             StoreError: the overlay cannot be written.
@@ -128,7 +145,7 @@ class Evidence:
         >>> unit = np.eye(4, dtype=np.float32)
         >>> page = MultiVector(unit, visual=slice(0, 4), grid=(2, 2))
         >>> Evidence(boxes=1).of_page(MultiVector(unit[3:]), page, lambda: None, "a.png#page=1")
-        {'boxes': [{'left': 0.5, 'top': 0.5, 'right': 1.0, 'bottom': 1.0, 'score': 1.0}]}
+        {'boxes': [{'left': 0.5, 'top': 0.5, 'right': 1.0, 'bottom': 1.0, 'score': 1.0}], 'pooled': False}
         """
         found = page_map(query, page) if self.wanted else None
         return {} if found is None else self._told(found, picture, name)
@@ -145,17 +162,17 @@ class Evidence:
             What :meth:`of_page` gives for each page that has regions.
 
         Raises:
-            StoreError: as for :func:`page_maps` and :meth:`of_page`.
+            StoreError: token embeddings are not what was written, or as for :meth:`of_page`.
         """
         if not self.wanted or not hits:
             return {}
-        pages: dict[str, Page] = {}
-        for hit in hits:
-            for page in (hit.page, *hit.neighbours):
-                pages.setdefault(page.id, page)
-        maps = page_maps(index, query, pages)
-        return {page_id: self._told(made, lambda page=pages[page_id]: page.image, page_id)  # type: ignore[misc]
-                for page_id, made in maps.items()}  # fmt: skip
+        ids = dict.fromkeys(page.id for hit in hits for page in (hit.page, *hit.neighbours))
+        told: dict[str, dict[str, Any]] = {}
+        for record in index.get(ids, vectors=True):
+            found = page_map(query, record.multi_vector)
+            if found is not None:
+                told[record.page.id] = self._told(found, partial(indexed_picture, record), record.page.id)
+        return told
 
     def search(
         self, index: PageIndex, question: str | Query, how: Mapping[str, Any]
@@ -199,14 +216,13 @@ class Evidence:
                 page = None
             if page is not None:
                 told[HEATMAP] = str(self._written(found, page, name, Path(self.heatmaps).expanduser().absolute()))
-        return told
+        return {**told, POOLED: found.pooled} if told else {}
 
     def _written(self, found: SimilarityMap, page: Image.Image, name: str, folder: Path) -> Path:
         digest = hashlib.sha256(f"{name}\0{self.boxes}\0{page.size}\0".encode("utf-8", "surrogatepass"))
         digest.update(found.values.tobytes())
-        return write_picture(
-            found.overlay(page, boxes=self.boxes), folder / f"{_stem(name)}-{digest.hexdigest()[:16]}.png"
-        )
+        drawn = found.overlay(page, boxes=self.boxes)
+        return write_picture(drawn, folder / f"{file_stem(name)}-{digest.hexdigest()[:16]}.png")
 
 
 def write_picture(picture: Image.Image, path: Path) -> Path:
@@ -223,19 +239,28 @@ def write_picture(picture: Image.Image, path: Path) -> Path:
     ...     write_picture(Image.new("RGB", (4, 3)), Path(folder) / "overlays" / "a.png").name
     'a.png'
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{id(picture):x}.partial")  # threads may write the same
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.partial")  # threads may write the same; never a longer name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            picture.save(partial, "PNG", compress_level=1)
-            partial.replace(path)
+            picture.save(unfinished, "PNG", compress_level=1)
+            unfinished.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     except OSError as exc:
         raise StoreError(f"{path}: the overlay cannot be written: {exc.strerror or exc}") from exc
     return path
 
 
-def _stem(name: str) -> str:
-    """A page's id as part of a file name."""
-    return _UNFIT.sub("-", name).strip("-.")[-80:] or "page"
+def file_stem(name: str, most: int = 72) -> str:
+    """Give letters, digits, dots and dashes of a text for a file's name: its end, and not always another for another.
+
+    Args:
+        name: any text.
+        most: most bytes as UTF-8, from 4: file systems take 255, and some spell letter and accent apart.
+
+    >>> file_stem("reports/a b.pdf#page=1"), file_stem("報告書" * 99, 12), file_stem("../")
+    ('reports-a-b.pdf-page-1', '書報告書', 'page')
+    """
+    spelled = _UNFIT.sub("-", name).encode()[-most:].decode("utf-8", "ignore")
+    return spelled.strip("-.") or "page"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError
+from colqwen3_retrievers.errors import CheckpointError, ConfigError, EncodeError, InputTooLongError, PageError
 from colqwen3_retrievers.families import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, VISUAL_TOKEN_SIDE, Family
 from colqwen3_retrievers.images import ImageSource, open_image
 from colqwen3_retrievers.tokens import PromptTokenizer, Tokens
@@ -55,12 +55,13 @@ class EncoderInput:
         is_query: whether it is a query.
         prompt: the prompt with one placeholder for each image or video time step, as a server takes it.
         token_ids: int64 (n_tokens,), visual placeholders repeated for each visual token.
-        content: tokens that are neither prompt nor augmentation; for a page with text, from its first visual token to
-            the last of its text.
+        content: tokens that are neither prompt nor augmentation: the text's, or without one the visual tokens, from
+            the first to the last.
         spans: the visual tokens.
         pixels: uint8 (frames, height, width, 3), sides multiples of 32; one frame for an image; None for text.
         timestamps: seconds of each frame of a video; empty for an image.
-        tokens: the characters each token stands for; None when there are visual tokens.
+        tokens: the characters each token stands for; None for pages with visual tokens and for queries of an image
+            alone.
     """
 
     is_query: bool
@@ -176,6 +177,7 @@ class Renderer:
         self._include_text = include_text
         self._truncate = truncate
         self._image_pad = tokenizer.id_of("<|image_pad|>")
+        self._space = _known_id(tokenizer, "Ġ")  # the byte-level alphabet's letter for a space
         self._video_pad = tokenizer.id_of("<|video_pad|>") if family.video else None
 
     def query(self, query: Query) -> EncoderInput:
@@ -215,7 +217,14 @@ class Renderer:
             prompt=prompt,
             token_ids=np.asarray(tokens.ids, dtype=np.int64),
             content=content,
-            tokens=tuple(prompt[start:stop] for start, stop in tokens.spans),
+            tokens=self._spelled(prompt, tokens),
+        )
+
+    def _spelled(self, prompt: str, tokens: Tokens) -> tuple[str, ...]:
+        """Give each token's characters; a space that only the tokenizer put in spans the character it stands before."""
+        return tuple(
+            " " if number == self._space else prompt[start:stop]
+            for number, (start, stop) in zip(tokens.ids, tokens.spans, strict=True)
         )
 
     def _image(self, source: ImageSource, text: str, *, limit: int, is_query: bool) -> EncoderInput:
@@ -260,24 +269,30 @@ class Renderer:
         extra = sum(rows * cols - 1 for rows, cols in grids)
         prompt, tokens, content = self._fit(before, beside + text, after, limit - extra, extra=extra)
         ids: list[int] = []
+        strings: list[str] = []
         spans: list[VisualSpan] = []
         shapes = iter(grids)
-        for token in tokens.ids:
+        for token, string in zip(tokens.ids, self._spelled(prompt, tokens), strict=True):
+            count = 1
             if token == pad:
                 rows, cols = next(shapes)
                 spans.append(VisualSpan(len(ids), rows, cols))
-                ids.extend([pad] * (rows * cols))
-            else:
-                ids.append(token)
-        stop = content.stop + extra if text else spans[-1].start + spans[-1].rows * spans[-1].cols
+                count = rows * cols
+            ids.extend([token] * count)
+            strings.extend([string] * count)
+        if text:  # the instruction stands between the picture and the text: no slice could hold both without it
+            own = slice(content.start + extra, content.stop + extra)
+        else:
+            own = slice(spans[0].start, spans[-1].start + spans[-1].rows * spans[-1].cols)
         return EncoderInput(
             is_query=is_query,
             prompt=prompt,
             token_ids=np.asarray(ids, dtype=np.int64),
-            content=slice(spans[0].start, stop),
+            content=own,
             spans=tuple(spans),
             pixels=pixels,
             timestamps=timestamps,
+            tokens=tuple(strings) if text and is_query else None,  # a page's would fill the index, and serve nobody
         )
 
     def _fit(self, before: str, text: str, after: str, limit: int, *, extra: int = 0) -> tuple[str, Tokens, slice]:
@@ -318,3 +333,10 @@ class Renderer:
         return np.stack(
             [np.asarray(im.resize(size, Image.Resampling.BICUBIC) if im.size != size else im) for im in images]
         )
+
+
+def _known_id(tokenizer: PromptTokenizer, token: str) -> int | None:
+    try:
+        return tokenizer.id_of(token)
+    except CheckpointError:
+        return None

@@ -1,7 +1,9 @@
 """Which region of a page answered: similarity maps, boxes and overlays.
 
 A page's visual tokens lie in a grid over its picture, so the similarities of a query token to them are a small image.
-Prompt and augmentation tokens of the query are left out, as are tokens that are only punctuation or white space.
+Prompt and augmentation tokens of the query are left out, as are tokens of its text that are only punctuation, white
+space or control characters. Letters, digits, vowel signs and symbols stay (%, &, #, @ and § too, which Unicode counts
+as punctuation: they stand for words).
 
 The picture an engine sees is the whole upright page, resized without crop or border to one cell for each visual token.
 So cell (row, col) is the page's part from col / cols to (col + 1) / cols of its width, and likewise down its height,
@@ -10,6 +12,7 @@ whatever sizes the two have.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +29,9 @@ FRAME_COLOUR = (200, 30, 30)
 POOLED_NOTE = "pooled: the cells of a cluster share one value"
 """What is written on overlays of pooled pages, and said wherever else their maps are shown."""
 
+_SPOKEN = frozenset("%‰‱٪؉؊&@#§")  # punctuation to Unicode, words to a reader
+_UNSEEN = ("Cc", "Cf", "Cs")  # and not Co or Cn: letters of one's own, and those newer than this Python's tables
+_STRIP = 2**20  # pixels of an overlay coloured at a time
 _SMALL = 0.05  # of the cells: too few to be all the print of a page
 _EVEN = 0.2  # of the step between two classes: less than this within the upper one is no peak
 
@@ -55,7 +61,8 @@ class SimilarityMap:
     Attributes:
         values: float32 (rows, cols), -1 to 1: for each visual token its largest similarity to a query token.
         per_token: float32 (n_tokens, rows, cols), -1 to 1: the same for each query token by itself.
-        tokens: the characters of each of these query tokens, or None for an image query.
+        tokens: the characters of each of these query tokens, ``<|image_pad|>`` for a visual one; None for a query of
+            an image alone.
         pooled: whether the page was pooled, so that pooled visual tokens share one value.
     """
 
@@ -162,14 +169,9 @@ class SimilarityMap:
             raise ConfigError(f"boxes: expected a number from 0, got {boxes}")
         if token is not None:
             return self.of_token(token).overlay(image, opacity=opacity, boxes=boxes)
-        upright = to_rgb(image)
+        mixed = to_rgb(image)  # an image of its own
         level, peak = _level(self.values), float(self.values.max())
-        heat = np.clip((self.values - level) / max(peak - level, 1e-6), 0, 1).astype(np.float32)
-        smooth = np.asarray(Image.fromarray(heat).resize(upright.size, Image.Resampling.BILINEAR))
-        page = np.asarray(upright, dtype=np.float32)
-        share = (opacity * np.clip(smooth, 0, 1) ** 1.5)[..., None]
-        colours = heat_colours()[np.clip(smooth * 255, 0, 255).astype(np.uint8)]
-        mixed = Image.fromarray(np.rint(page * (1 - share) + colours * share).astype(np.uint8))
+        _colour(mixed, np.clip((self.values - level) / max(peak - level, 1e-6), 0, 1), opacity)
         draw = ImageDraw.Draw(mixed)
         line = max(2, round(min(mixed.size) / 250))
         for box in self.boxes(mixed.size, top=boxes) if boxes else []:
@@ -210,8 +212,9 @@ def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
     if query.dim != page.dim:
         raise DimensionError("query against page", expected=page.dim, actual=query.dim)
     matter = _tokens_that_matter(query)
+    asked = query.vectors[matter] if query.clusters is None else query.vectors[query.clusters[matter]]
     rows = page.vectors[page.visual] if page.clusters is None else page.vectors[page.clusters[page.visual]]
-    per_token = (query.vectors[matter] @ rows.T).reshape(len(matter), *page.grid)
+    per_token = (asked @ rows.T).reshape(len(matter), *page.grid)
     tokens = None if query.tokens is None else tuple(query.tokens[i] for i in matter)
     return SimilarityMap(per_token.max(axis=0), per_token, tokens, pooled=page.clusters is not None)
 
@@ -245,11 +248,35 @@ def heat_colours() -> Float32:
     return np.asarray(255 * encoded, dtype=np.float32)
 
 
+def _colour(page: Image.Image, heat: Float32, opacity: float) -> None:
+    """Lay heat, (rows, cols) of 0 to 1, over an RGB page, strip by strip: nothing else of the page's size is held."""
+    small = Image.fromarray(heat.astype(np.float32) * 255 + 0.5)  # half a step more, for Pillow cuts fractions off
+    palette = np.rint(heat_colours()).astype(np.uint8).tobytes()
+    shares = [round(255 * opacity * (step / 255) ** 1.5) for step in range(256)]
+    (rows, cols), (width, height) = heat.shape, page.size
+    deep = max(1, _STRIP // width)
+    for top in range(0, height, deep):
+        bottom = min(top + deep, height)
+        part = (0.0, top * rows / height, float(cols), bottom * rows / height)
+        smooth = small.resize((width, bottom - top), Image.Resampling.BILINEAR, box=part).convert("L")
+        share = smooth.point(shares)
+        smooth.putpalette(palette)
+        page.paste(smooth.convert("RGB"), (0, top), share)
+
+
 def _tokens_that_matter(query: MultiVector) -> list[int]:
-    content = list(range(len(query))[query.content]) or list(range(len(query)))
+    own: list[int] = query.user_tokens.tolist() or list(range(len(query)))
     if query.tokens is None:
-        return content
-    return [i for i in content if any(char.isalnum() for char in query.tokens[i])] or content
+        return own
+    visual = set() if query.visual is None else set(range(len(query.tokens))[query.visual])
+    return [i for i in own if i in visual or not all(map(_is_silent, query.tokens[i]))] or own
+
+
+def _is_silent(character: str) -> bool:
+    """Whether a character says nothing by itself: punctuation, white space, and what is not seen."""
+    kind = unicodedata.category(character)
+    silent = kind[0] in "PZ" or kind in _UNSEEN
+    return silent and unicodedata.normalize("NFKC", character) not in _SPOKEN  # a wide % is a %
 
 
 def _level(values: Float32) -> float:

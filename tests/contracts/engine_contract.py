@@ -139,7 +139,7 @@ class EngineContract:
         assert query.tokens is not None
         matter = [
             i for i, token in enumerate(query.tokens)
-            if i in range(len(query))[query.content] and any(char.isalnum() for char in token)
+            if i in range(len(query))[query.content] and token.strip() not in ("", "?")
         ]  # fmt: skip
         assert 0 < len(matter) < len(query)
         for rows, mv in zip(pages, encoder.encode_images(images), strict=True):
@@ -150,6 +150,27 @@ class EngineContract:
             np.testing.assert_allclose(found.per_token, expected, atol=5e-3)
             np.testing.assert_allclose(found.values, expected.max(axis=0), atol=5e-3)
             assert found.tokens == tuple(query.tokens[i] for i in matter)
+
+    def test_maps_of_an_image_with_text_leave_the_instruction_out(
+        self, encoder: ColQwen3Encoder, checkpoint: TinyCheckpoint
+    ) -> None:
+        asked_with, shown = pictures()[:2]
+        [query] = encoder.encode_queries([Query(text=f"{BESIDE}?", image=asked_with)])
+        [page] = encoder.encode_images([shown])
+        prompts = [image_prompt(checkpoint.family, f"{BESIDE}?"), image_prompt(checkpoint.family)]
+        asked, kept = reference_embeddings(checkpoint, prompts, [asked_with, shown])
+        assert query.tokens is not None
+        assert query.visual is not None
+        assert page.visual is not None
+        assert page.grid is not None
+        assert "".join(query.tokens[query.content]).split()[0] == BESIDE.split()[0], "what follows the instruction"
+        text = [i for i in range(len(query))[query.content] if query.tokens[i].strip() not in ("", "?")]
+        matter = [*range(len(query))[query.visual], *text]
+        found = similarity_map(query, page)
+        assert found.tokens == tuple(query.tokens[i] for i in matter)
+        expected = (asked[matter] @ kept[page.visual].T).reshape(-1, *page.grid)
+        np.testing.assert_allclose(found.per_token, expected, atol=5e-3)
+        np.testing.assert_allclose(found.values, expected.max(axis=0), atol=5e-3)
 
     def test_batches_do_not_change_results(self, encoder: ColQwen3Encoder) -> None:
         texts = [SENTENCE[: 3 + i] for i in range(20)]

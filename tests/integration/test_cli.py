@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
 from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.demo import write_demo_documents
 from colqwen3_retrievers.similarity_maps import POOLED_NOTE
@@ -133,6 +134,102 @@ def test_maps_of_a_pooled_index_say_so(
     assert len(list((tmp_path / "why").glob("*.png"))) == 1
 
 
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """An index in tmp_path that points to its originals."""
+    for name in ("one", "two"):
+        Image.effect_noise((320, 256), 90 if name == "one" else 30).save(tmp_path / f"{name}.png")
+    line = ["index", str(tmp_path), "--index", str(tmp_path / "scans"), "--model", "tiny", "--images", "reference"]
+    assert main([*line, "--max-visual-tokens", "100", "--device", "cpu"]) == 0
+    return tmp_path / "scans"
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("what", ["deleted", "changed", "broken"])
+def test_a_page_that_cannot_be_drawn_is_still_found(
+    what: str, form: list[str], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["search", "revenue", "--index", str(scans), *form]
+    assert main(line) == 0
+    plain = capsys.readouterr().out
+    one = tmp_path / "one.png"
+    match what:
+        case "deleted":
+            one.unlink()
+        case "changed":
+            shutil.copy(tmp_path / "two.png", one)
+        case "broken":
+            one.write_bytes(b"no picture")
+    assert main([*line, "--heatmap", str(tmp_path / "why")]) == 0
+    shown = capsys.readouterr()
+    told = [told for told in shown.err.splitlines() if "not drawn" in told]
+    assert len(told) == 1
+    assert "one.png, page 1: not drawn: " in told[0]
+    assert ("has changed since" in told[0]) == (what == "changed")
+    [written] = (tmp_path / "why").iterdir()
+    assert written.name.endswith("two-1.png")
+    if not form:
+        assert shown.out == plain
+        return
+    hits = {hit["source"]: hit for hit in json.loads(shown.out)}
+    assert [hit["id"] for hit in json.loads(plain)] == [hit["id"] for hit in json.loads(shown.out)]
+    assert hits["one.png"].keys() - {"boxes", "pooled"} == json.loads(plain)[0].keys()
+    assert hits["two.png"]["heatmaps"]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_folder_that_cannot_be_written_costs_no_hits(
+    form: list[str], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    line = ["search", "revenue", "--index", str(scans), *form]
+    assert main(line) == 0
+    plain = capsys.readouterr().out
+    assert main([*line, "--heatmap", str(tmp_path / "file" / "why")]) == 1
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1, "told once"
+    assert "the overlay cannot be written" in shown.err
+    if form:
+        assert [hit["id"] for hit in json.loads(plain)] == [hit["id"] for hit in json.loads(shown.out)]
+        assert all(hit["boxes"] and "heatmaps" not in hit for hit in json.loads(shown.out))
+    else:
+        assert shown.out == plain
+
+
+def test_why_nothing_is_drawn_is_said(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["index", str(tmp_path / "one.png"), "--index", str(tmp_path / "none"), "--images", "none"]
+    assert main([*line, "--model", "tiny", "--device", "cpu"]) == 0
+    line = ["search", "revenue", "--heatmap", str(tmp_path / "why"), "--index"]
+    assert main([*line, str(tmp_path / "none")]) == 0
+    assert "one.png, page 1: not drawn: the index keeps no picture of it" in capsys.readouterr().err
+    with PageIndex.open(tmp_path / "texts", ColQwen3Encoder("tiny", device="cpu")) as index:
+        index.add(Page(source="notes.txt", text="revenue rose"))
+    assert main([*line, str(tmp_path / "texts")]) == 0
+    assert "notes.txt, page 1: not drawn: it has no regions" in capsys.readouterr().err
+    monkeypatch.setattr(PageIndex, "get", lambda *_, **__: [])
+    assert main([*line, str(scans)]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert shown.err.count("not drawn: it was deleted meanwhile") == 2
+    assert not (tmp_path / "why").exists()
+
+
+def test_a_long_name_makes_a_file_all_the_same(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"{'𠮷' * 60}.png"  # four bytes each
+    shutil.copy(tmp_path / "one.png", tmp_path / name)
+    small = ["--model", "tiny", "--max-visual-tokens", "100", "--device", "cpu"]
+    assert main(["index", str(tmp_path / name), "--index", str(scans), "--images", "reference", *small]) == 0
+    query = " ".join(["財務部年度報告書" * 8, "revenue"])
+    line = ["search", query, "--index", str(scans), "--json", "--heatmap", str(tmp_path / "why"), "--heatmap-tokens"]
+    capsys.readouterr()
+    assert main([*line, "--where", json.dumps({"source": name})]) == 0
+    [hit] = json.loads(capsys.readouterr().out)
+    assert len(hit["heatmaps"]) > 3
+    assert len(set(hit["heatmaps"])) == len(hit["heatmaps"])
+
+
 def test_info_of_an_index_and_of_a_model(indexed: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--index", str(indexed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -177,12 +274,20 @@ def test_errors_are_one_line_and_exit_code_1(
     assert message in shown.err
 
 
-@pytest.mark.parametrize("line", [[], ["dance"], ["search", "x"], ["index", "--index", "d"]])
+WRONG_LINES = [
+    [], ["dance"], ["search", "x"], ["index", "--index", "d"], ["search", "x", "--index", "d", "--heatmap-tokens"],
+    ["search", "x", "--index", "d", "--heatmap", ""],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG_LINES)
 def test_a_wrong_command_line_is_exit_code_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(line)
     assert caught.value.code == 2
-    assert "usage: colqwen3" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "usage: colqwen3" in shown
+    assert "--heatmap" not in line[-2:] or "error: --heatmap" in shown
 
 
 def test_the_installed_command_runs(indexed: Path) -> None:

@@ -38,7 +38,7 @@ from colqwen3_retrievers.langchain import (
     page_key_encoder,
 )
 
-TOLD = {"boxes", "heatmap"}
+TOLD = {"boxes", "heatmap", "pooled"}
 
 
 @pytest.fixture
@@ -87,6 +87,75 @@ def test_the_retriever_says_where_the_answer_lies(pages: PageIndex, tmp_path: Pa
             assert told.metadata.keys() - without.metadata.keys() == (set() if text else TOLD)
             assert told.page_content == without.page_content
         json.dumps([document.model_dump() for document in found])
+
+
+SEARCHES: list[tuple[str, dict[str, Any]]] = [
+    ("similarity", {}),
+    ("similarity", {"window": 1}),
+    ("mmr", {"fetch_k": 4}),
+    ("similarity_score_threshold", {"score_threshold": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), SEARCHES)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_vector_stores_retriever_says_it_too(
+    pages: PageIndex, tmp_path: Path, kind: str, settings: dict[str, Any], asynchronous: bool
+) -> None:
+    store, maps = ColQwen3VectorStore(pages), tmp_path / "maps"
+    plain = store.as_retriever(search_type=kind, search_kwargs={"k": 4, **settings})
+    told = store.as_retriever(search_type=kind, search_kwargs={"k": 4, **settings, "boxes": 1, "heatmaps": maps})
+    asked: Any = piece(2)
+    found = asyncio.run(told.ainvoke(asked)) if asynchronous else told.invoke(asked)
+    assert edges(found[0]) == [pytest.approx([2 / 3, 0.5, 1.0, 1.0])]
+    assert open_image(found[0].metadata["heatmap"]).size == picture(2).size
+    for document, bare in zip(found, plain.invoke(asked), strict=True):
+        assert (document.id, document.page_content) == (bare.id, bare.page_content)
+        text = bare.metadata["source"] == "notes.txt"
+        assert document.metadata.keys() - bare.metadata.keys() == (set() if text else TOLD)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_searches_with_scores_say_it_and_refuse_what_is_none(
+    pages: PageIndex, encoder: ColQwen3Encoder, tmp_path: Path, asynchronous: bool
+) -> None:
+    store, asked = ColQwen3VectorStore(pages), piece(2)
+    found, bare = (
+        asyncio.run(store.asimilarity_search_with_score(asked, **how)) if asynchronous
+        else store.similarity_search_with_score(asked, **how)
+        for how in ({"boxes": 1}, {})
+    )  # fmt: skip
+    assert edges(found[0][0]) == [pytest.approx([2 / 3, 0.5, 1.0, 1.0])]
+    assert [score for _, score in found] == [score for _, score in bare]
+    for wrong in ({"boxes": -1}, {"heatmaps": ""}, {"heatmap": "why"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            store.similarity_search(asked, **wrong)
+
+
+def test_pages_that_are_pooled_say_so(folder: Path, tmp_path: Path) -> None:
+    encoder = ColQwen3Encoder(folder / "checkpoint", device="cpu", pool_factor=3)
+    with encoder, PageIndex.open(tmp_path / "pooled", encoder) as index:
+        index.add(Page(id="page", image=folder / "1.png"))
+        [found] = ColQwen3Retriever(index=index, boxes=1).invoke("revenue")
+        assert found.metadata["pooled"] is True
+        [ranked] = ColQwen3Reranker(index=index, boxes=1).compress_documents([found], "revenue")
+        assert ranked.metadata["pooled"] is True
+
+
+def test_the_reranker_draws_what_the_index_encoded(
+    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "scan.png"
+    picture(0, 128, 96).save(file)
+    with PageIndex.open(tmp_path / "index", encoder, images="reference") as index:
+        index.add(Page(id="scan", image=file))
+        found = ColQwen3Retriever(index=index).invoke("revenue")
+        reranker = ColQwen3Reranker(index=index, boxes=1, heatmaps=tmp_path / "maps")
+        assert reranker.compress_documents(found, "revenue")[0].metadata.keys() >= TOLD
+        picture(1, 128, 96).save(file)
+        [ranked] = reranker.compress_documents(found, "revenue")
+        assert ranked.metadata.keys() & TOLD == {"boxes", "pooled"}
+        assert "has changed since the page was indexed" in caplog.text
 
 
 def test_groups_and_neighbours_have_boxes_too(pages: PageIndex) -> None:

@@ -26,7 +26,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query, similarity_map
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, similarity_map
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.images import open_image
 from colqwen3_retrievers.llama_index import (
@@ -41,7 +41,7 @@ from tests.frameworks.llama_index_models import RecordingLLM
 from tests.hashing import picture
 from tests.image_server import HOST, image_server
 
-HIDDEN = {"boxes", "heatmap"}
+HIDDEN = {"boxes", "heatmap", "pooled"}
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,32 @@ def test_the_retriever_says_where_the_answer_lies(index: PageIndex, tmp_path: Pa
         assert told.node.get_content(MetadataMode.EMBED) == bare.node.get_content(MetadataMode.EMBED)
         assert told.score == bare.score
     json.dumps([node.to_dict() for node in found])
+
+
+def test_the_reranker_draws_what_the_index_encoded(
+    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "scan.png"
+    picture(0, 128, 96).save(file)
+    with PageIndex.open(tmp_path / "index", encoder, images="reference") as index:
+        index.add(Page(id="scan", image=file))
+        found = ColQwen3Retriever(index).retrieve("revenue")
+        reranker = ColQwen3Reranker(index=index, boxes=1, heatmaps=tmp_path / "maps")
+        assert reranker.postprocess_nodes(found, query_str="revenue")[0].metadata.keys() >= HIDDEN
+        picture(1, 128, 96).save(file)
+        [ranked] = reranker.postprocess_nodes(found, query_str="revenue")
+        assert ranked.metadata.keys() & HIDDEN == {"boxes", "pooled"}
+        assert "has changed since the page was indexed" in caplog.text
+
+
+def test_pages_that_are_pooled_say_so(folder: Path, tmp_path: Path) -> None:
+    encoder = ColQwen3Encoder(folder / "checkpoint", device="cpu", pool_factor=3)
+    with encoder, PageIndex.open(tmp_path / "pooled", encoder) as index:
+        index.add(Page(id="page", image=folder / "1.png"))
+        [found] = ColQwen3Retriever(index, boxes=1).retrieve("revenue")
+        assert found.metadata["pooled"] is True
+        [ranked] = ColQwen3Reranker(index=index, boxes=1).postprocess_nodes([found], query_str="revenue")
+        assert ranked.metadata["pooled"] is True
 
 
 def test_groups_and_neighbours_have_boxes_too(index: PageIndex, tmp_path: Path) -> None:

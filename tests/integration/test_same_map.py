@@ -10,7 +10,6 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, SimilarityMap, similarity_map
-from colqwen3_retrievers.evidence import page_maps
 
 QUESTION = "alloy"
 
@@ -47,7 +46,9 @@ def test_a_map_is_the_same_from_every_store(
     with index:
         index.add([Page(id="words", image=picture())])
         [query] = encoder.encode_queries([QUESTION])
-        kept = page_maps(index, query, ["words"])["words"]
+        [record] = index.get(["words"], vectors=True)
+        assert record.multi_vector is not None
+        kept = similarity_map(query, record.multi_vector)
     assert kept.pooled == in_memory.pooled == (encoder.info.pool_factor > 1)
     assert kept.tokens == in_memory.tokens
     assert np.abs(kept.values - in_memory.values).max() < 2e-3  # stores keep float16

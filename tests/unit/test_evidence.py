@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers import MultiVector, Page, PageIndex, Query, similarity_map
-from colqwen3_retrievers.errors import ConfigError, StoreError
-from colqwen3_retrievers.evidence import Evidence, page_map, page_maps, write_picture
+from colqwen3_retrievers import Hit, MultiVector, Page, PageIndex, Query, similarity_map
+from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.evidence import Evidence, file_stem, indexed_picture, page_map, write_picture
 from colqwen3_retrievers.images import open_image
 from tests.hashing import BLOCK, HashingEncoder, picture
 
@@ -149,7 +150,8 @@ def test_overlays_are_files_of_the_pages_size(index: PageIndex, tmp_path: Path) 
 
 def test_an_overlay_needs_no_boxes(index: PageIndex, tmp_path: Path) -> None:
     _, told = Evidence(heatmaps=tmp_path).search(index, Query(image=block(1, 0, 0)), {"k": 1})
-    assert told["a.pdf#page=1"].keys() == {"heatmap"}
+    assert told["a.pdf#page=1"].keys() == {"heatmap", "pooled"}
+    assert told["a.pdf#page=1"]["pooled"] is False
 
 
 def test_a_picture_that_is_gone_leaves_the_boxes(
@@ -159,8 +161,44 @@ def test_a_picture_that_is_gone_leaves_the_boxes(
         file.unlink()
     with caplog.at_level(logging.WARNING):
         _, told = Evidence(boxes=1, heatmaps=tmp_path / "maps").search(index, Query(image=block(1, 0, 0)), {"k": 1})
-    assert told["a.pdf#page=1"].keys() == {"boxes"}
+    assert told["a.pdf#page=1"].keys() == {"boxes", "pooled"}
     assert "without an overlay" in caplog.text
+
+
+def test_an_original_that_has_changed_is_not_drawn_over(
+    tmp_path: Path, encoder: HashingEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, asked = Evidence(boxes=1, heatmaps=tmp_path / "maps"), Query(image=block(1, 0, 0))
+    file = tmp_path / "scan.png"
+    picture(1).save(file)
+    with PageIndex.open(tmp_path / "referring", encoder, images="reference") as index:
+        index.add(Page(id="scan", image=file, text="as printed"))
+        picture(1).save(file, compress_level=0)  # other bytes, the same pixels
+        _, told = made.search(index, asked, {})
+        assert told["scan"].keys() == {"boxes", "heatmap", "pooled"}
+        assert caplog.text == ""
+        picture(2).save(file)
+        _, told = made.search(index, asked, {})
+        assert told["scan"].keys() == {"boxes", "pooled"}
+        assert "scan.png: the file has changed since the page was indexed" in caplog.text
+        with pytest.raises(PageError, match="has changed"):
+            indexed_picture(index.get(["scan"])[0])
+
+
+@pytest.mark.parametrize("digest", ["of the file", "revision 7"])
+def test_a_digest_of_the_callers_own_is_no_change(digest: str, tmp_path: Path, encoder: HashingEncoder) -> None:
+    file = tmp_path / "scan.png"
+    picture(1).save(file)
+    given = hashlib.sha256(file.read_bytes()).hexdigest() if digest == "of the file" else digest
+    with PageIndex.open(tmp_path / "referring", encoder, images="reference") as index:
+        index.add(Page(id="scan", image=file, sha256=given))
+        assert indexed_picture(index.get(["scan"])[0]) is not None
+
+
+def test_a_stored_picture_has_no_other_to_be_taken_for(tmp_path: Path, encoder: HashingEncoder) -> None:
+    with PageIndex.open(tmp_path / "storing", encoder) as index:
+        index.add(Page(id="scan", image=picture(1), sha256="0" * 64))
+        assert indexed_picture(index.get(["scan"])[0]) is not None
 
 
 class Pooled(HashingEncoder):
@@ -182,8 +220,12 @@ def test_a_pooled_page_answers_by_its_clusters(tmp_path: Path) -> None:
         index.add(Page(source="a.pdf", image=picture(1)))
         asked = encoder.multi_vector("", block(1, 1, 2))
         _, told = Evidence(boxes=1).search(index, Query(image=block(1, 1, 2)), {"k": 1})
-        assert page_maps(index, asked, ["a.pdf#page=1"])["a.pdf#page=1"].pooled
+        [record] = index.get(["a.pdf#page=1"], vectors=True)
+        made = page_map(asked, record.multi_vector)
+        assert made is not None
+        assert made.pooled
     encoder.threads.shutdown()
+    assert told["a.pdf#page=1"]["pooled"] is True
     (found,) = told["a.pdf#page=1"]["boxes"]
     assert found["score"] < 1
     assert {key: found[key] for key in ("left", "top", "right", "bottom")} == {
@@ -193,7 +235,8 @@ def test_a_pooled_page_answers_by_its_clusters(tmp_path: Path) -> None:
 
 def test_pages_that_are_gone_or_have_no_regions_have_no_map(index: PageIndex, encoder: HashingEncoder) -> None:
     asked = encoder.multi_vector("revenue", None)
-    assert page_maps(index, asked, ["notes.txt#page=1", "gone"]) == {}
+    hits = [Hit(Page(source="notes.txt"), 1.0), Hit(Page(source="a.pdf", number=3), 1.0), Hit(Page(id="gone"), 1.0)]
+    assert Evidence(boxes=1).of_hits(index, asked, hits).keys() == {"a.pdf#page=3"}
     assert page_map(asked, None) is None
 
 
@@ -214,10 +257,29 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert [left.name for left in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b\\c", "é" * 300, "\0\n", "..", "https://example.org/a?b=c"])
+NAMES = ["../../etc/passwd", "a/b\\c", "é" * 300, "財務部/年度報告書" * 12, "\0\n", "..", "https://example.org/a?b=c"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_page_id_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
     unit = np.eye(4, dtype=np.float32)
     page = MultiVector(unit, visual=slice(0, 4), grid=(2, 2))
     told = Evidence(heatmaps=tmp_path).of_page(MultiVector(unit[3:]), page, lambda: picture(1), name)
     assert Path(told["heatmap"]).parent == tmp_path
     assert Path(told["heatmap"]).is_file()
+
+
+def test_ids_of_any_length_have_files_of_their_own(tmp_path: Path) -> None:
+    unit = np.eye(4, dtype=np.float32)
+    page = MultiVector(unit, visual=slice(0, 4), grid=(2, 2))
+    long = "あ" * 99
+    for name in (f"1{long}", f"2{long}", f"{long}/", f"{long}?", long, long[1:]):
+        Evidence(heatmaps=tmp_path).of_page(MultiVector(unit[3:]), page, lambda: picture(1), name)
+    written = [path.name for path in tmp_path.iterdir()]
+    assert len(written) == 6
+    assert max(len(name.encode()) for name in written) < 128
+
+
+def test_a_name_is_cut_between_letters() -> None:
+    for most in range(4, 12):
+        assert "書報告書".endswith(file_stem("報告書" * 9, most))

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
 from colqwen3_retrievers import Page, Query, Video
-from colqwen3_retrievers.checkpoint import open_checkpoint
+from colqwen3_retrievers.checkpoint import TINY, open_checkpoint
 from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError
 from colqwen3_retrievers.rendering import Renderer, fit_size
 from colqwen3_retrievers.tokens import PromptTokenizer
@@ -88,6 +88,38 @@ def test_tokens_beside_the_visual_ones(renderer: Callable[..., Renderer], family
         page = renderer(family).document(Page(id="p", image=Image.new("RGB", size)))
         assert page.grid is not None
         assert len(page) == beside + page.grid[0] * page.grid[1]
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_instruction_beside_a_picture_is_no_part_of_what_the_user_gave(
+    renderer: Callable[..., Renderer], family: str
+) -> None:
+    made, picture = renderer(family, include_text=True), Image.new("RGB", (320, 256))
+    asked, kept = made.query(Query("revenue?", picture)), made.document(Page(id="p", image=picture, text="revenue?"))
+    for item in (asked, kept):
+        assert spelled(made, item.token_ids[item.content])[-2:] == ["Ġrevenue", "?"]
+        assert item.content.stop - item.content.start == 2
+        assert item.visual is not None
+        assert (item.token_ids[item.visual] == made._image_pad).all()
+        assert item.visual.stop < item.content.start
+    assert asked.tokens is not None
+    assert "".join(asked.tokens[asked.content]).strip() == "revenue?"
+    assert set(asked.tokens[asked.visual]) == {"<|image_pad|>"}
+    assert kept.tokens is None, "a page's would be kept with it"
+    alone = made.query(Query(image=picture))
+    assert (alone.content, alone.tokens) == (alone.visual, None)
+
+
+def test_a_space_that_the_tokenizer_put_in_is_spelled_as_one() -> None:
+    opened = open_checkpoint(TINY)  # its tokenizer puts one before every prompt
+    made = Renderer(
+        opened.family, PromptTokenizer(TINY, model="tiny"), min_pixels=1024, max_pixels=10**6, context_length=99
+    )
+    item = made.query(Query("20% of €"))
+    assert item.tokens is not None
+    assert item.tokens[item.content] == (" ", "2", "0", "%", " of", " ", "€", "€", "€"), (
+        "a letter of three bytes is three"
+    )
 
 
 def test_white_space_is_stripped_where_the_family_strips(renderer: Callable[..., Renderer]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from colqwen3_retrievers import MultiVector, SimilarityMap, similarity_map
+from colqwen3_retrievers import MultiVector, SimilarityMap, similarity_map, similarity_maps
 from colqwen3_retrievers.errors import ConfigError, DimensionError
 from colqwen3_retrievers.rendering import fit_size
 from colqwen3_retrievers.similarity_maps import heat_colours
@@ -44,6 +47,42 @@ def test_prompt_augmentation_and_punctuation_are_left_out() -> None:
 def test_a_query_of_punctuation_alone_still_has_a_map() -> None:
     found = similarity_map(MultiVector(UNIT[[1]], tokens=("?",)), page())
     assert found.tokens == ("?",)
+
+
+SAYING = [
+    "a", "7", "ि", "्", "ा", "ं", "%", "٪", "\uff05", "€", "$", "°", "+", "№", "&", "@", "#", "§", "😀", "\ue000", " b",
+    "?!x",
+]  # fmt: skip
+SILENT = ["", " ", "\t\n", "?", " …", "،", "؟", "„", "—", "(", "_", "*", "\u200d", "\u200b", "\u3000", "।"]
+
+
+@pytest.mark.parametrize("token", SAYING)
+def test_letters_vowel_signs_and_symbols_count(token: str) -> None:
+    assert similarity_map(MultiVector(UNIT[[1, 6]], tokens=("?", token)), page()).tokens == (token,)
+
+
+@pytest.mark.parametrize("token", SILENT)
+def test_punctuation_and_white_space_do_not(token: str) -> None:
+    assert similarity_map(MultiVector(UNIT[[1, 6]], tokens=("a", token)), page()).tokens == ("a",)
+
+
+def test_of_a_picture_with_a_text_the_instruction_between_them_is_left_out() -> None:
+    query = MultiVector(
+        UNIT[[7, 1, 2, 4, 6, 3, 5]], content=slice(4, 6), visual=slice(1, 3), grid=(1, 2),
+        tokens=("<|im_start|>", "<|image_pad|>", "<|image_pad|>", "Describe", " red", "?", "<|im_end|>"),
+    )  # fmt: skip
+    found = similarity_map(query, page())
+    assert found.tokens == ("<|image_pad|>", "<|image_pad|>", " red")
+    assert found.values.tolist() == [[1, 1, 0], [0, 0, 1]]
+    without_strings = MultiVector(query.vectors, content=query.content, visual=query.visual)
+    assert len(similarity_map(without_strings, page()).per_token) == 4
+
+
+def test_a_pooled_page_may_ask_as_well() -> None:
+    pooled = MultiVector(
+        UNIT[[0, 5, 3, 6]], content=slice(1, 3), visual=slice(1, 3), grid=(1, 2), clusters=np.array([0, 3, 3, 1, 2])
+    )
+    assert similarity_map(pooled, page()).values.tolist() == [[0, 0, 0], [0, 0, 1]]
 
 
 def test_pooled_pages_share_values_by_their_clusters() -> None:
@@ -86,6 +125,41 @@ def test_an_overlay_colours_what_answered_and_little_else() -> None:
     assert made.getpixel((75, 425)) != (255, 255, 255)
     assert made.getpixel((50, 400)) == (200, 30, 30), "the frame"
     assert white.getpixel((75, 425)) == (255, 255, 255), "the page itself is left alone"
+
+
+def blended(found: SimilarityMap, image: Image.Image, opacity: float) -> NDArray[np.float32]:
+    """The overlay in plain numpy, nothing rounded; the map's level is 0 and its peak 1."""
+    heat = np.asarray(Image.fromarray(np.clip(found.values, 0, 1)).resize(image.size, Image.Resampling.BILINEAR))
+    share = (opacity * heat**1.5)[..., None]
+    return np.asarray(image) * (1 - share) + heat_colours()[np.rint(heat * 255).astype(int)] * share
+
+
+@pytest.mark.parametrize("strip", [1, 7_777, 2**20])
+def test_an_overlay_is_the_blend_of_page_and_colours(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity_maps, "_STRIP", strip)
+    rng = np.random.default_rng(0)
+    values = np.zeros((9, 7), dtype=np.float32)
+    values[2:6, 3] = (0.3, 1.0, 0.7, 0.1)
+    found = SimilarityMap(values, values[None])
+    for size in ((203, 301), (5, 4)):
+        image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+        for opacity in (0.0, 0.55, 1.0):
+            made = np.asarray(found.overlay(image, opacity=opacity), dtype=np.float32)
+            assert np.abs(made - blended(found, image, opacity)).max() <= 2.5
+
+
+def test_an_overlay_takes_little_more_memory_than_the_page() -> None:
+    code = (
+        "import numpy as np, resource; from PIL import Image; from colqwen3_retrievers import SimilarityMap;"
+        "values = np.random.default_rng(0).random((40, 30), dtype=np.float32); image = Image.new('RGB', (4000, 3000));"
+        "found = SimilarityMap(values, values[None]); found.overlay(Image.new('RGB', (500, 500)), boxes=3);"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; found.overlay(image, boxes=3);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    kilobytes = int(done.stdout) / (1024 if sys.platform == "darwin" else 1)
+    assert kilobytes < 3 * 4 * 4000 * 3000 / 1024, "three pictures of four bytes a pixel"
 
 
 def test_one_tokens_overlay_differs_from_anothers() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from PIL import Image
 
 from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
 from colqwen3_retrievers.demo.html_report import Answer, ShownPage, write_report
-from colqwen3_retrievers.documents import Hit
+from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import file_stem
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.page_files import find_page_files
 from colqwen3_retrievers.pages import load_pages
 from colqwen3_retrievers.similarity_maps import Box, similarity_map
 
 N_SHOWN = 3
 """Pages shown for each question."""
+
+_MARK = ".colqwen3-demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ def run_demo(
 
     Args:
         out: folder to write into; what an earlier run left there is replaced.
-        documents: PDFs or images of the user's, indexed beside the demo's own.
+        documents: PDFs, images or folders of the user's, indexed beside the demo's own as ``yours/...``, so that a
+            ``report.pdf`` among them takes no page's place.
         model: checkpoint, as for :class:`ColQwen3Encoder`.
         questions: the user's questions, asked after the demo's.
 
@@ -58,20 +64,28 @@ def run_demo(
         What was found.
 
     Raises:
-        ConfigError: ``out`` holds something that no demo wrote.
+        ConfigError: ``out`` holds something that no demo wrote, or a document that would go with it; an empty question.
+        PageError: a document that is not there, or one that cannot be read.
         ColQwen3Error: see what it calls.
+
+    What can be told beforehand (paths, questions, the model) is, before an earlier run's report is touched.
     """
-    _clear(out)
-    write_demo_documents(out / "documents")
+    for question in questions:
+        Query(question)
+    _check(out, documents)
+    mine = load_pages(list(documents))  # opens nothing yet
     asked: list[tuple[str, tuple[str, int] | None]] = [
         (question, (source, page)) for question, source, page in DEMO_QUESTIONS
     ]
     asked += [(question, None) for question in questions]
     answers: list[Answer] = []
-    with ColQwen3Encoder(model) as encoder, PageIndex.open(out / "index", encoder) as index:
+    with ColQwen3Encoder(model) as encoder, contextlib.ExitStack() as opened:
+        _ = encoder.info  # reads the checkpoint's files, so that there is one
+        _clear(out)
+        write_demo_documents(out / "documents")
+        index = opened.enter_context(PageIndex.open(out / "index", encoder))
+        index.add(_yours(mine), show_progress=True)  # first: a file may be broken
         index.add(load_pages(out / "documents"), show_progress=True)
-        if documents:
-            index.add(load_pages(list(documents)), show_progress=True)
         n_pages = len(index)
         print(f"{n_pages} pages indexed with {encoder.info.model} (dim {encoder.info.dim}).\n")
         vectors = encoder.encode_queries([question for question, _ in asked])
@@ -98,7 +112,7 @@ def run_demo(
             right = None if wanted is None else first == wanted
             _print_answer(question, hits, right)
             if shown:
-                stem = Path(shown[0].source).stem
+                stem = file_stem(Path(shown[0].source).stem)
                 best.save(out / "best" / f"{number:02}-{stem}-page-{shown[0].number}.png")
             answers.append(Answer(question, tuple(shown), right))
         judged = [answer.right for answer in answers if answer.right is not None]
@@ -115,12 +129,24 @@ def _print_answer(question: str, hits: Sequence[Hit], right: bool | None) -> Non
     sys.stdout.flush()
 
 
-def _clear(out: Path) -> None:
-    """Empty a folder that an earlier run wrote; refuse any other."""
-    mark = out / ".colqwen3-demo"
-    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
+def _yours(pages: Iterable[Page]) -> Iterator[Page]:
+    """Give the user's pages under names that none of the demo's own has."""
+    for page in pages:
+        yield page.replace(id=f"yours/{page.id}", source=f"yours/{page.source}")
+
+
+def _check(out: Path, documents: Sequence[str]) -> None:
+    """Refuse a folder that no earlier run wrote, and documents that are not there or would go with what it left."""
+    if out.exists() and not (out / _MARK).exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: exists and is not a demo's folder; choose another --out")
+    for file in find_page_files(list(documents)):
+        if file.path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"{file.path}: the demo replaces what is in {out}; choose another --out")
+
+
+def _clear(out: Path) -> None:
+    """Empty a folder that an earlier run wrote."""
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    mark.write_text("Written by colqwen3 demo; the next run replaces this folder.\n", encoding="utf-8")
+    (out / _MARK).write_text("Written by colqwen3 demo; the next run replaces this folder.\n", encoding="utf-8")

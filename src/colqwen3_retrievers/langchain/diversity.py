@@ -76,5 +76,5 @@ def check_lambda(lambda_mult: float) -> None:
 
 def _content(document: MultiVector) -> Float32:
     """Token embeddings without the prompt, which is alike in all; a pooled document's rows do not tell it apart."""
-    rows = document.vectors if document.clusters is not None else document.vectors[document.content]
+    rows = document.vectors if document.clusters is not None else document.vectors[document.user_tokens]
     return rows if len(rows) else document.vectors

@@ -7,16 +7,18 @@ from concurrent.futures import Future
 from typing import Any
 
 from langchain_core.documents import Document
+from PIL import Image
 
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
+from colqwen3_retrievers.evidence import indexed_picture
 from colqwen3_retrievers.langchain.documents import document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, OptionalIndexField, open_index
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.remote_images import AllowRemote
-from colqwen3_retrievers.stores.protocol import check_info
+from colqwen3_retrievers.stores.protocol import Record, check_info
 
 
 class DocumentEmbeddings:
@@ -75,20 +77,34 @@ class DocumentEmbeddings:
         futures |= dict(zip(pages, self.cache.submit(pages.values()), strict=True))
         return [futures[place] for place in range(len(documents))]
 
+    def picture(self, document: Document, name: str, allow_remote: AllowRemote = False) -> Image.Image | None:
+        """Open the picture that a document's embeddings were made of: the index's, where they are the index's.
+
+        Raises:
+            ConfigError: it is at a web address that may not be fetched.
+            PageError: it cannot be read, or has changed since it was indexed.
+        """
+        known = self._records([document], vectors=False)
+        kept = indexed_picture(known[0]) if known else None
+        return document_to_page(document, name, allow_remote).image if kept is None else kept
+
     def _known(self, documents: Sequence[Document]) -> dict[int, MultiVector]:
-        """Embeddings the index has, by place: of the same id, and the same content where the document tells."""
+        """Embeddings the index has, by place."""
+        records = self._records(documents, vectors=True)
+        return {place: made for place, record in records.items() if (made := record.multi_vector) is not None}
+
+    def _records(self, documents: Sequence[Document], *, vectors: bool) -> dict[int, Record]:
+        """Pages the index has, by place: of the same id, and the same content where the document tells."""
         if self.index is None:
             return {}
         ids = {document.id: None for document in documents if document.id}
-        records = {record.page.id: record for record in self.index.get(ids, vectors=True)}
-        known: dict[int, MultiVector] = {}
+        records = {record.page.id: record for record in self.index.get(ids, vectors=vectors)}
+        found: dict[int, Record] = {}
         for place, document in enumerate(documents):
             record = records.get(document.id or "")
-            if record is None or record.multi_vector is None:
-                continue
-            if document.metadata.get("sha256") in (None, record.page.sha256):
-                known[place] = record.multi_vector
-        return known
+            if record is not None and document.metadata.get("sha256") in (None, record.page.sha256):
+                found[place] = record
+        return found
 
 
 def _done(embeddings: MultiVector) -> Future[MultiVector]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from colqwen3_retrievers.documents import Hit, Page
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import BOXES, HEATMAP
+from colqwen3_retrievers.evidence import BOXES, HEATMAP, POOLED
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.remote_images import AllowRemote, local_image
 
@@ -31,7 +31,7 @@ NEIGHBOUR_OF: Final = "neighbour_of"
 STALE: Final = ("image_path", SCORE, RELEVANCE_SCORE, NEIGHBOUR_OF)
 """Keys that say something of one search or one machine, and are made anew with each document."""
 
-EVIDENCE: Final = (BOXES, HEATMAP)
+EVIDENCE: Final = (BOXES, HEATMAP, POOLED)
 """Keys of what a search was asked to tell. A page may have its own of these names, and documents show them unless told
 otherwise; a document of ours that is added again leaves them behind."""
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
-from PIL import Image
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.datatypes import MultiVector
@@ -243,12 +242,10 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     ) -> Callable[[int], dict[str, Any]]:
         made = Evidence(self.boxes, self.heatmaps)
 
-        def picture(place: int) -> Image.Image | None:
-            return document_to_page(documents[place], f"document {place}", self.allow_remote).image
-
         def told(place: int) -> dict[str, Any]:
             name = documents[place].id or f"document {place}"
-            return made.of_page(query, embedded.get(place), partial(picture, place), name)
+            picture = partial(self._opened().picture, documents[place], f"document {place}", self.allow_remote)
+            return made.of_page(query, embedded.get(place), picture, name)
 
         return told
 

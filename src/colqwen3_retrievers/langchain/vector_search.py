@@ -14,6 +14,7 @@ from langchain_core.vectorstores import VectorStore
 from colqwen3_retrievers.datatypes import MultiVector, as_token_embeddings
 from colqwen3_retrievers.documents import Hit
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import Evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.diversity import check_lambda, most_diverse
@@ -27,6 +28,7 @@ from colqwen3_retrievers.stores.protocol import check_search
 GroupBy = Literal["source"]
 Where = Mapping[str, Any]
 _KNOWN = ("k", "filter", "group_by")
+_EVIDENCE = ("boxes", "heatmaps")
 
 
 class PageVectorSearch(VectorStore):
@@ -34,9 +36,11 @@ class PageVectorSearch(VectorStore):
 
     In every method ``query`` is a text, a :class:`~colqwen3_retrievers.documents.Query`, an image (PIL, ``Path`` or
     bytes) or a multi-vector; ``filter`` is in the language of :mod:`~colqwen3_retrievers.stores.where`, over the keys
-    of the documents' metadata; ``group_by="source"`` gives the best document of each source. All raise ConfigError for
-    an argument that cannot be used, an unknown one too, and EncodeError for a query that cannot be encoded. The async
-    twins wait for the encoder without blocking the event loop, and cancelling them cancels the encoding.
+    of the documents' metadata; ``group_by="source"`` gives the best document of each source. Among ``kwargs``, and so
+    in ``as_retriever(search_kwargs=...)``, ``boxes`` and ``heatmaps`` ask for the regions that answered, as in
+    :class:`~colqwen3_retrievers.langchain.retriever.ColQwen3Retriever`. All raise ConfigError for an argument that
+    cannot be used, an unknown one too, and EncodeError for a query that cannot be encoded. The async twins wait for the
+    encoder without blocking the event loop, and cancelling them cancels the encoding.
     """
 
     index: PageIndex
@@ -62,13 +66,13 @@ class PageVectorSearch(VectorStore):
             group_by: ``"source"`` or None.
             window: neighbours on each side in the same source, which follow it in the list, with the id of the document
                 they stand beside under ``metadata["neighbour_of"]``; the filter does not bear on them.
-            **kwargs: none.
+            **kwargs: ``boxes`` and ``heatmaps``.
 
         Returns:
             Documents, best first, equal scores by id.
         """
-        refuse(kwargs, *_KNOWN, "window")
-        return hits_to_documents(self._search(query, k, filter, group_by, window)[1], scores=False)
+        wanted = _wanted(kwargs, *_KNOWN, "window")
+        return self._documents(*self._search(query, k, filter, group_by, window), wanted)
 
     async def asimilarity_search(
         self,
@@ -81,8 +85,8 @@ class PageVectorSearch(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Find documents without blocking the event loop; see :meth:`similarity_search`."""
-        refuse(kwargs, *_KNOWN, "window")
-        return hits_to_documents((await self._asearch(query, k, filter, group_by, window))[1], scores=False)
+        wanted = _wanted(kwargs, *_KNOWN, "window")
+        return await self._adocuments(*await self._asearch(query, k, filter, group_by, window), wanted)
 
     def similarity_search_by_vector(
         self, embedding: MultiVector | Sequence[Any], k: int = 4, **kwargs: Any
@@ -113,9 +117,9 @@ class PageVectorSearch(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Find documents and their MaxSim sums: higher is better, and comparable for one query only."""
-        refuse(kwargs, *_KNOWN)
-        hits = self._search(query, k, filter, group_by)[1]
-        return [(document, hit.score) for document, hit in zip(_plain(hits), hits, strict=True)]
+        wanted = _wanted(kwargs, *_KNOWN)
+        asked, hits = self._search(query, k, filter, group_by)
+        return list(zip(self._documents(asked, hits, wanted), (hit.score for hit in hits), strict=True))
 
     async def asimilarity_search_with_score(
         self,
@@ -127,9 +131,9 @@ class PageVectorSearch(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Find documents and scores without blocking; see :meth:`similarity_search_with_score`."""
-        refuse(kwargs, *_KNOWN)
-        hits = (await self._asearch(query, k, filter, group_by))[1]
-        return [(document, hit.score) for document, hit in zip(_plain(hits), hits, strict=True)]
+        wanted = _wanted(kwargs, *_KNOWN)
+        asked, hits = await self._asearch(query, k, filter, group_by)
+        return list(zip(await self._adocuments(asked, hits, wanted), (hit.score for hit in hits), strict=True))
 
     def _similarity_search_with_relevance_scores(
         self,
@@ -141,8 +145,9 @@ class PageVectorSearch(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Find documents and (1 + mean MaxSim) / 2, which can be compared between queries and with a threshold."""
-        refuse(kwargs, *_KNOWN, "score_threshold")
-        return _relevances(*self._search(query, k, filter, group_by))
+        wanted = _wanted(kwargs, *_KNOWN, "score_threshold")
+        asked, hits = self._search(query, k, filter, group_by)
+        return list(zip(self._documents(asked, hits, wanted), _relevances(asked, hits), strict=True))
 
     async def _asimilarity_search_with_relevance_scores(
         self,
@@ -153,8 +158,9 @@ class PageVectorSearch(VectorStore):
         group_by: GroupBy | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
-        refuse(kwargs, *_KNOWN, "score_threshold")
-        return _relevances(*await self._asearch(query, k, filter, group_by))
+        wanted = _wanted(kwargs, *_KNOWN, "score_threshold")
+        asked, hits = await self._asearch(query, k, filter, group_by)
+        return list(zip(await self._adocuments(asked, hits, wanted), _relevances(asked, hits), strict=True))
 
     # -- documents that do not repeat each other -----------------------------------------------------------------------
 
@@ -178,14 +184,14 @@ class PageVectorSearch(VectorStore):
             fetch_k: the most relevant ones to choose from; their multi-vectors are read.
             lambda_mult: from 0, diversity alone, to 1, relevance alone.
             filter: only among these.
-            **kwargs: none.
+            **kwargs: ``boxes`` and ``heatmaps``.
 
         Returns:
             Documents in the order chosen.
         """
-        refuse(kwargs, "k", "fetch_k", "lambda_mult", "filter")
-        fetched = _fetched(k, fetch_k, lambda_mult)
-        return _plain(self._diverse(*self._search(query, fetched, filter), k, lambda_mult))
+        wanted = _wanted(kwargs, "k", "fetch_k", "lambda_mult", "filter")
+        asked, hits = self._search(query, _fetched(k, fetch_k, lambda_mult), filter)
+        return self._documents(asked, self._diverse(asked, hits, k, lambda_mult), wanted)
 
     async def amax_marginal_relevance_search(
         self,
@@ -198,10 +204,10 @@ class PageVectorSearch(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Find diverse documents without blocking; see :meth:`max_marginal_relevance_search`."""
-        refuse(kwargs, "k", "fetch_k", "lambda_mult", "filter")
-        fetched = _fetched(k, fetch_k, lambda_mult)
-        found = await self._asearch(query, fetched, filter)
-        return _plain(await asyncio.to_thread(self._diverse, *found, k, lambda_mult))
+        wanted = _wanted(kwargs, "k", "fetch_k", "lambda_mult", "filter")
+        asked, hits = await self._asearch(query, _fetched(k, fetch_k, lambda_mult), filter)
+        chosen = await asyncio.to_thread(self._diverse, asked, hits, k, lambda_mult)
+        return await self._adocuments(asked, chosen, wanted)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -255,6 +261,15 @@ class PageVectorSearch(VectorStore):
         vectors = in_order(ready, made)[0]
         return vectors, await self.index.asearch(vectors, k, where=where, group_by=group_by, window=window)
 
+    def _documents(self, query: MultiVector | None, hits: list[Hit], wanted: Evidence) -> list[Document]:
+        told = {} if query is None else wanted.of_hits(self.index, query, hits)
+        return hits_to_documents(hits, scores=False, evidence=told)
+
+    async def _adocuments(self, query: MultiVector | None, hits: list[Hit], wanted: Evidence) -> list[Document]:
+        if not wanted.wanted:
+            return self._documents(query, hits, wanted)
+        return await asyncio.to_thread(self._documents, query, hits, wanted)
+
     def _diverse(self, query: MultiVector | None, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
         if query is None or lambda_mult == 1 or len(hits) < 2:
             return hits[:k]
@@ -267,13 +282,15 @@ class PageVectorSearch(VectorStore):
         return [kept[place] for place in chosen]
 
 
-def _plain(hits: list[Hit]) -> list[Document]:
-    return hits_to_documents(hits, scores=False)
+def _wanted(given: Mapping[str, Any], *known: str) -> Evidence:
+    """Take what is to be told of regions out of a call's other arguments, and refuse the rest."""
+    evidence = {name: given[name] for name in _EVIDENCE if name in given}
+    refuse({name: value for name, value in given.items() if name not in evidence}, *known, *_EVIDENCE)
+    return Evidence(**evidence)
 
 
-def _relevances(query: MultiVector | None, hits: list[Hit]) -> list[tuple[Document, float]]:
-    scores = [] if query is None else [relevance(hit.score, len(query)) for hit in hits]
-    return list(zip(_plain(hits), scores, strict=True))
+def _relevances(query: MultiVector | None, hits: list[Hit]) -> list[float]:
+    return [] if query is None else [relevance(hit.score, len(query)) for hit in hits]
 
 
 def _fetched(k: int, fetch_k: int, lambda_mult: float) -> int:
