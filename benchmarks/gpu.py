@@ -11,24 +11,29 @@ rendered by its renderer and encoded by its torch engine. What a page costs at l
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from device import Ceilings, ceilings, fastest
+from forward_time import PARTS, split
 from PIL import Image
 from random_checkpoint import DIM, config_of, write_checkpoint
 from reporting import machine, publish, table
 
-from colqwen3_retrievers import ColQwen3Encoder, PackedEmbeddings, Page, Query, TorchOptions, maxsim, model
+from colqwen3_retrievers import ColQwen3Encoder, PackedEmbeddings, Page, Query, TorchOptions, maxsim
 from colqwen3_retrievers.checkpoint import Checkpoint, open_checkpoint
 from colqwen3_retrievers.codes import BLOCK, query_codes
-from colqwen3_retrievers.engines.torch import TorchEngine, settle_dtype
-from colqwen3_retrievers.kernels import default_scan, device_scan, torch_kernel
+from colqwen3_retrievers.engines.torch import TorchEngine, settle_device, settle_dtype
+from colqwen3_retrievers.kernels import default_scan, torch_kernel
+from colqwen3_retrievers.kernels.gpu_scan import DeviceScan, fused_works
+from colqwen3_retrievers.kernels.scan import CodeScan, numpy_scan
 from colqwen3_retrievers.rendering import EncoderInput, Renderer
 from colqwen3_retrievers.tokens import PromptTokenizer
 
@@ -79,62 +84,6 @@ def page_flops(config: Any, visual_tokens: int, tokens: int, dim: int, *, causal
     )
 
 
-def wait(device: str) -> None:
-    """Wait until the device has nothing left to do."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def fastest(work: Callable[[], object], device: str, seconds: float = 1.0) -> float:
-    """Time of the fastest of several calls, after one that warms up."""
-    work()
-    wait(device)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
-        start = time.perf_counter()
-        work()
-        wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def ceilings(device: str, dtype: torch.dtype, *, quick: bool) -> tuple[float, float, float]:
-    """Measure operations a second of a matrix product, and bytes a second of a copy on and to the device."""
-    side, count = (512, 1 << 22) if quick else (8192, 1 << 30)
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    compute = 2 * side**3 / fastest(lambda: left @ right, device)
-    source, target = (torch.empty(count, device=device, dtype=torch.uint8) for _ in range(2))
-    copy = 2 * count / fastest(lambda: target.copy_(source), device)
-    host = torch.empty(min(count, 1 << 28), dtype=torch.uint8)
-    host = host.pin_memory() if device.startswith("cuda") else host
-    upload = len(host) / fastest(lambda: target[: len(host)].copy_(host, non_blocking=True), device)
-    return compute, copy, upload
-
-
-@contextlib.contextmanager
-def stopwatch(engine: TorchEngine, device: str) -> Iterator[dict[str, float]]:
-    """Time the parts of an engine's forward pass, waiting for the device around each; seconds by part."""
-    spent = {"vision": 0.0, "text": 0.0}
-    tower, trunk = model.VisionTower.__call__, model.run_trunk
-
-    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any, **named: Any) -> Any:
-            wait(device)
-            start = time.perf_counter()
-            found = call(*given, **named)
-            wait(device)
-            spent[part] += time.perf_counter() - start
-            return found
-
-        return run
-
-    model.VisionTower.__call__, model.run_trunk = timed("vision", tower), timed("text", trunk)  # type: ignore[method-assign]
-    try:
-        yield spent
-    finally:
-        model.VisionTower.__call__, model.run_trunk = tower, trunk  # type: ignore[method-assign]
-
-
 def renderer_of(checkpoint: Checkpoint, visual_tokens: int = 1280) -> Renderer:
     """Give the renderer that an encoder with so many visual tokens a page would use."""
     tokenizer = PromptTokenizer(checkpoint.folder, model=checkpoint.model)
@@ -159,51 +108,105 @@ def rendered(checkpoint: Checkpoint, tokens: int, *, quick: bool) -> tuple[list[
     return inputs, (time.perf_counter() - start) / len(scans)
 
 
+def mixed(checkpoint: Checkpoint, most: int, count: int) -> list[EncoderInput]:
+    """Render pages no two of which are of one size, of 0.6 to 1 times so many visual tokens, tall and wide."""
+    renderer = renderer_of(checkpoint, most)
+    least, sides = max(64, int(0.6 * most)), range(4, most)
+    sizes = [(w, h) for w, h in itertools.product(sides, sides) if least <= w * h <= most and w <= 2 * h <= 4 * w]
+    order = np.random.default_rng(3).permutation(len(sizes))[:count]
+    if len(order) < count:
+        raise ValueError(f"{count} sizes asked for, there are {len(sizes)}")
+    scans = [scan_of((32 * sizes[i][0], 32 * sizes[i][1]), int(i)) for i in order]
+    return [renderer.document(Page(f"m{i}", image=scan)) for i, scan in enumerate(scans)]
+
+
+class Pages:
+    """Measures pages a second of an engine.
+
+    Attributes:
+        rows: of the table: visual tokens, batch, pages a second, share of the floor.
+    """
+
+    def __init__(self, config: Any, engine: TorchEngine, device: str, compute: float, *, quick: bool) -> None:
+        self.rows: list[list[object]] = []
+        self._config, self._engine, self._device, self._compute = config, engine, device, compute
+        self._seconds = 0.0 if quick else 3.0
+
+    def __call__(self, what: object, inputs: Sequence[EncoderInput]) -> tuple[float, bool]:
+        """Measure one batch, again and again; give pages a second, and whether the batch went through whole."""
+        engine, halvings = self._engine, self._engine.n_halvings
+        self.in_one_batch(inputs)
+        rate = len(inputs) / fastest(lambda: engine.embed(inputs), self._device, self._seconds)
+        whole = engine.n_halvings == halvings
+        self.add(what, inputs, rate, whole=whole)
+        return rate, whole
+
+    def first_seen(self, what: object, batches: Sequence[Sequence[EncoderInput]]) -> None:
+        """Measure batches once each, unprepared."""
+        rates, halvings = [], self._engine.n_halvings
+        for inputs in batches:
+            self.in_one_batch(inputs)
+            start = time.perf_counter()
+            self._engine.embed(inputs)
+            rates.append(len(inputs) / (time.perf_counter() - start))
+        self.add(what, batches[0], statistics.median(rates), whole=self._engine.n_halvings == halvings)
+
+    def in_one_batch(self, inputs: Sequence[EncoderInput]) -> None:
+        """Let the engine take some inputs at once."""
+        self._engine.batch_tokens = len(inputs) * max(map(len, inputs))
+
+    def add(self, what: object, inputs: Sequence[EncoderInput], rate: float, *, whole: bool) -> None:
+        """Add a row; what did not fit, and ran in halves, says so."""
+        shown = [(item.spans[0].rows * item.spans[0].cols, len(item)) for item in inputs]
+        floor = sum(page_flops(self._config, *sizes, DIM) for sizes in shown) / len(inputs) / self._compute
+        batch = f"{len(inputs)}" if whole else f"{len(inputs)}, halved: out of memory"
+        self.rows.append([what, batch, f"{rate:.1f}", f"{floor * rate:.0%}"])
+
+
 def pages(
-    checkpoint: Checkpoint, config: Any, engine: TorchEngine, device: str, compute: float, *, quick: bool
-) -> tuple[list[list[object]], list[list[object]]]:
-    """Measure pages a second at several batch sizes, and where the time goes at the best."""
-    rates: list[list[object]] = []
-    split: list[list[object]] = []
+    checkpoint: Checkpoint, engine: TorchEngine, measured: Pages, device: str, *, quick: bool
+) -> tuple[list[list[object]], int]:
+    """Measure pages a second at several batch sizes, where the time goes at the best, and pages of mixed sizes.
+
+    Returns:
+        Rows of the split, and the best batch's tokens with the smaller pages.
+    """
+    rows: list[list[object]] = []
+    batch_tokens = 0
     for tokens in PAGES:
         made, preparation = rendered(checkpoint, tokens, quick=quick)
-        length = len(made[0])
-        found_tokens = made[0].spans[0].rows * made[0].spans[0].cols
-        floor = page_flops(config, found_tokens, length, DIM) / compute
+        seen = made[0].spans[0].rows * made[0].spans[0].cols
         best = (0.0, 1)
         for batch in (1, 2) if quick else (1, 2, 4, 8, 16, 32):
-            engine.batch_tokens = batch * length
-            inputs = [made[i % len(made)] for i in range(batch)]
-            seconds = fastest(lambda inputs=inputs: engine.embed(inputs), device, 3.0 if not quick else 0.0)
-            rate = batch / seconds
-            rates.append([found_tokens, batch, f"{rate:.1f}", f"{floor * rate:.0%}"])
+            rate, whole = measured(seen, [made[i % len(made)] for i in range(batch)])
+            if not whole:
+                break
             best = max(best, (rate, batch))
-        batch = best[1]
-        engine.batch_tokens = batch * length
-        inputs = [made[i % len(made)] for i in range(batch)]
-        engine.embed(inputs)
-        with stopwatch(engine, device) as spent:
-            start = time.perf_counter()
-            engine.embed(inputs)
-            total = time.perf_counter() - start
-        rest = total - spent["vision"] - spent["text"]
-        milliseconds = [1000 * part / batch for part in (spent["vision"], spent["text"], rest)]
-        split.append([found_tokens, batch, f"{1000 * preparation:.1f}", *(f"{part:.2f}" for part in milliseconds)])
-    return rates, split
+        inputs = [made[i % len(made)] for i in range(best[1])]
+        measured.in_one_batch(inputs)
+        spent = split(engine, inputs, device, 3 if quick else 7)
+        milliseconds = (f"{1000 * spent[part] / len(inputs):.2f}" for part in PARTS)
+        rows.append([seen, len(inputs), f"{1000 * preparation:.1f}", *milliseconds])
+        batch_tokens = batch_tokens or len(inputs) * len(made[0])
+        others = mixed(checkpoint, SMALL_TOKENS if quick else tokens, 3 * len(inputs))
+        batches = [others[at : at + len(inputs)] for at in range(0, len(others), len(inputs))]
+        measured.first_seen(f"up to {seen}, each of another size, first seen", batches)
+        measured(f"up to {seen}, each of another size, again", batches[0])
+    return rows, batch_tokens
 
 
-def end_to_end(folder: Path, device: str, dtype: str, batch: int, *, quick: bool) -> float:
+def end_to_end(folder: Path, device: str, dtype: str, batch_tokens: int, *, quick: bool) -> float:
     """Pages a second of the whole encoder, scans in memory to multi-vectors, preparation overlapped."""
-    count = 4 if quick else 64
     scans = [scan_of(SMALL_SCAN if quick else PAGES[640], seed) for seed in range(4)]
-    options = TorchOptions(batch_tokens=batch * 660)
+    given = [scans[i % len(scans)] for i in range(4 if quick else 64)]
     with ColQwen3Encoder(
-        folder, engine=options, device=device, dtype=dtype, max_visual_tokens=SMALL_TOKENS if quick else 640
-    ) as encoder:
-        encoder.encode_images(scans)
+        folder, engine=TorchOptions(batch_tokens=batch_tokens), device=device, dtype=dtype,
+        max_visual_tokens=SMALL_TOKENS if quick else 640,
+    ) as encoder:  # fmt: skip
+        encoder.encode_images(given)  # as many as are timed: batches of other sizes would be new to the device
         start = time.perf_counter()
-        encoder.encode_images([scans[i % len(scans)] for i in range(count)])
-        return count / (time.perf_counter() - start)
+        encoder.encode_images(given)
+        return len(given) / (time.perf_counter() - start)
 
 
 def queries(checkpoint: Checkpoint, engine: TorchEngine, device: str) -> list[list[object]]:
@@ -218,60 +221,81 @@ def queries(checkpoint: Checkpoint, engine: TorchEngine, device: str) -> list[li
     return rows
 
 
-def scoring(device: str, copy: float, upload: float, *, quick: bool) -> list[list[object]]:
-    """Measure MaxSim: float16 pages that lie in the machine's memory, and int8 codes that stay on the device."""
+def scoring(device: str, ceiling: Ceilings, *, quick: bool) -> list[list[object]]:
+    """Measure MaxSim: float16 pages that lie in the machine's memory, and int8 codes that stay on the device.
+
+    Raises:
+        AssertionError: scores are not those of the reference.
+    """
     rng = np.random.default_rng(1)
-    rows: list[list[object]] = []
-    count, tokens = (64, 80) if quick else (20_000, 640)
+    count, tokens, checked = (64, 80, 64) if quick else (20_000, 640, 500)
     block = rng.standard_normal((tokens, DIM), dtype=np.float32)
     block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
     stored = np.tile(block, (count, 1)) if quick else np.resize(block, (count * tokens, DIM))
     packed = PackedEmbeddings(stored, np.arange(count + 1) * tokens)
     query = np.asarray(block[:25], dtype=np.float32)
-    kernel = torch_kernel("cuda" if device.startswith("cuda") else "cpu")
+    kernel = torch_kernel(device)
+    np.testing.assert_allclose(maxsim(query, [block[:50]], kernel=kernel), maxsim(query, [block[:50]]), rtol=1e-4)
     seconds = fastest(lambda: maxsim(query, packed, kernel=kernel), device)
-    share = packed.vectors.nbytes / seconds / upload
-    rows.append(["MaxSim, float16 in the machine's memory", f"{count / seconds:,.0f}", f"{share:.0%} of the upload"])
-    coded = query_codes(PackedEmbeddings.pack([query]))
+    share = packed.vectors.nbytes / seconds / ceiling.upload
+    rows: list[list[object]] = [
+        ["MaxSim, float16 in the machine's memory", 1, f"{count / seconds:,.0f}", f"{share:.0%} of the upload"]
+    ]
     lengths = np.full(count, -(-tokens // 3 // BLOCK) * BLOCK)
-    codes = rng.integers(-127, 128, (int(lengths.sum()), coded.rows.shape[1]), dtype=np.int8)
-    starts = np.cumsum(lengths) - lengths
-    scan = device_scan(device) if device.startswith("cuda") else default_scan()
-    scales = np.ones(count, dtype=np.float32)
-    seconds = fastest(lambda: scan(coded, codes, starts, lengths, scales), device)
-    share = codes.nbytes / seconds / (copy / 2)  # a copy reads and writes
-    rows.append(["scan of int8 codes pooled by 3", f"{count / seconds:,.0f}", f"{share:.0%} of reading"])
+    starts, scales = np.cumsum(lengths) - lengths, np.ones(count, dtype=np.float32)
+    width = query_codes(PackedEmbeddings.pack([query])).rows.shape[1]
+    codes = rng.integers(-127, 128, (int(lengths.sum()), width), dtype=np.int8)
+    for name, scan in scans_on(device, width).items():
+        for n_queries in (1, 8):
+            asked = query_codes(PackedEmbeddings.pack([block[at : at + 25] for at in range(n_queries)]))
+            found = scan(asked, codes, starts, lengths, scales)[:, :checked]
+            right = numpy_scan(asked, codes, starts[:checked], lengths[:checked], scales[:checked])
+            np.testing.assert_allclose(found, right, rtol=1e-5)
+            seconds = fastest(lambda scan=scan, asked=asked: scan(asked, codes, starts, lengths, scales), device)
+            share = codes.nbytes / seconds / ceiling.read
+            what = f"scan of int8 codes pooled by 3, {name}"
+            rows.append([what, n_queries, f"{count / seconds:,.0f}", f"{share:.0%} of reading them once"])
     return rows
 
 
-def report(shape: str, device: str, ceiling: tuple[float, float, float], *, quick: bool) -> str:
+def scans_on(device: str, width: int) -> dict[str, CodeScan]:
+    """Give the scans there are for a device, by name."""
+    if not device.startswith("cuda"):
+        return {"the default": default_scan()}
+    scans: dict[str, CodeScan] = {"torch": DeviceScan(device, fused=False)}
+    if fused_works(torch.device(device), width):
+        scans = {"fused": DeviceScan(device, fused=True), **scans}
+    return scans
+
+
+def report(shape: str, device: str, ceiling: Ceilings, *, quick: bool) -> str:
     """Measure one shape; its part of the report."""
     dtype = settle_dtype("auto", device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         count = write_checkpoint(folder, shape, torch.float32 if dtype == "float32" else torch.bfloat16)
         checkpoint = open_checkpoint(folder)
-        config = config_of(shape)
         start = time.perf_counter()
         engine = TorchEngine(checkpoint, device=device, dtype=dtype)
         loading = time.perf_counter() - start
-        rates, split = pages(checkpoint, config, engine, device, ceiling[0], quick=quick)
+        measured = Pages(config_of(shape), engine, device, ceiling.compute, quick=quick)
+        parts, batch_tokens = pages(checkpoint, engine, measured, device, quick=quick)
         asked = queries(checkpoint, engine, device)
         engine.close()
-        del engine
-        batch = max(rates[: len(rates) // 2], key=lambda row: float(str(row[2])))[1]
-        whole = end_to_end(folder, device, dtype, int(str(batch)), quick=quick)
+        whole = end_to_end(folder, device, dtype, batch_tokens, quick=quick)
     return f"""## {shape}: {count / 1e9:.2f} G parameters, {dtype}
 
 Loaded in {loading:.1f} s. The floor is the operations a page needs at the matrix products' measured rate.
 
-{table(["visual tokens", "batch", "pages a second", "share of the floor"], rates)}
+{table(["visual tokens", "batch", "pages a second", "share of the floor"], measured.rows)}
 
-Milliseconds a page at the best batch; preparation is one thread's, and is overlapped with the rest.
+Milliseconds a page at the best batch, medians{" of CUDA events" if device.startswith("cuda") else ""}. Image
+preparation is one thread's, and is overlapped with the others; the rest is prompts' embeddings and bookkeeping.
 
-{table(["visual tokens", "batch", "image preparation", "vision", "text", "projection and copy to the host"], split)}
+{table(["visual tokens", "batch", "image preparation", *PARTS], parts)}
 
-The whole encoder, from scans in memory, 640 visual tokens a page: **{whole:.1f} pages a second**.
+The whole encoder, from scans in memory, {SMALL_TOKENS if quick else 640} visual tokens a page:
+**{whole:.1f} pages a second**.
 
 {table(["queries at once", "ms", "queries a second"], asked)}
 """
@@ -281,29 +305,28 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shapes", nargs="*", default=["4b", "8b"], choices=("small", "mid", "4b", "8b"))
-    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a small shape, few pages")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/gpu.md")
     options = parser.parse_args()
-    device, quick = options.device, options.quick
+    device, quick = settle_device(options.device), options.quick
     if not quick and not device.startswith("cuda") and not {"small", "mid"}.issuperset(options.shapes):
         parser.error("the true shapes want a GPU; --quick runs anywhere")
     start = time.monotonic()
     dtype = getattr(torch, settle_dtype("auto", device))
     ceiling = ceilings(device, dtype, quick=quick)
-    compute, copy, upload = ceiling
     parts = [report(shape, device, ceiling, quick=quick) for shape in (["small"] if quick else options.shapes)]
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "the CPU"
     text = f"""# The torch engine on {where}
 
 Made by `python benchmarks/gpu.py --write` on {machine("transformers", "triton")}, in {{minutes:.1f}} minutes.
 
-Measured ceilings: {compute / 1e12:,.2f} Tflop/s in a {str(dtype).removeprefix("torch.")} matrix product,
-{copy / 1e9:,.0f} GB/s in a copy on the device (read and written), {upload / 1e9:,.1f} GB/s to the device.
+Measured ceilings: {ceiling.compute / 1e12:,.2f} Tflop/s in a {str(dtype).removeprefix("torch.")} matrix product,
+{ceiling.read / 1e9:,.0f} GB/s of the device's memory, {ceiling.upload / 1e9:,.1f} GB/s to the device.
 
-{"".join(part + chr(10) for part in parts)}## MaxSim, a query of 25 tokens, pages of 640 tokens, dim {DIM}
+{"".join(part + chr(10) for part in parts)}## MaxSim, queries of 25 tokens, pages of {80 if quick else 640}, dim {DIM}
 
-{table(["what", "pages a second", "share of the bandwidth"], scoring(device, copy, upload, quick=quick))}
+{table(["what", "queries", "pages a second", "share of the bandwidth"], scoring(device, ceiling, quick=quick))}
 """
     publish(__file__, text.format(minutes=(time.monotonic() - start) / 60), write=options.write)
 

@@ -1,7 +1,7 @@
 """Check the torch engine on this machine's GPU, with random weights and no download, in under five minutes.
 
     python scripts/check_cuda.py                # from the repository's root
-    python scripts/check_cuda.py --device cpu   # the same checks where there is no GPU, without the memory one
+    python scripts/check_cuda.py --device cpu   # the same checks where there is no GPU, but for memory and Triton
 
 Prints one row a check: what was measured, the bar, and whether it holds. The exit code is the number of failed rows.
 """
@@ -25,11 +25,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the factory of random checkpoints
 
-from colqwen3_retrievers import ColQwen3Encoder, MultiVector, TorchOptions, maxsim
+from colqwen3_retrievers import ColQwen3Encoder, MultiVector, PackedEmbeddings, TorchOptions, maxsim
 from colqwen3_retrievers.checkpoint import open_checkpoint
+from colqwen3_retrievers.codes import page_code, query_codes
 from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.engines.torch import TorchEngine
+from colqwen3_retrievers.engines.torch import TorchEngine, settle_device
 from colqwen3_retrievers.kernels import torch_kernel
+from colqwen3_retrievers.kernels.gpu_scan import DeviceScan, fused_works
+from colqwen3_retrievers.kernels.scan import bit_scan, numpy_scan
 from colqwen3_retrievers.rendering import Renderer
 from colqwen3_retrievers.tokens import PromptTokenizer
 from tests.checkpoints import FAMILY_NAMES, make_checkpoint
@@ -100,9 +103,43 @@ def kernels(device: str) -> Iterator[Row]:
     rng = np.random.default_rng(2)
     queries = [rng.standard_normal((20 + i, 320)).astype(np.float32) / 18 for i in range(4)]
     documents = [rng.standard_normal((1 + 37 * i, 320)).astype(np.float32) / 18 for i in range(40)]
-    kernel = torch_kernel("cuda" if device.startswith("cuda") else "cpu")
+    kernel = torch_kernel(device)
     worst = np.abs(maxsim(queries, documents, kernel=kernel) - maxsim(queries, documents)).max()
     yield Row("MaxSim kernel against numpy", f"{worst:.1e}", "<= 1e-3", worst <= 1e-3)
+
+
+def scans(device: str) -> Iterator[Row]:
+    """The scan of codes on the device against numpy: both dims, int8 and single bits, all pages and some."""
+    rng = np.random.default_rng(3)
+    kinds = [("torch", False)]
+    if not device.startswith("cuda"):
+        yield Row("fused scan against numpy", "no GPU", "-", True)
+    elif importlib.util.find_spec("triton") is None:
+        yield Row("fused scan against numpy", "not installed", "-", True)
+    else:
+        works = all(fused_works(torch.device(device), width) for width in (136, 328))
+        yield Row("Triton compiles the fused scan", "yes" if works else "no", "yes", works)
+        kinds += [("fused", True)] if works else []
+    for dim in (128, 320):
+        asked = query_codes(
+            PackedEmbeddings.pack([rng.standard_normal((count, dim)).astype(np.float32) for count in (25, 40, 300)])
+        )
+        pages = [rng.standard_normal((1 + 61 * i % 700, dim)).astype(np.float32) for i in range(60)]
+        for bits in (8, 1):
+            codes = [page_code(page, 1, bits) for page in pages]
+            rows = np.concatenate([code.rows for code in codes])
+            lengths = np.asarray([len(code.rows) for code in codes])
+            starts, scales = np.cumsum(lengths) - lengths, np.asarray([code.scale for code in codes], dtype=np.float32)
+            right = (numpy_scan if bits == 8 else bit_scan(numpy_scan, dim))(asked, rows, starts, lengths, scales)
+            for name, fused in kinds:
+                scan = DeviceScan(device, fused=fused)
+                ours = scan if bits == 8 else bit_scan(scan, dim)
+                worst = 0.0
+                for some in (slice(None), slice(2, None, 7)):
+                    found = ours(asked, rows, starts[some], lengths[some], scales[some])
+                    worst = max(worst, float(np.abs(found - right[:, some]).max() / np.abs(right).max()))
+                what = f"{name} scan against numpy, dim {dim}, {bits} bit{'s' if bits > 1 else ''}"
+                yield Row(what, f"{worst:.1e}", "<= 1e-5", worst <= 1e-5)
 
 
 def memory(folder: Path, device: str) -> Iterator[Row]:
@@ -118,15 +155,18 @@ def memory(folder: Path, device: str) -> Iterator[Row]:
     )  # fmt: skip
     inputs = [renderer.document(Page(id="p", image=image)) for image in pictures(64)]
     expected = [engine.embed([item])[0] for item in inputs]
+    torch.cuda.reset_peak_memory_stats(device)
     engine.embed(inputs)
-    torch.cuda.synchronize()
-    needed = torch.cuda.max_memory_allocated()
+    torch.cuda.synchronize(device)
+    needed = torch.cuda.max_memory_allocated(device)
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.4 * needed / total)
+    total = torch.cuda.get_device_properties(device).total_memory
     halvings = engine.n_halvings
-    found = engine.embed(inputs)
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.set_per_process_memory_fraction(0.4 * needed / total, device)
+    try:
+        found = engine.embed(inputs)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
     worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True))
     count = engine.n_halvings - halvings
     yield Row("out of memory halves the batch", f"{count} halvings", ">= 1", count >= 1)
@@ -137,7 +177,7 @@ def main() -> int:
     """Run the checks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    device = parser.parse_args().device
+    device = settle_device(parser.parse_args().device)
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "CPU"
     print(
         f"{name}; torch {torch.__version__}, transformers {transformers.__version__}, Python {sys.version.split()[0]}"
@@ -148,7 +188,7 @@ def main() -> int:
         made = {family: make_checkpoint(Path(folder) / family, family).folder for family in FAMILY_NAMES}
         for rows in (
             parity(made, device), attention(made["tomoro"], device), batching(made["tomoro"], device),
-            batching(made["nemotron"], device), kernels(device), memory(made["tomoro"], device),
+            batching(made["nemotron"], device), kernels(device), scans(device), memory(made["tomoro"], device),
         ):  # fmt: skip
             for row in rows:
                 failed += not row.holds

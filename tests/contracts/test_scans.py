@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from colqwen3_retrievers import EncoderInfo, MultiVector, Page
 from colqwen3_retrievers.codes import BLOCK, QueryCodes, code_width, page_code, query_codes, unpacked_code
+from colqwen3_retrievers.compression import l2_normalise
 from colqwen3_retrievers.datatypes import PackedEmbeddings
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.kernels import default_scan, device_scan
 from colqwen3_retrievers.kernels.scan import CodeScan, bit_scan, numpy_scan
+from colqwen3_retrievers.stores import Record
+from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
 def queries(seed: int, lengths: list[int], dim: int) -> QueryCodes:
@@ -25,6 +31,43 @@ def codes(seed: int, lengths: list[int], dim: int) -> tuple[np.ndarray, np.ndarr
     sizes = np.asarray(lengths) * BLOCK
     rows = rng.integers(-127, 128, (int(sizes.sum()), code_width(dim)), dtype=np.int8)
     return rows, np.cumsum(sizes) - sizes, sizes, rng.random(len(sizes)).astype(np.float32) / 100
+
+
+def bit_codes(seed: int, lengths: list[int], dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same as codes(), of single bits."""
+    rng = np.random.default_rng(seed)
+    made = [page_code(rng.standard_normal((length * BLOCK, dim)), 1, bits=1) for length in lengths]
+    sizes = np.asarray([len(code.rows) for code in made])
+    scales = np.asarray([code.scale for code in made], dtype=np.float32)
+    return np.concatenate([code.rows for code in made]), np.cumsum(sizes) - sizes, sizes, scales
+
+
+def most_held(work: Callable[[], object]) -> int:
+    """Bytes of tensors made and not yet let go, at the worst moment of a call."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Counting(TorchDispatchMode):
+        held: dict[int, tuple[StorageWeakRef, int]] = {}  # noqa: RUF012 - made anew with the class
+        known: set[int] = set()  # noqa: RUF012
+        most = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            inputs = [tensor.untyped_storage() for tensor in tree_leaves((args, kwargs)) if hasattr(tensor, "storage")]
+            self.known |= {storage._cdata for storage in inputs} - set(self.held)  # were there before
+            found = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(found):
+                if hasattr(tensor, "storage") and tensor.untyped_storage()._cdata not in self.known:
+                    storage = tensor.untyped_storage()
+                    self.held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            self.held = {key: kept for key, kept in self.held.items() if not kept[0].expired()}
+            self.most = max(self.most, sum(size for _, size in self.held.values()))
+            return found
+
+    with Counting() as counting:
+        work()
+    return counting.most
 
 
 def by_loops(asked: QueryCodes, rows, starts, lengths, scales) -> np.ndarray:
@@ -62,6 +105,21 @@ class ScanContract:
         got = bit_scan(scan, dim)(asked, rows, *given)
         expected = by_loops(asked, unpacked_code(rows, dim), *given)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("bits", [8, 1])
+    @pytest.mark.parametrize("dim", [128, 320])
+    def test_the_dims_there_are(self, scan: CodeScan, dim: int, bits: int) -> None:
+        """Several queries, one beyond a block of tokens, and a filter."""
+        asked = queries(dim, [25, 40, 1], dim)
+        given = (codes if bits == 8 else bit_codes)(3, [5, 1, 12, 3, 27, 2, 9, 4], dim)
+        ours, right = (scan, numpy_scan) if bits == 8 else (bit_scan(scan, dim), bit_scan(numpy_scan, dim))
+        for some in (slice(None), slice(1, None, 3), slice(6, 7)):
+            chosen = given[0], *(array[some] for array in given[1:])
+            np.testing.assert_allclose(ours(asked, *chosen), right(asked, *chosen), rtol=1e-6)
+
+    def test_wide_rows(self, scan: CodeScan) -> None:
+        asked, given = queries(12, [9, 2], 640), codes(13, [2, 5], 640)
+        np.testing.assert_allclose(scan(asked, *given), numpy_scan(asked, *given), rtol=1e-6)
 
     def test_negative_products_stay_negative(self, scan: CodeScan) -> None:
         asked = QueryCodes(np.full((1, 8), 3, np.int8), np.ones(1, np.float32), np.asarray([0, 1]))
@@ -153,6 +211,60 @@ class TestDeviceScan(ScanContract):
         assert not scan._resident
         np.testing.assert_array_equal(scan(asked, grown, *where), first)
 
+    def test_single_bits_stay_packed_and_are_copied_once(self, scan: CodeScan, tmp_path: Path) -> None:
+        dim, asked = 48, [np.random.default_rng(0).standard_normal((9, 48), dtype=np.float32) for _ in range(3)]
+        info = EncoderInfo("ab12", "tiny", "tomoro", dim, 1, 1280, False, 1)
+        rng = np.random.default_rng(1)
+        vectors = [l2_normalise(rng.standard_normal((30, dim))) for _ in range(700)]
+        records = [Record(Page(id=f"p{i:03d}"), MultiVector(rows)) for i, rows in enumerate(vectors)]
+        copies = []
+
+        def found(scan: CodeScan | None) -> list[list[tuple[str, float]]]:
+            with EmbeddedStore(tmp_path / "bits", info=info, code_bits=1, scan=scan) as store:
+                if not len(store):
+                    store.add(records)
+                lists = []
+                for query in asked:
+                    lists += store.search([l2_normalise(query)], 5)
+                    copies.extend(kept[1] for kept in getattr(scan, "_resident", {}).values())
+                return [[(match.record.page.id, match.score) for match in matches] for matches in lists]
+
+        right = found(None)
+        assert found(scan) == right
+        assert len(copies) == len(asked) and len(set(map(id, copies))) == 1
+        assert copies[0].shape == (700 * 32, dim // 8 + 1)  # packed, as in the file
+
+    @pytest.mark.parametrize("bits", [8, 1])
+    def test_memory_stays_within_its_bound(self, scan: CodeScan, bits: int, monkeypatch) -> None:
+        """Pages and query tokens without number are scanned in turns."""
+        from colqwen3_retrievers.kernels import gpu_scan
+
+        dim, lengths = 64, [3, 27, 1, 9] * 15
+        asked, given = queries(14, [25] * 12, dim), (codes if bits == 8 else bit_codes)(15, lengths, dim)
+        ours = scan if bits == 8 else bit_scan(scan, dim)
+        for step in (1, 3):  # where they lie, and gathered
+            chosen = given[0], *(array[::step] for array in given[1:])
+            whole = ours(asked, *chosen)
+            assert most_held(lambda chosen=chosen: ours(asked, *chosen)) > 3 << 19  # what a larger bound allows
+            with monkeypatch.context() as patched:
+                patched.setattr(gpu_scan, "MOST_BYTES", 1 << 20)
+                assert most_held(lambda chosen=chosen: ours(asked, *chosen)) <= 1 << 20
+                np.testing.assert_array_equal(ours(asked, *chosen), whole)
+
+    def test_without_a_triton_that_works_it_warns_once(self, scan: CodeScan) -> None:
+        """On a CPU Triton has no driver, as it has none on a GPU where no C compiler is found."""
+        from colqwen3_retrievers.kernels import gpu_scan
+
+        asked, given = queries(1, [3], 24), codes(2, [4], 24)
+        right = scan(asked, *given)
+        scan.fused = None  # as where the device is CUDA and Triton is installed
+        gpu_scan.fused_works.cache_clear()
+        with pytest.warns(RuntimeWarning, match=r"does not work on cpu \(.+\); torch's is used"):
+            np.testing.assert_array_equal(scan(asked, *given), right)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(scan(asked, *given), right)
+
     def test_devices_it_does_not_have(self) -> None:
         pytest.importorskip("torch")
         for device in ("gpu", "cuda:99", "meta"):
@@ -168,10 +280,16 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _last_device() -> str:
+    import torch
+
+    return f"cuda:{torch.cuda.device_count() - 1}"
+
+
 @pytest.mark.skipif(not _has_cuda(), reason="no CUDA device")
 @pytest.mark.parametrize("fused", [False, True])
 class TestCudaScan(ScanContract):
-    """Both kernels on a GPU."""
+    """Both kernels on a GPU, the last of several, which is not the current one."""
 
     @pytest.fixture
     def scan(self, fused: bool) -> CodeScan:
@@ -179,4 +297,16 @@ class TestCudaScan(ScanContract):
             pytest.importorskip("triton")
         from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
 
-        return DeviceScan("cuda", fused=fused)
+        return DeviceScan(_last_device(), fused=fused)
+
+    def test_memory_stays_within_its_bound(self, scan: CodeScan) -> None:
+        import torch
+
+        from colqwen3_retrievers.kernels import gpu_scan
+
+        asked, given = queries(14, [25] * 64, 128), codes(15, [27] * 20_000, 128)
+        scan(asked, *given)
+        torch.cuda.reset_peak_memory_stats(scan.device)
+        before = torch.cuda.memory_allocated(scan.device)
+        scan(asked, *given)
+        assert torch.cuda.max_memory_allocated(scan.device) - before <= 1.1 * gpu_scan.MOST_BYTES

@@ -66,15 +66,16 @@ def default_scan() -> CodeScan:
 
 
 def device_scan(device: str = "cuda") -> CodeScan:
-    """Make the scan of candidates' codes for a GPU, where they then stay.
+    """Make the scan of candidates' codes for a GPU, where they then stay, as they are stored: int8 or single bits.
 
-    Uses a fused kernel where Triton is installed (``pip install "colqwen3-retrievers[gpu]"``), torch's own otherwise.
-    Give it to a store together with the kernel that scores candidates::
+    Uses a fused kernel where Triton is installed (``pip install "colqwen3-retrievers[gpu]"``) and finds a C compiler;
+    torch's products otherwise, after a warning where Triton is there in vain. Give it to a store together with the
+    kernel that scores candidates::
 
         EmbeddedStore(folder, scan=device_scan("cuda"), kernel=torch_kernel("cuda"))
 
     Args:
-        device: "cuda", or "cuda:1" and so on.
+        device: "cuda", which is torch's current one, or "cuda:1" and so on.
 
     Raises:
         ConfigError: torch has no such device.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from colqwen3_retrievers.datatypes import Float32
 CHUNK_BYTES: Final = 1 << 21
 """Codes a core takes at a time: they, and the products with a query, stay in its cache."""
 
-_SPARE = 1.5  # rows looked at for each row wanted, before the wanted ones are gathered
+SPARE: Final = 1.5
+"""Rows looked at for each row wanted, before the wanted ones are gathered."""
 
 
 class CodeScan(Protocol):
@@ -38,6 +39,19 @@ class CodeScan(Protocol):
 
         Returns:
             float32 (n_queries, n_pages): sums, over query tokens, of the largest product with a row of the page.
+        """
+        ...
+
+
+@runtime_checkable
+class UnpackingScan(CodeScan, Protocol):
+    """A scan that unpacks single bits itself, where it keeps them."""
+
+    def of_bits(self, dim: int, /) -> CodeScan:
+        """Give the scan of single bits, which takes the rows of :func:`~colqwen3_retrievers.codes.page_code` as stored.
+
+        Args:
+            dim: components of a token embedding.
         """
         ...
 
@@ -68,6 +82,9 @@ def numpy_scan(
 def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
     """Make a scan of int8 codes one of single bits, which are unpacked some megabytes at a time.
 
+    A scan that keeps codes elsewhere would be handed new rows with every search; it unpacks them there, see
+    :class:`UnpackingScan`.
+
     Args:
         scan: any.
         dim: components of a token embedding.
@@ -80,6 +97,8 @@ def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
     >>> bit_scan(numpy_scan, 2)(query, code.rows, *one).round(2).tolist()
     [[0.9900000095367432]]
     """
+    if isinstance(scan, UnpackingScan):
+        return scan.of_bits(dim)
 
     def scanned(
         queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
@@ -101,9 +120,18 @@ def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tu
     [(0, 2), (2, 3), (3, 4)]
     """
     most = max(BLOCK, min(CHUNK_BYTES // width, CHUNK_BYTES // (4 * n_tokens)))
-    ends = np.cumsum(lengths)
+    return turns(lengths, most)
+
+
+def turns(costs: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Cut pages into runs that cost ``most`` together, or are of one page: first page, and one past the last.
+
+    >>> list(turns(np.asarray([3, 3, 3, 9, 1]), 6))
+    [(0, 2), (2, 3), (3, 4), (4, 5)]
+    """
+    ends = np.cumsum(costs)
     first = 0
-    while first < len(lengths):
+    while first < len(costs):
         before = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
         yield first, last
@@ -115,7 +143,7 @@ def cut_out(
 ) -> tuple[Int8, NDArray[np.int64], NDArray[np.int64]]:
     """Give some pages' rows, where they lie if few others lie between, and the blocks where each begins and ends."""
     begin, stops = int(starts[0]), starts + lengths
-    if int(stops[-1]) - begin <= _SPARE * int(lengths.sum()):
+    if int(stops[-1]) - begin <= SPARE * int(lengths.sum()):
         return rows[begin : int(stops[-1])], (starts - begin) // BLOCK, (stops - begin) // BLOCK
     gathered = np.concatenate([rows[a:b] for a, b in zip(starts, stops, strict=True)])
     ends = np.cumsum(lengths) // BLOCK

@@ -2,8 +2,9 @@
 
 Documents are taken chunk by chunk. On the CPU a chunk stays in a core's cache, and chunks are shared out between worker
 threads of one intra-op thread each: OpenMP's own threads wait for one another at every operation, which stretches a
-100 ms scan to seconds as soon as another process holds a core. On CUDA a chunk is a pinned, asynchronous copy, and
-nothing waits for the device before the scores are read.
+100 ms scan to seconds as soon as another process holds a core. On CUDA a chunk is a pinned, asynchronous copy in the
+stream that compares it: nothing waits for the device before the scores are read, and so the host puts the next chunk
+into pinned memory while the device copies and compares this one. The device itself does one after the other.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class TorchKernel:
         return sums
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Bring a chunk to the device; on CUDA the copy overlaps with what is computed there.
+        """Bring a chunk to the device; on CUDA without waiting, behind what was asked of the stream before.
 
         torch's pinned allocator gives a buffer out again only when the copy that reads it is over.
         """
