@@ -40,7 +40,7 @@ NEEDS = {
     "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py", "tests/contracts/test_fused_kernel.py"],
     "scipy": [
         "tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py", "tests/unit/test_evaluation.py",
-        "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval.py",
+        "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval.py", "tests/integration/test_eval_index.py",
     ],
     "pypdfium2": [
         "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",

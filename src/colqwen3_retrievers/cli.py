@@ -19,7 +19,7 @@ from typing import Any
 from colqwen3_retrievers import __version__
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
-from colqwen3_retrievers.evaluation.command import add_eval_arguments, run_eval
+from colqwen3_retrievers.evaluation.command import add_eval_arguments, leave_model_open, run_eval
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.pages import load_pages
 from colqwen3_retrievers.search_command import add_search_arguments, run_search
@@ -193,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("eval", help="judge retrieval on queries with known answers; compare two settings")
     add_eval_arguments(evaluation)
     _model_options(evaluation)
+    leave_model_open(evaluation)
     evaluation.set_defaults(command=_eval)
 
     server = commands.add_parser("serve", help="print, or run, the command line of a vLLM server for a model")

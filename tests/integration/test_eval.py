@@ -53,20 +53,6 @@ def test_a_folder_is_indexed_judged_and_exported(
     assert "0/2/0" in capsys.readouterr().out
 
 
-def test_an_index_with_other_pages_is_refused(
-    data: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["eval", str(data), "--index", str(tmp_path / "index"), *model, "-k", "1"]) == 0
-    moved = tmp_path / "other"
-    (moved / "qrels").mkdir(parents=True)
-    for name in ("queries.jsonl", "qrels/test.tsv"):
-        (moved / name).write_text((data / name).read_text())
-    (moved / "corpus.jsonl").write_text('{"_id": "other", "text": "a page"}')
-    capsys.readouterr()
-    assert main(["eval", str(moved), "--index", str(tmp_path / "index")]) == 1
-    assert "pages that are not of the corpus" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's annual report, whose pages ``corpus.jsonl`` names one by one, and questions that its pages answer."""
@@ -100,6 +86,12 @@ def test_tiny_finds_what_is_printed(
     measures = json.loads((tmp_path / "a.json").read_text())["measures"]
     assert measures["R@1"] == 1.0
     assert measures["nDCG@5"] == 1.0
+    # all is there: asked again by what it knows, adding nothing
+    assert main(["eval", str(printed), "--index", place, "--device", "cpu", "--json", str(tmp_path / "b.json")]) == 0
+    first, again = (json.loads((tmp_path / name).read_text())["run"] for name in ("a.json", "b.json"))
+    assert {query: list(pages)[:5] for query, pages in again.items()} == {q: list(p) for q, p in first.items()}
+    assert main(["eval", str(printed), "--index", place, "--pool-factor", "2"]) == 1
+    assert "--pool-factor 2, but it was made with 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -109,6 +101,14 @@ def test_tiny_finds_what_is_printed(
         (["/nowhere"], "not a folder"),
         (["/nowhere", "--compare", "a", "b"], "give a folder"),
         (["--compare", "/nowhere/a", "/nowhere/b"], "cannot be read"),
+        (["--compare", "a", "b", "-k", "3", "--run", "r", "--index", "i"], "--index, -k, --run: not for --compare"),
+        (["--mteb", "X", "--depth", "3", "--split", "dev"], "--depth, --split: not for --mteb"),
+        (["/nowhere", "--results", "r"], "--results: not for a folder"),
+        (["/nowhere", "--from-run", "r", "--model", "tiny", "--dim", "0"], "--dim, --model: not for --from-run"),
+        (["/nowhere", "--as-is"], "--as-is: give --index"),
+        (["/nowhere", "--measure", "nDGC@5"], "knows no 'nDGC@5'"),
+        (["/nowhere", "--depth", "5"], "too few for nDCG@10"),
+        (["/nowhere", "--worst", "0"], "--worst"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from colqwen3_retrievers import MultiVector, Page
 from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
@@ -19,6 +21,7 @@ with warnings.catch_warnings():  # mteb and what it brings warn of their own dep
     warnings.simplefilter("ignore")
     import datasets
     import mteb
+    from datasets.exceptions import DatasetNotFoundError
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models.models_protocols import SearchProtocol
@@ -81,6 +84,57 @@ class PrintedRetrieval(PagesRetrieval):
         self.data_loaded = True
 
 
+class LanguagesRetrieval(PagesRetrieval):
+    """The same pages under other ids, asked about in two languages; one page of the second is another."""
+
+    metadata = PagesRetrieval.metadata.model_copy(
+        update={"name": "LanguagesRetrieval", "eval_langs": {"english": ["eng-Latn"], "french": ["fra-Latn"]}}
+    )
+
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
+        super().load_data()
+        plain = self.dataset.pop("default")["test"]
+        self.dataset["english"] = {"test": plain}
+        images = [picture(i) for i in range(N - 1)] + [picture(99)]
+        renamed = datasets.Dataset.from_dict(
+            {"id": [f"page {i}" for i in range(N)], "image": images},
+            features=datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()}),
+        )
+        relevant = {f"q{i}": {f"page {i}": 1} for i in range(N - 1)}
+        self.dataset["french"] = {"test": plain | {"corpus": renamed, "relevant_docs": relevant}}
+
+
+class MissingRetrieval(PagesRetrieval):
+    """A task whose data set cannot be had."""
+
+    metadata = PagesRetrieval.metadata.model_copy(update={"name": "MissingRetrieval"})
+    error: Exception = ValueError("BuilderConfig 'x' not found")
+
+    def load_data(self, num_proc: int | None = None, **kwargs: object) -> None:
+        raise self.error
+
+
+class PrivateRetrieval(MissingRetrieval):
+    """A task whose data set is not public."""
+
+    metadata = PagesRetrieval.metadata.model_copy(update={"name": "PrivateRetrieval", "is_public": False})
+    error = DatasetNotFoundError("gated")
+
+
+class Benchmark:
+    """A named list of tasks, as mteb gives it."""
+
+    def __init__(self, *tasks: AbsTaskRetrieval) -> None:
+        self.tasks = tasks
+
+
+class SubmittingEncoder(HashingEncoder):
+    """One that pages can be submitted to, as the real one."""
+
+    def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
+        return self.threads.submit(self.encode_pages, list(pages))
+
+
 def printed(word: str) -> Image.Image:
     image = Image.new("RGB", (320, 224), "white")
     ImageDraw.Draw(image).text((40, 90), word, fill="black", font=ImageFont.load_default(28))
@@ -138,8 +192,86 @@ def test_one_call_scores_tasks_by_name(encoder: HashingEncoder, monkeypatch: pyt
     # the registry would need a data set on the hub; all behind it is real
     monkeypatch.setattr(mteb, "get_task", lambda name: PagesRetrieval())
     scores = run_mteb(encoder, ["PagesRetrieval"])
-    assert list(scores) == ["PagesRetrieval"]
-    assert scores["PagesRetrieval"]["default test"] > 0.9
+    assert list(scores.scores) == ["PagesRetrieval"]
+    assert scores.scores["PagesRetrieval"]["default test"] > 0.9
+    assert scores.means == {"PagesRetrieval": scores.scores["PagesRetrieval"]["default test"]}
+    assert scores.failed == {}
+
+
+def test_tasks_that_fail_do_not_lose_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = {
+        "Some": Benchmark(PrintedRetrieval(), MissingRetrieval(), PrivateRetrieval(), PagesRetrieval()),
+        "All": Benchmark(PrintedRetrieval(), PagesRetrieval()),
+    }
+    monkeypatch.setattr(mteb, "get_benchmark", lambda name: tasks[name])
+    line = ["eval", "--mteb", *tasks, "--model", "tiny", "--device", "cpu", "--json", str(tmp_path / "a.json")]
+    assert main(line) == 1
+    printed = capsys.readouterr()
+    assert "2 of 4 tasks failed: MissingRetrieval, PrivateRetrieval" in printed.err
+    assert "failed: ValueError: BuilderConfig 'x' not found" in printed.out
+    assert "failed: its data set is private, or there is none: gated" in printed.out
+    assert "no mean, as tasks failed" in printed.out
+    kept = json.loads((tmp_path / "a.json").read_text())
+    assert set(kept["scores"]) == {"PrintedRetrieval", "PagesRetrieval"}
+    both = [scores["default test"] for scores in kept["scores"].values()]
+    assert kept["means"] == {"Some": None, "All": pytest.approx(sum(both) / 2)}
+
+
+def test_what_is_done_is_written_before_the_next_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: HashingEncoder
+) -> None:
+    class Interrupted(MissingRetrieval):
+        error = KeyboardInterrupt()  # type: ignore[assignment]
+
+    def benchmark(name: str) -> Benchmark:
+        return Benchmark(PagesRetrieval(), Interrupted())
+
+    monkeypatch.setattr(mteb, "get_benchmark", benchmark)
+    line = ["eval", "--mteb", "X", "--model", "tiny", "--device", "cpu", "--json", str(tmp_path / "a.json")]
+    assert main([*line, "--results", str(tmp_path / "results")]) == 130
+    assert list(json.loads((tmp_path / "a.json").read_text())["scores"]) == ["PagesRetrieval"]
+    [found] = (tmp_path / "results").rglob("PagesRetrieval.json")
+    assert "experiments" in found.parts  # other settings have files of their own
+
+
+def test_results_that_are_there_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: HashingEncoder
+) -> None:
+    monkeypatch.setattr(mteb, "get_task", lambda name: PagesRetrieval())
+    first = run_mteb(encoder, ["PagesRetrieval"], results=tmp_path)
+    encoder.encoded.clear()
+    assert run_mteb(encoder, ["PagesRetrieval"], results=tmp_path) == first
+    assert encoder.encoded == []
+    run_mteb(encoder, ["PagesRetrieval"], results=tmp_path, exact=True)  # another setting
+    assert len(encoder.encoded) == N
+
+
+@pytest.mark.parametrize("kind", [HashingEncoder, SubmittingEncoder])
+def test_a_page_is_encoded_once_for_all_subsets(kind: type[HashingEncoder], tmp_path: Path) -> None:
+    encoder = kind()
+    with MtebSearch(encoder, folder=tmp_path) as search:
+        done = mteb.evaluate(search, LanguagesRetrieval(), cache=None, show_progress_bar=False)
+        assert len(encoder.encoded) == N + 1
+        [made] = tmp_path.iterdir()
+        assert sorted(path.name for path in made.iterdir()) == ["2", "embeddings"]  # the first index is gone
+    assert list(tmp_path.iterdir()) == []
+    rows = done.task_results[0].scores["test"]
+    scores = {row["hf_subset"]: row["recall_at_1"] for row in rows}
+    assert scores["french"] == 1.0
+    assert scores["english"] == pytest.approx((N - 2) / (N - 1), abs=1e-4)
+    encoder.threads.shutdown()
+
+
+def test_an_id_that_comes_twice_is_refused(encoder: HashingEncoder, tmp_path: Path) -> None:
+    task = PagesRetrieval()
+    task.load_data()
+    corpus = task.dataset["default"]["test"]["corpus"]
+    place = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}
+    with MtebSearch(encoder, folder=tmp_path) as search, pytest.raises(ConfigError, match="'p3' comes twice"):
+        search.index(datasets.concatenate_datasets([corpus, corpus.select([3])]), **place)
+    assert encoder.encoded == []
 
 
 def test_one_command_scores_engine_pooling_and_store(
@@ -148,7 +280,7 @@ def test_one_command_scores_engine_pooling_and_store(
     monkeypatch.setattr(mteb, "get_task", lambda name: PrintedRetrieval())  # for want of a hub, as above
     line = ["eval", "--mteb", "PrintedRetrieval", "--model", "tiny", "--device", "cpu", "--pool-factor", "3"]
     assert main([*line, "--json", str(tmp_path / "scores.json")]) == 0
-    [(part, score)] = json.loads((tmp_path / "scores.json").read_text())["PrintedRetrieval"].items()
+    [(part, score)] = json.loads((tmp_path / "scores.json").read_text())["scores"]["PrintedRetrieval"].items()
     assert part == "default test"
     assert score > 0.9
     assert f"{score:.4f}" in capsys.readouterr().out

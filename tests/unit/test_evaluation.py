@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -26,7 +28,7 @@ from colqwen3_retrievers.evaluation import (
     write_qrels,
     write_run,
 )
-from colqwen3_retrievers.evaluation.comparison import bootstrap_interval, holm, randomisation_test
+from colqwen3_retrievers.evaluation.paired_tests import bootstrap_interval, holm, randomisation_test
 from tests.hashing import HashingEncoder, picture
 
 
@@ -82,11 +84,55 @@ def test_what_cannot_be_judged_is_refused() -> None:
         judge(run, {"q": {"a": 0}})
     with pytest.raises(ConfigError, match="knows no 'nonsense'"):
         judge(run, qrels, measures=["nonsense"])
-    with pytest.raises(ConfigError, match="k: expected whole numbers from 1, got 0"):
+    with pytest.raises(ConfigError, match="k: expected whole numbers from 1 to 1,000,000, got 0"):
         judge(run, qrels, k=[0])
     with pytest.raises(ConfigError, match="has the score nan"):
         judge({"q": {"a": math.nan}}, qrels)
     assert judge(run, qrels, k=[], measures=["AP"]).measures == {"AP": 1.0}
+
+
+def test_a_measure_by_another_name_leaves_the_standard_ones_as_they_are() -> None:
+    run, qrels = {"q": {"a": 1.0}}, {"q": {"a": 1}}
+    got = judge(run, qrels, k=[5], measures=["MRR@5", "Recall@5", "nDCG(cutoff=5)", "RR@5"]).measures
+    assert got == dict.fromkeys(["nDCG@5", "R@5", "Success@5", "RR@5", "MRR@5", "Recall@5", "nDCG(cutoff=5)"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nDCG@0", "cutoff cannot be 0"),  # trec_eval would end the process
+        ("R@0", "cutoff cannot be 0"),
+        ("Judged@0", "cutoff cannot be 0"),
+        ("R@10000000000", "cutoff cannot be"),
+        ("nDCG@1.5", "cutoff cannot be 1.5"),
+        ("P(rel=0)@5", "rel cannot be 0"),
+        ("nDCG(gains={1:1000000})", "gains cannot be"),  # would run for ever
+        ("SetF(beta=1e400)", "beta cannot be inf"),
+        ("ERR@5", "nothing here computes it"),
+        ("INST", "needs the parameter max_rel"),
+        ("alpha_nDCG@5", "nothing here computes it"),
+        ("R", "needs the parameter cutoff"),
+        ("", "knows no ''"),
+        ("(" * 1000, "knows no"),
+    ],
+)
+def test_measures_that_would_fail_are_refused_first(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        judge({"q": {"a": 1.0}}, {"q": {"a": 1}}, measures=[name])
+
+
+def test_ids_may_hold_anything() -> None:
+    names = ["a b", "a\0b", "a\0c", "a\u2028b", "7", "中"]
+    run = {name: {page: float(-at) for at, page in enumerate(names)} for name in names}
+    got = judge(run, {name: {name: 1} for name in names}, k=[6]).per_query["RR@6"]
+    assert got == pytest.approx({name: 1 / (at + 1) for at, name in enumerate(names)})
+
+
+def test_judgements_and_scores_are_checked() -> None:
+    with pytest.raises(ConfigError, match="relevance 3000000000 is beyond"):  # would kill the process
+        judge({"q": {"a": 1.0}}, {"q": {"a": 3_000_000_000}})
+    with pytest.raises(ConfigError, match="has the score None"):
+        judge({"q": {"a": None}}, {"q": {"a": 1}})  # type: ignore[dict-item]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -108,14 +154,14 @@ def test_trec_files_say_the_same_to_another_reader(tmp_path: Path) -> None:
         {name: got.measures[name] for name in ("nDCG@5", "R@1")}
     )
     with pytest.raises(ConfigError, match="white space"):
-        write_run(tmp_path / "run", {"q 1": {"a": 1.0}})
+        write_run(tmp_path / "run", {"q": {"a": 1.0}}, tag="my run")
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
     got = judge({"q": {"a": 1.0}}, {"q": {"a": 1}, "r": {"a": 0}}, k=[1])
     got.write(tmp_path / "a.json")
     assert Evaluation.read(tmp_path / "a.json") == got
-    for name, text in (("b", "{}"), ("c", "no"), ("d", "[]"), ("e", '{"format": 7}')):
+    for name, text in (("b", "{}"), ("c", "no"), ("d", "[]"), ("e", '{"format": 7}'), ("f", "[" * 100_000)):
         (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=name):
             Evaluation.read(tmp_path / name)
@@ -160,7 +206,17 @@ def test_queries_of_other_splits_are_left_out(folder: Path) -> None:
         ("queries.jsonl", '{"_id": "q1", "text": " "}', "queries.jsonl:1: query: give a text"),
         ("queries.jsonl", '{"_id": "q1", "image": "../../x.png"}', "lies outside"),
         ("queries.jsonl", '{"_id": "q1", "text": "a"}', "judged queries are not in queries.jsonl: 'q2'"),
-        ("qrels/test.tsv", "q1\tp1\tmuch", "test.tsv:1.*whole number"),
+        ("qrels/test.tsv", "q1\tp1\tmuch", "no judgements after the header"),
+        ("qrels/test.tsv", "q1\tp1\tmuch\nq2\tp2\t1", "test.tsv:1.*whole number"),  # a slip, no header
+        ("qrels/test.tsv", "q1\tp1\t1\nq2\tp2\tmuch", "test.tsv:2.*whole number"),
+        ("qrels/test.tsv", "q1\tp1\t0.5", "test.tsv:1.*whole number"),
+        ("qrels/test.tsv", "q1\tp1\t3000000000", "test.tsv:1: relevance 3000000000 is beyond"),
+        ("qrels/test.tsv", "q1\tp1\t99999999999999999999", "test.tsv:1: relevance 1000000000.* is beyond"),
+        ("queries.jsonl", "[" * 100_000, "queries.jsonl:1: not JSON: nested too deep"),
+        ("queries.jsonl", '{"_id": "q1", "text": NaN}', "queries.jsonl:1: not JSON: NaN"),
+        ("queries.jsonl", '{"_id": "q1", "image": "a\\u0000b.png"}', "queries.jsonl:1: .*null byte"),
+        ("queries.jsonl", '{"_id": "q1", "image": "' + "a" * 5000 + '"}', "queries.jsonl:1: .*too long"),
+        ("queries.jsonl", '{"_id": "q\\ud800", "text": "a"}', "queries.jsonl:1: .*not valid Unicode"),
         ("qrels/test.tsv", "q1\tp1\t1\nq1\tp1\t2", "test.tsv:2.*judged twice"),
         ("qrels/test.tsv", "", "no judgements"),
         ("qrels/test.tsv", "q1\tp1\t0", "no query has a relevant page"),
@@ -173,6 +229,54 @@ def test_bad_lines_are_named(folder: Path, file: str, text: str, message: str) -
 
 
 @pytest.mark.parametrize(
+    "header", ["query-id\tcorpus-id\tlabel", "q\tdoc\tjudgement", "\n\nquery-id\tcorpus-id\tscore"]
+)
+def test_a_first_line_without_a_number_is_a_header(folder: Path, header: str) -> None:
+    (folder / "qrels" / "test.tsv").write_text(f"{header}\nq1\tp1\t1.0\nq2\tp2\t2.0\r\n")
+    judged = read_judged_set(folder)
+    assert {query: dict(pages) for query, pages in judged.qrels.items()} == {"q1": {"p1": 1}, "q2": {"p2": 2}}
+
+
+def test_queries_that_are_not_judged_are_not_read(folder: Path) -> None:
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "other", "text": ""}\n{"_id": "lost", "image": "gone.png"}\n')
+    assert list(read_judged_set(folder).queries) == ["q1", "q2"]
+
+
+def test_only_line_feeds_end_lines(folder: Path) -> None:
+    for name in ("p\u2028x", "p\x85x", "p\x1cx", "p\u00a0x"):
+        (folder / "qrels" / "test.tsv").write_text(f"q1\t{name}\t1\n", encoding="utf-8")
+        assert read_judged_set(folder).relevant("q1") == {name}
+        (folder / "qrels" / "test.tsv").write_text(f"q1 0 {name} 1\n", encoding="utf-8")
+        assert read_judged_set(folder).relevant("q1") == {name}
+
+
+def test_pages_of_a_tiff_and_texts_beside_pictures(folder: Path) -> None:
+    picture(1).save(folder / "m.tif", save_all=True, append_images=[picture(2)])
+    picture(3).save(folder / "a.png")
+    lines = [
+        {"_id": "second", "image": "m.tif", "page": 2}, {"_id": "first", "image": "m.tif"},
+        {"_id": "words", "image": "a.png", "title": "the", "text": "words"},
+    ]  # fmt: skip
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pages = {page.id: page for page in read_judged_set(folder).pages()}
+    for name, seed in (("first", 1), ("second", 2), ("words", 3)):
+        image = pages[name].image
+        assert image is not None
+        assert image.tobytes() == picture(seed).tobytes()
+    assert (pages["words"].text, pages["first"].text) == ("the words", "")
+    plain = Page(id="x", image=folder / "a.png")
+    assert pages["words"].sha256 != plain.sha256  # the text is part of the content
+    (folder / "corpus.jsonl").write_text('{"_id": "p", "image": "m.tif"}\n{"_id": "q", "image": "m.tif", "page": 1}')
+    with pytest.raises(ConfigError, match=r"corpus.jsonl:2: m.tif page 1 is there under another id"):
+        list(read_judged_set(folder).pages())
+    for line in ({"_id": "p", "image": "m.tif", "page": 3}, {"_id": "p", "image": "a.png", "page": 2}):
+        (folder / "corpus.jsonl").write_text(json.dumps(line))
+        with pytest.raises(PageError, match=r"corpus.jsonl:1: there is no such page"):
+            list(read_judged_set(folder).pages())
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"_id": "p1", "text": "again"}', "twice"),
@@ -180,6 +284,8 @@ def test_bad_lines_are_named(folder: Path, file: str, text: str, message: str) -
         ('{"_id": "p9", "image": "gone.png"}', "there is no file"),
         ('{"_id": "p9", "image": "https://example.com/a.png"}', "there is no file"),
         ('{"_id": "p9", "pdf": "corpus.jsonl", "page": 0}', "page number from 1"),
+        ('{"_id": "p9", "image": "a\\u0000b.png"}', "null byte"),
+        ('{"_id": "p9", "text": 3}', "title and text as texts"),
     ],
 )
 def test_bad_corpus_lines_are_named(folder: Path, line: str, message: str) -> None:
@@ -240,6 +346,9 @@ def test_bad_arguments_and_bad_sets(index: PageIndex) -> None:
     judged = JudgedSet({"q1": "red cat"}, {"q1": {"p1": 1}})
     with pytest.raises(ConfigError, match="depth"):
         evaluate(index, judged, depth=0)
+    with pytest.raises(ConfigError, match="4 pages are too few for nDCG@10; give at least 10"):
+        evaluate(index, judged, depth=4)
+    assert evaluate(index, judged, k=[1], measures=["AP"], depth=2).measures["AP"] == 1.0  # has no cutoff to fall below
     with pytest.raises(ConfigError, match="no queries"):
         JudgedSet({}, {})
     with pytest.raises(ConfigError, match="unknown query 'q2'"):
@@ -312,6 +421,66 @@ def test_only_what_is_comparable_is_compared() -> None:
         compare(a, a, resamples=1)
     with pytest.raises(ConfigError, match="confidence"):
         compare(a, a, confidence=1.0)
+
+
+def test_differences_that_sum_to_nothing_are_no_difference() -> None:
+    for values in ([1 / 6, 1 / 12, -1 / 4], [0.1, 0.2, -0.3], [1 / 3, 1 / 3, -2 / 3]):
+        assert randomisation_test(np.array(values), 10_000, 0) == 1.0
+        assert randomisation_test(np.array(values * 20), 1_000, 0) == 1.0  # by random flips
+
+
+def test_a_comparison_says_what_is_compared() -> None:
+    values = {"x": 0.5, "y": 1.0}
+
+    def of(**settings: object) -> Evaluation:
+        return dataclasses.replace(made_by(values), settings={"set": "s", "pages": 9, "queries": 2} | settings)
+
+    a, b = of(encoder={"pool_factor": 1, "dim": 320}), of(encoder={"pool_factor": 3, "dim": 320})
+    done = compare(a, b)
+    assert done.differing == {"encoder.pool_factor": (1, 3)}
+    assert "encoder.pool_factor: A 1, B 3" in str(done)
+    assert "the same settings" in str(compare(a, a))
+    assert "not known" in str(compare(made_by(values), a))
+    for other in (of(pages=90), of(set="t")):
+        with pytest.raises(ConfigError, match=r"different sets .*A .*, B "):
+            compare(of(), other)
+        assert compare(of(), other, allow_other_set=True).n_queries == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(measures=None), "measures: expected an object"),
+        (lambda v: v["measures"].update({"RR@8": "much"}), "RR@8: expected a number, got 'much'"),
+        (lambda v: v["per_query"]["RR@8"].update(x=None), "x: expected a number, got None"),
+        (lambda v: v["per_query"]["RR@8"].pop("x"), "RR@8 and the judgements are of different queries, as 'x'"),
+        (lambda v: v["per_query"].pop("RR@8"), "different measures"),
+        (lambda v: v["per_query"]["RR@8"].update(x=0.25), "RR@8 is not the mean"),
+        (lambda v: v["run"].update(x=[1]), "run: x: expected an object"),
+        (lambda v: v["qrels"].update(x={"x": 1.5}), "qrels: x: x: expected a number"),
+        (lambda v: v.update(unjudged=3), "unjudged: expected a list"),
+        (lambda v: v.pop("qrels"), "missing .*'qrels'"),
+        (lambda v: v.update(more=1), "unexpected .*'more'"),
+        (lambda v: v.update(settings=[]), "settings: expected an object"),
+        (lambda v: v["measures"].update({"RR@8": math.nan}), "not JSON"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    made_by({"x": 0.5, "y": 1.0}).write(tmp_path / "a.json")
+    values = json.loads((tmp_path / "a.json").read_text())
+    change(values)
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=rf"a\.json: .*{message}"):
+        Evaluation.read(tmp_path / "a.json")
+
+
+def test_the_worst_queries() -> None:
+    got = made_by({"x": 0.5, "y": 1.0, "z": 0.25})
+    assert got.worst(2, "RR@8") == [("z", 0.25), ("x", 0.5)]
+    with pytest.raises(ConfigError, match="'AP' was not taken"):
+        got.worst(2, "AP")
 
 
 def test_without_the_extra_the_pip_line_is_told() -> None:

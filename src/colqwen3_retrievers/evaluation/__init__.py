@@ -15,25 +15,31 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.evaluation.comparison import compare as compare
     from colqwen3_retrievers.evaluation.judged import JudgedSet as JudgedSet
     from colqwen3_retrievers.evaluation.judged import read_judged_set as read_judged_set
-    from colqwen3_retrievers.evaluation.measuring import Evaluation as Evaluation
     from colqwen3_retrievers.evaluation.measuring import evaluate as evaluate
     from colqwen3_retrievers.evaluation.measuring import judge as judge
+    from colqwen3_retrievers.evaluation.mteb_run import MtebRun as MtebRun
+    from colqwen3_retrievers.evaluation.mteb_run import run_mteb as run_mteb
     from colqwen3_retrievers.evaluation.mteb_search import MtebSearch as MtebSearch
-    from colqwen3_retrievers.evaluation.mteb_search import run_mteb as run_mteb
+    from colqwen3_retrievers.evaluation.results import Evaluation as Evaluation
+    from colqwen3_retrievers.evaluation.trec import read_qrels as read_qrels
+    from colqwen3_retrievers.evaluation.trec import read_run as read_run
     from colqwen3_retrievers.evaluation.trec import write_qrels as write_qrels
     from colqwen3_retrievers.evaluation.trec import write_run as write_run
 
 _WHERE = {
     "Comparison": "comparison",
-    "Evaluation": "measuring",
+    "Evaluation": "results",
     "JudgedSet": "judged",
     "MeasureComparison": "comparison",
+    "MtebRun": "mteb_run",
     "MtebSearch": "mteb_search",
     "compare": "comparison",
     "evaluate": "measuring",
     "judge": "measuring",
     "read_judged_set": "judged",
-    "run_mteb": "mteb_search",
+    "read_qrels": "trec",
+    "read_run": "trec",
+    "run_mteb": "mteb_run",
     "write_qrels": "trec",
     "write_run": "trec",
 }

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ConfigError, require
-from colqwen3_retrievers.evaluation.measuring import Evaluation
+from colqwen3_retrievers.evaluation.paired_tests import Float64, bootstrap_interval, holm, randomisation_test
+from colqwen3_retrievers.evaluation.results import Evaluation
 
-Float64 = NDArray[np.float64]
-_CHUNK = 2_000_000  # signs or indices held at once
+_OF_THE_SET = ("set", "pages", "queries")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,24 @@ class Comparison:
         n_queries: queries that both were judged on.
         confidence: of the intervals, 0 to 1.
         rows: a comparison for each measure.
+        differing: settings that are not the same, as ``{"encoder.pool_factor": (1, 3)}``; None where one of the
+            evaluations does not know its own, as of a run that was only judged.
     """
 
     n_queries: int
     confidence: float
     rows: tuple[MeasureComparison, ...]
+    differing: Mapping[str, tuple[Any, Any]] | None = None
 
     def __str__(self) -> str:
         """Lay it out as a table."""
-        lines = [
+        if self.differing is None:
+            lines = ["what A and B were made with is not known of both"]
+        elif not self.differing:
+            lines = ["A and B were made with the same settings"]
+        else:
+            lines = [f"{name}: A {a!r}, B {b!r}" for name, (a, b) in self.differing.items()]
+        lines += [
             f"{self.n_queries} queries, paired; p of the randomisation test, and Holm's over {len(self.rows)} measures",
             f"{'measure':12} {'A':>7} {'B':>7} {'B - A':>8}  {f'{self.confidence:.0%} interval':19} {'effect':>7} "
             f"{'p':>7} {'Holm':>7} {'t-test':>7}  win/tie/loss",
@@ -87,6 +96,7 @@ def compare(
     b: Evaluation,
     *,
     measures: Sequence[str] | None = None,
+    allow_other_set: bool = False,
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -101,12 +111,15 @@ def compare(
         a: the first, what was there before.
         b: the second.
         measures: which; by default all that both have. The more are looked at, the stricter Holm's correction.
+        allow_other_set: whether the names of the sets and the numbers of pages and queries may differ. Otherwise they
+            may not: among fewer pages, the same ones are found more easily.
         resamples: random flips, and draws of the bootstrap, from 100.
         confidence: of the interval, between 0 and 1.
         seed: of the random numbers.
 
     Raises:
-        ConfigError: other queries or judgements, no common measure, or an argument that cannot be used.
+        ConfigError: other queries, judgements or pages, no common measure, a damaged evaluation, or an argument that
+            cannot be used.
         MissingExtraError: scipy is not installed (extra ``eval``).
 
     >>> from colqwen3_retrievers.evaluation import judge
@@ -121,6 +134,11 @@ def compare(
         raise ConfigError(f"resamples: expected a whole number from 100, got {resamples!r}")
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
+    for letter, made in (("A", a), ("B", b)):
+        try:
+            made.check()
+        except ConfigError as exc:
+            raise ConfigError(f"{letter}: {exc}") from exc
     names = [name for name in a.measures if name in b.measures] if measures is None else list(dict.fromkeys(measures))
     for name in names:
         if name not in a.per_query or name not in b.per_query:
@@ -129,9 +147,12 @@ def compare(
         raise ConfigError("measures: the evaluations have none in common")
     if {q: dict(pages) for q, pages in a.qrels.items()} != {q: dict(pages) for q, pages in b.qrels.items()}:
         raise ConfigError("qrels: the evaluations were judged by different judgements")
+    differing = _differing(a.settings, b.settings)
+    others = [name for name in _OF_THE_SET if differing and None not in differing.get(name, (None,))]
+    if others and differing and not allow_other_set:
+        told = "; ".join(f"{name}: A {differing[name][0]!r}, B {differing[name][1]!r}" for name in others)
+        raise ConfigError(f"the evaluations are of different sets ({told}); allow_other_set compares them all the same")
     queries = list(a.per_query[names[0]])
-    if set(queries) != set(b.per_query[names[0]]):
-        raise ConfigError("queries: the evaluations are of different queries")
     require("eval", "scipy")
     found = [
         _row(
@@ -152,66 +173,25 @@ def compare(
         )
         for row, p in zip(found, adjusted, strict=True)
     ]  # fmt: skip
-    return Comparison(len(queries), confidence, tuple(rows))
+    return Comparison(len(queries), confidence, tuple(rows), differing)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979); the chance of any false finding stays below the level.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p, kind="stable")
-    adjusted = [0.0] * len(p)
-    highest = 0.0
-    for rank, at in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[at]))
-        adjusted[at] = highest
-    return adjusted
+def _differing(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]] | None:
+    if a is None or b is None:
+        return None
+    first, second = _flat(a), _flat(b)
+    names = dict.fromkeys([*first, *second])
+    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
 
 
-def randomisation_test(differences: Float64, resamples: int, seed: int) -> float:
-    """Two-sided p that the mean of paired differences is 0.
-
-    Args:
-        differences: float64 (n_queries,).
-        resamples: random flips where 2^n is more than this.
-        seed: of the random numbers.
-
-    >>> randomisation_test(np.array([1.0, 2.0, 3.0]), 1000, 0)
-    0.25
-    """
-    changed = differences[differences != 0]  # flipping a zero changes nothing
-    if not len(changed):
-        return 1.0
-    observed = abs(changed.sum()) * (1 - 1e-12)  # a sum in another order may differ in its last bits
-    n = len(changed)
-    if n < 60 and 2**n <= resamples:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        return float((np.abs(signs @ changed) >= observed).mean())
-    random = np.random.default_rng(seed)
-    at_least, done = 1, 0
-    while done < resamples:
-        count = min(resamples - done, max(1, _CHUNK // n))
-        signs = 1 - 2 * random.integers(0, 2, (count, n), dtype=np.int8)
-        at_least += int((np.abs(signs @ changed) >= observed).sum())
-        done += count
-    return at_least / (resamples + 1)
-
-
-def bootstrap_interval(differences: Float64, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean difference over queries drawn with replacement (Efron 1979).
-
-    >>> bootstrap_interval(np.ones(5), 100, 0.95, 0)
-    (1.0, 1.0)
-    """
-    random, n = np.random.default_rng(seed), len(differences)
-    means: list[Float64] = []
-    for at in range(0, resamples, max(1, _CHUNK // n)):
-        count = min(resamples - at, max(1, _CHUNK // n))
-        means.append(differences[random.integers(0, n, (count, n))].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{name}.")
+        else:
+            flat[f"{above}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _row(name: str, a: Float64, b: Float64, resamples: int, confidence: float, seed: int) -> MeasureComparison:

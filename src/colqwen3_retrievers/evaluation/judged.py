@@ -5,7 +5,7 @@
     queries.jsonl         {"_id": "q1", "text": "what was the revenue?"}        or "image": "shot.png", or both
     qrels/test.tsv        query-id <tab> corpus-id <tab> score                  with or without a header; or TREC's four
     corpus.jsonl          {"_id": "p1", "image": "scans/1.png"}                 or "pdf": "a.pdf", "page": 3
-                          {"_id": "t1", "title": "...", "text": "..."}
+                          {"_id": "t1", "title": "...", "text": "..."}          or both; a TIFF's page, too, by "page"
     corpus/               instead of corpus.jsonl: PDFs and images; page ids are "a.pdf#page=3"
 
 Thakur et al. 2021 (arXiv 2104.08663). Without a corpus, the queries are for an index that is there.
@@ -13,16 +13,23 @@ Thakur et al. 2021 (arXiv 2104.08663). Without a corpus, the queries are for an 
 
 from __future__ import annotations
 
-import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from colqwen3_retrievers.documents import Page, Query
-from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.evaluation.trec import Qrels, check_id
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation.set_files import (
+    corpus_ids,
+    corpus_pages,
+    json_lines,
+    line_id,
+    path_within,
+    tsv_qrels,
+)
+from colqwen3_retrievers.evaluation.trec import Qrels, check_id, check_relevance
+from colqwen3_retrievers.page_files import error_policy, find_page_files
 from colqwen3_retrievers.pages import load_pages
 
 
@@ -37,8 +44,8 @@ class JudgedSet:
         name: what to call it.
 
     Raises:
-        ConfigError: no query, a judgement of an unknown query, a relevance that is no whole number, or no query with a
-            relevant page.
+        ConfigError: no query, a judgement of an unknown query, a relevance that is no whole number or beyond 10,000,
+            or no query with a relevant page.
 
     >>> judged = JudgedSet({"q1": "revenue"}, {"q1": {"a.pdf#page=2": 1}})
     >>> judged.queries["q1"], judged.relevant("q1")
@@ -64,8 +71,7 @@ class JudgedSet:
                 raise ConfigError(f"{self.name}: judgements name the unknown query {query!r}")
             for page, relevance in pages.items():
                 check_id(page, f"page of query {query!r}")
-                if isinstance(relevance, bool) or not isinstance(relevance, int):
-                    raise ConfigError(f"{self.name}: query {query!r}, page {page!r}: relevance {relevance!r}")
+                check_relevance(relevance, f"{self.name}: query {query!r}, page {page!r}")
             qrels[query] = types.MappingProxyType(dict(pages))
         if not any(relevance > 0 for pages in qrels.values() for relevance in pages.values()):
             raise ConfigError(f"{self.name}: no query has a relevant page")
@@ -93,8 +99,35 @@ class JudgedSet:
         if self.folder is None or not self.has_corpus:
             raise ConfigError(f"{self.name}: no corpus.jsonl and no corpus folder")
         if (self.folder / "corpus.jsonl").is_file():
-            return _corpus(self.folder)
+            return corpus_pages(self.folder)
         return load_pages(self.folder / "corpus")
+
+    def listed_ids(self) -> set[str] | None:
+        """Ids of the corpus where a list tells them; None where only reading all its files would.
+
+        Raises:
+            ConfigError: a line that cannot be used, or an id that comes twice.
+        """
+        if self.folder is None or not (self.folder / "corpus.jsonl").is_file():
+            return None
+        return corpus_ids(self.folder)
+
+    def absent(self, pages: Iterable[str]) -> list[str]:
+        """Of some page ids, those the corpus surely lacks, told without reading a page.
+
+        A folder tells its files, not how many pages each has.
+
+        Raises:
+            ConfigError: a line of ``corpus.jsonl`` that cannot be used, or an id that comes twice.
+            PageError: a folder that cannot be listed.
+        """
+        listed = self.listed_ids()
+        if listed is not None:
+            return sorted(set(pages) - listed)
+        if self.folder is None or not self.has_corpus:
+            return []
+        sources = {file.source for file in find_page_files(self.folder / "corpus", on_error=error_policy("raise"))}
+        return sorted(page for page in set(pages) if page.rpartition("#page=")[0] not in sources)
 
 
 def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
@@ -103,7 +136,7 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
     Args:
         folder: where ``queries.jsonl`` and ``qrels/`` lie.
         split: the file of ``qrels/``: ``<split>.tsv``. Queries without any line in it belong to other splits and are
-            left out.
+            left out, unread.
 
     Raises:
         ConfigError: a file that is missing, a line that cannot be used (named by file and number), an id twice, two
@@ -120,113 +153,24 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"{root}: not a folder")
-    qrels = _qrels(root / "qrels" / f"{split}.tsv")
+    qrels, header = tsv_qrels(root / "qrels" / f"{split}.tsv")
     queries: dict[str, Query] = {}
-    for where, line in _lines(root / "queries.jsonl"):
-        key = _id(line, where)
-        if key in queries:
+    known: set[str] = set()
+    for where, line in json_lines(root / "queries.jsonl"):
+        key = line_id(line, where)
+        if key in known:
             raise ConfigError(f"{where}: the query {key!r} comes twice")
+        known.add(key)
+        if header is not None and key == header[1]:
+            raise ConfigError(f"{header[0]}: expected a whole number as relevance, for {key!r} is a query")
+        if key not in qrels:
+            continue
         text, image = line.get("text"), line.get("image")
         try:
-            queries[key] = Query(text or None, _inside(root, image, where) if image is not None else None)
+            queries[key] = Query(text or None, path_within(root, image, where) if image is not None else None)
         except ConfigError as exc:
-            raise ConfigError(f"{where}: {exc}") from exc
-    asked = {key: query for key, query in queries.items() if key in qrels}
-    unknown = sorted(qrels.keys() - queries.keys())
+            raise exc if str(exc).startswith(where) else ConfigError(f"{where}: {exc}") from exc
+    unknown = sorted(qrels.keys() - known)
     if unknown:
         raise ConfigError(f"{root}: {len(unknown)} judged queries are not in queries.jsonl: {unknown[0]!r}")
-    return JudgedSet(asked, qrels, root, root.name)
-
-
-def _qrels(path: Path) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or (number == 1 and cells[-1].strip().lower() in ("score", "relevance", "rel")):
-            continue
-        if len(cells) == 4:
-            cells = [cells[0], cells[2], cells[3]]
-        try:
-            query, page, relevance = cells[0].strip(), cells[1].strip(), int(cells[2])
-            if len(cells) != 3 or not query or not page:
-                raise ValueError
-        except (ValueError, IndexError):
-            raise ConfigError(f"{path}:{number}: expected query id, page id and a whole number, got {line!r}") from None
-        if qrels.setdefault(query, {}).setdefault(page, relevance) != relevance:
-            raise ConfigError(f"{path}:{number}: query {query!r}, page {page!r} is judged twice, and differently")
-    if not qrels:
-        raise ConfigError(f"{path}: no judgements")
-    return qrels
-
-
-def _corpus(root: Path) -> Iterator[Page]:
-    seen: set[str] = set()
-    by_pdf: dict[Path, dict[int, tuple[str, str]]] = {}
-    for where, line in _lines(root / "corpus.jsonl"):
-        key = _id(line, where)
-        if key in seen:
-            raise ConfigError(f"{where}: the page {key!r} comes twice")
-        seen.add(key)
-        if line.get("pdf") is not None:
-            number = line.get("page", 1)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ConfigError(f"{where}: expected a page number from 1, got {number!r}")
-            path = _inside(root, line["pdf"], where)
-            if number in by_pdf.setdefault(path, {}):
-                raise ConfigError(f"{where}: {line['pdf']} page {number} is there under another id")
-            by_pdf[path][number] = (key, where)
-        elif line.get("image") is not None:
-            path = _inside(root, line["image"], where)
-            for page in load_pages(path, root=root):
-                yield page.replace(id=key)
-                break
-        else:
-            title, text = line.get("title") or "", line.get("text") or ""
-            if not isinstance(title, str) or not isinstance(text, str) or not f"{title}{text}".strip():
-                raise ConfigError(f"{where}: expected an image, a pdf or a text")
-            yield Page(id=key, text=f"{title} {text}".strip())
-    for path, wanted in by_pdf.items():
-        for page in load_pages(path, root=root):
-            if page.number in wanted:
-                yield page.replace(id=wanted.pop(page.number)[0])
-        for number, (_, where) in wanted.items():
-            raise PageError(f"{where}: there is no such page", source=path.name, page=number)
-
-
-def _inside(root: Path, value: object, where: str) -> Path:
-    """Give the path of a file within the folder; a set from elsewhere has no business with other files."""
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{where}: expected a path, got {value!r}")
-    path = (root / value).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ConfigError(f"{where}: {value!r} lies outside {root}")
-    if not path.is_file():
-        raise ConfigError(f"{where}: there is no file {value!r}")
-    return path
-
-
-def _id(line: Mapping[str, Any], where: str) -> str:
-    return check_id(line.get("_id", line.get("id")), where)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            line = json.loads(text)
-        except ValueError as exc:
-            raise ConfigError(f"{where}: not JSON: {exc}") from exc
-        if not isinstance(line, dict):
-            raise ConfigError(f"{where}: expected a JSON object")
-        yield where, line
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: not UTF-8") from exc
+    return JudgedSet(queries, qrels, root, root.resolve().name)

@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
 
+from colqwen3_retrievers.adding import PageEncoder
+from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.errors import ConfigError, require
+from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
-from colqwen3_retrievers.evaluation.trec import Qrels, Run
+from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, Measures, parse_measures
+from colqwen3_retrievers.evaluation.results import Evaluation
+from colqwen3_retrievers.evaluation.trec import Qrels, Run, check_relevance, check_score
 from colqwen3_retrievers.index import PageIndex
-
-DEFAULT_CUTOFFS = (1, 5, 10)
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was found, and how good it is.
-
-    Attributes:
-        measures: measure -> mean over the judged queries, as ``{"nDCG@5": 0.93}``.
-        per_query: measure -> query id -> value; the same queries for each.
-        run: query id -> page id -> score, best first; also of queries that could not be judged.
-        qrels: the judgements.
-        unjudged: ids of queries without a relevant page, which no mean counts.
-        unknown_pages: relevant pages that the index does not hold.
-        settings: how it was searched and what made the multi-vectors.
-        seconds: ``load`` (the first query, with the model), ``encode`` (all queries), ``search``.
-    """
-
-    measures: Mapping[str, float]
-    per_query: Mapping[str, Mapping[str, float]]
-    run: Run
-    qrels: Qrels
-    unjudged: tuple[str, ...] = ()
-    unknown_pages: tuple[str, ...] = ()
-    settings: Mapping[str, Any] | None = None
-    seconds: Mapping[str, float] | None = None
-
-    def write(self, path: str | Path) -> None:
-        """Write all of it as JSON."""
-        values = asdict(self) | {"format": _FORMAT, "qrels": {key: dict(pages) for key, pages in self.qrels.items()}}
-        Path(path).write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read what :meth:`write` wrote.
-
-        Raises:
-            ConfigError: no such file, or not an evaluation.
-
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a.json"
-        >>> judge({"q1": {"a": 2.0}}, {"q1": {"a": 1}}, k=[1]).write(path)          # needs the extra eval
-        >>> Evaluation.read(path).measures["nDCG@1"]
-        1.0
-        """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if values.pop("format") != _FORMAT:
-                raise ConfigError(f"{path}: an evaluation of another format")
-            for name in ("unjudged", "unknown_pages"):
-                values[name] = tuple(values[name])
-            made = cls(**values)
-            made.measures.items(), [made.per_query[name].items() for name in made.measures]
-        except OSError as exc:
-            raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-        except ConfigError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise ConfigError(f"{path}: not an evaluation written by colqwen3 eval --json") from exc
-        return made
-
-
-def measure_names(k: Sequence[int], extra: Sequence[str] = ()) -> list[str]:
-    """Name the measures for some cutoffs: nDCG, recall, success and MRR at each, then others by their own name.
-
-    Raises:
-        ConfigError: a cutoff that is no whole number from 1, or none at all.
-
-    >>> measure_names([5], ["AP@100"])
-    ['nDCG@5', 'R@5', 'Success@5', 'RR@5', 'AP@100']
-    """
-    for cutoff in k:
-        if isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1:
-            raise ConfigError(f"k: expected whole numbers from 1, got {cutoff!r}")
-    names = [f"{name}@{cutoff}" for name in ("nDCG", "R", "Success", "RR") for cutoff in dict.fromkeys(k)]
-    names += [name for name in extra if name not in names]
-    if not names:
-        raise ConfigError("k: expected at least one cutoff")
-    return names
 
 
 def judge(run: Run, qrels: Qrels, *, k: Sequence[int] = DEFAULT_CUTOFFS, measures: Sequence[str] = ()) -> Evaluation:
@@ -113,37 +33,26 @@ def judge(run: Run, qrels: Qrels, *, k: Sequence[int] = DEFAULT_CUTOFFS, measure
         measures: more of them by their ir-measures names, as ``"AP@100"``.
 
     Raises:
-        ConfigError: an unknown measure, a score that is not finite, or no query with a relevant page.
+        ConfigError: an unknown measure, a score that is not finite, a relevance that is no whole number or beyond
+            10,000, or no query with a relevant page.
         MissingExtraError: ir-measures is not installed (extra ``eval``).
 
     >>> judge({"q1": {"a": 1.0, "b": 2.0}}, {"q1": {"a": 1}}, k=[1, 2]).measures["RR@2"]   # needs the extra eval
     0.5
     """
-    names = measure_names(k, measures)
-    ir = require("eval", "ir_measures", "ir-measures")
-    parsed = {}
-    for name in names:
-        try:
-            parsed[ir.parse_measure(name)] = name
-        except (NameError, ValueError, SyntaxError, TypeError) as exc:
-            raise ConfigError(f"measures: ir-measures knows no {name!r}") from exc
+    asked = parse_measures(k, measures)
+    for query, pages in qrels.items():
+        for page, relevance in pages.items():
+            check_relevance(relevance, f"qrels: query {query!r}, page {page!r}")
     judged = {query: pages for query, pages in qrels.items() if any(relevance > 0 for relevance in pages.values())}
     if not judged:
         raise ConfigError("qrels: no query has a relevant page")
     ordered = {query: _ordered(query, pages) for query, pages in run.items()}
     by_rank = {  # scores that say the rank alone: tools order equal scores, and those beyond float32, in their own way
-        query: {page: float(len(pages) - rank) for rank, page in enumerate(pages)}
-        for query, pages in ordered.items()
-        if query in judged and pages
+        query: {page: float(len(pages) - rank) for rank, page in enumerate(pages)} for query, pages in ordered.items()
     }
     gains = {query: {page: max(0, rel) for page, rel in pages.items()} for query, pages in judged.items()}
-    per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(judged, 0.0) for name in names}
-    if by_rank:
-        try:
-            for metric in ir.iter_calc(list(parsed), gains, by_rank):
-                per_query[parsed[metric.measure]][metric.query_id] = float(metric.value)
-        except (ValueError, RuntimeError) as exc:
-            raise ConfigError(f"measures: ir-measures cannot compute them: {exc}") from exc
+    per_query = asked.calculate(gains, by_rank)
     means = {name: math.fsum(values.values()) / len(values) for name, values in per_query.items()}
     unjudged = tuple(query for query in {**qrels, **run} if query not in judged)
     return Evaluation(means, per_query, ordered, {query: dict(pages) for query, pages in qrels.items()}, unjudged)
@@ -167,8 +76,8 @@ def evaluate(
         judged: queries and judgements.
         k: cutoffs of nDCG, recall (``R``), success and MRR (``RR``).
         measures: more of them by their ir-measures names, as ``"AP@100"``.
-        depth: how many pages are asked for; by default the largest cutoff, or 100 when a measure has none. A deeper
-            search also looks at more candidates.
+        depth: how many pages are asked for, at least the largest cutoff; by default just that, or 100 when a measure
+            has none. A deeper search also looks at more candidates.
         exact: whether to score every page; False measures what a search finds by default.
         allow_unknown_pages: whether relevant pages that the index does not hold count as not found; otherwise they are
             an error, as they mostly mean that ids are written otherwise.
@@ -184,11 +93,9 @@ def evaluate(
     >>> evaluate(PageIndex.open("my-index"), read_judged_set("my-queries")).measures       # doctest: +SKIP
     {'nDCG@1': 0.91, 'nDCG@5': 0.94, ...}
     """
-    names = measure_names(k, measures)
-    require("eval", "ir_measures", "ir-measures")
-    for name, value in (("depth", depth), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name}: expected a whole number from 1, got {value!r}")
+    deep = check_depth(parse_measures(k, measures), depth)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
     held = set(index.ids())
     unknown = sorted({page for query in judged.qrels for page in judged.relevant(query)} - held)
     if unknown and not allow_unknown_pages:
@@ -196,13 +103,11 @@ def evaluate(
         raise ConfigError(
             f"{index.location}: {len(unknown)} relevant pages are not in the index: {', '.join(unknown[:3])}{example}"
         )
-    deep = depth or _depth(names)
-    queries = [query if isinstance(query, Query) else Query(query) for query in judged.queries.values()]
     clock = time.perf_counter
     start = clock()
-    index.encoder.submit_queries(queries[:1]).result()  # so that loading a model is not told as encoding
+    encode_queries(index.encoder, dict(itertools.islice(judged.queries.items(), 1)))  # loading is not told as encoding
     loaded = clock()
-    made = index.encoder.submit_queries(queries).result()
+    made = encode_queries(index.encoder, judged.queries)
     encoded = clock()
     found = [
         hits
@@ -216,20 +121,51 @@ def evaluate(
     }
     got = judge(run, judged.qrels, k=k, measures=measures)
     settings = {
-        "set": judged.name, "index": index.location, "pages": len(held), "queries": len(queries), "depth": deep,
+        "set": judged.name, "index": index.location, "pages": len(held), "queries": len(made), "depth": deep,
         "exact": exact, "encoder": index.info.to_dict(),
     }  # fmt: skip
     seconds = {"load": loaded - start, "encode": encoded - loaded, "search": searched - encoded}
     return Evaluation(got.measures, got.per_query, got.run, got.qrels, got.unjudged, tuple(unknown), settings, seconds)
 
 
+def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> list[MultiVector]:
+    """Encode queries by id.
+
+    Returns:
+        A multi-vector (n_tokens, dim) for each, in order.
+
+    Raises:
+        EncodeError: one cannot be encoded; it names the query.
+    """
+    try:
+        return encoder.submit_queries(list(queries.values())).result()
+    except EncodeError as exc:
+        if exc.index is None or not 0 <= exc.index < len(queries):
+            raise
+        told = str(exc).removeprefix(f"input {exc.index}: ")
+        raise EncodeError(f"query {list(queries)[exc.index]!r}: {told}", index=exc.index) from exc
+
+
+def check_depth(measures: Measures, depth: int | None) -> int:
+    """Settle how many pages are asked for.
+
+    Raises:
+        ConfigError: no whole number from 1, or less than a cutoff: that measure would be of a shorter list, under its
+            own name.
+
+    >>> check_depth(parse_measures([10]), None)                                        # needs the extra eval
+    10
+    """
+    if depth is None:
+        return measures.depth
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ConfigError(f"depth: expected a whole number from 1, got {depth!r}")
+    name, cutoff = measures.cutoff
+    if depth < cutoff:
+        raise ConfigError(f"depth: {depth} pages are too few for {name}; give at least {cutoff}, or smaller cutoffs")
+    return depth
+
+
 def _ordered(query: str, pages: Mapping[str, float]) -> dict[str, float]:
-    for page, score in pages.items():
-        if not math.isfinite(score):
-            raise ConfigError(f"run: query {query!r}, page {page!r} has the score {score}")
-    return dict(sorted(pages.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _depth(names: Sequence[str]) -> int:
-    cutoffs = [name.rpartition("@")[2] for name in names]
-    return max([int(cutoff) if cutoff.isdigit() else 100 for cutoff in cutoffs])
+    scored = {page: check_score(score, f"query {query!r}, page {page!r}") for page, score in pages.items()}
+    return dict(sorted(scored.items(), key=lambda item: (-item[1], item[0])))

@@ -1,27 +1,34 @@
 """mteb's retrieval tasks through the whole pipeline: encoder, pooling, store, search.
 
-mteb gives a corpus and queries, and asks for pages and scores; the means are its own. One command scores ViDoRe V1, V2
-and V3 where a hub is reachable.
+mteb gives a corpus and queries, and asks for pages and scores; the means are its own.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
 from colqwen3_retrievers.adding import PageEncoder
+from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
 from colqwen3_retrievers.documents import Page, Query
 from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.page_cache import PageEmbeddingCache, PageSubmitter
+
+_MOST_CACHED = 64 * 2**30  # bytes; and half of what is free where that is less: the index needs the rest
 
 
 class MtebSearch:
     """An encoder and its store as mteb's ``SearchProtocol``.
 
     A row of a corpus is its image where it has one (its text joins it with ``include_text`` only), else its title and
-    text. Each corpus has an index of its own, in a temporary folder, made anew for each split and subset.
+    text. Each split and subset has an index of its own, in a temporary folder, which goes when the next one comes. A
+    page is encoded once: subsets that ask about the same pages in other languages take token embeddings from a cache.
 
     Args:
         encoder: what encodes pages and queries.
@@ -40,6 +47,10 @@ class MtebSearch:
         self._folder = tempfile.TemporaryDirectory(prefix="colqwen3-mteb-", dir=folder)
         self._index: PageIndex | None = None
         self._made = 0
+        place = Path(self._folder.name)
+        most = min(_MOST_CACHED, shutil.disk_usage(place).free // 2)
+        submitter = encoder if isinstance(encoder, PageSubmitter) else _AtOnce(encoder)
+        self._cache = PageEmbeddingCache(submitter, most, folder=place / "embeddings")
 
     def index(
         self,
@@ -66,14 +77,18 @@ class MtebSearch:
         Raises:
             ConfigError: a row with neither image nor text, or an id that comes twice.
         """
-        if self._index is not None:
-            self._index.close()
+        ids = [str(key) for key in corpus["id"]]
+        twice = [key for key, times in Counter(ids).items() if times > 1]
+        if twice:  # with the same content it would be passed over, and mteb would count a page that is not there
+            raise ConfigError(f"corpus: the id {twice[0]!r} comes twice")
+        self._forget()
         self._made += 1
         self._index = PageIndex.open(Path(self._folder.name) / str(self._made), self._encoder, images="none")
         self._index.add(
             _pages(corpus),
             batch_size=int(encode_kwargs.get("batch_size", 16)),
             show_progress=bool(encode_kwargs.get("show_progress_bar", False)),
+            cache=self._cache,
         )
 
     def search(
@@ -152,10 +167,16 @@ class MtebSearch:
 
     def close(self) -> None:
         """Remove what was indexed; the encoder stays open."""
+        self._forget()
+        self._cache.close()
+        self._folder.cleanup()
+
+    def _forget(self) -> None:
+        """Remove the index of the corpus before."""
         if self._index is not None:
             self._index.close()
             self._index = None
-        self._folder.cleanup()
+            shutil.rmtree(Path(self._folder.name) / str(self._made), ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -164,56 +185,23 @@ class MtebSearch:
         self.close()
 
 
-def run_mteb(
-    encoder: PageEncoder,
-    names: Sequence[str],
-    *,
-    exact: bool = False,
-    batch_size: int = 16,
-    results: str | Path | None = None,
-) -> dict[str, dict[str, float]]:
-    """Score the pipeline on mteb's benchmarks or tasks.
+class _AtOnce:
+    """Lets pages be submitted to an encoder that only encodes."""
 
-    Args:
-        encoder: what encodes pages and queries.
-        names: benchmarks, as ``"ViDoRe(v2)"``, or tasks, as ``"VidoreDocVQARetrieval"``.
-        exact: whether to score every page.
-        batch_size: pages committed together, and queries searched together.
-        results: folder for mteb's own result files; None keeps none.
+    def __init__(self, encoder: PageEncoder) -> None:
+        self._encoder = encoder
 
-    Returns:
-        Task -> subset and split -> its main score, 0 to 1.
+    @property
+    def info(self) -> EncoderInfo:
+        return self._encoder.info
 
-    Raises:
-        ConfigError: an unknown name, or a data set that cannot be had.
-        MissingExtraError: mteb is not installed (extra ``mteb``).
-
-    >>> run_mteb(ColQwen3Encoder("tiny"), ["ViDoRe(v2)"])                                  # doctest: +SKIP
-    {'Vidore2ESGReportsRetrieval': {'english test': 0.41, ...}, ...}
-    """
-    mteb = require("mteb", "mteb")
-    tasks: list[Any] = []
-    for name in names:
+    def submit_pages(self, pages: Iterable[Page], /) -> Future[list[MultiVector]]:
+        done: Future[list[MultiVector]] = Future()
         try:
-            tasks += list(mteb.get_benchmark(name).tasks)
-        except (KeyError, ValueError):
-            try:
-                tasks.append(mteb.get_task(name))
-            except (KeyError, ValueError) as exc:
-                raise ConfigError(f"mteb: knows no benchmark or task {name!r}") from exc
-    cache = mteb.ResultCache(results) if results is not None else None
-    with MtebSearch(encoder, exact=exact) as search:
-        try:
-            done = mteb.evaluate(
-                search, tasks, cache=cache, encode_kwargs={"batch_size": batch_size}, show_progress_bar=False
-            )
-        except (OSError, ConnectionError) as exc:
-            raise ConfigError(f"mteb: a data set cannot be had: {exc}") from exc
-    return {result.task_name: _main_scores(result.scores) for result in done.task_results}
-
-
-def _main_scores(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    return {f"{row['hf_subset']} {split}": float(row["main_score"]) for split, rows in scores.items() for row in rows}
+            done.set_result(self._encoder.encode_pages(pages))
+        except Exception as exc:
+            done.set_exception(exc)
+        return done
 
 
 def _pages(corpus: Any) -> Iterator[Page]:

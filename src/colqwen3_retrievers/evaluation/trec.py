@@ -1,13 +1,24 @@
-"""Runs and judgements as TREC files, which every evaluation tool reads."""
+"""Runs and judgements as TREC files, which every evaluation tool reads, and what ids and values they may hold.
+
+The format parts its columns by white space, so an id that holds some is written percent-encoded, as in web addresses:
+``my page`` as ``my%20page``. A percent sign stays as it is, unless what follows would be taken for such a code. So the
+ids of almost all files are written as they are, and :func:`read_run` and :func:`read_qrels` give back every id exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import numbers
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation.files import read_text, write_text
 
 Run = Mapping[str, Mapping[str, float]]
 """Query id -> page id -> score, best first."""
@@ -15,61 +26,127 @@ Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> page id -> relevance; above 0 is relevant."""
 
+MAX_RELEVANCE: Final = 10_000
+"""Highest relevance: trec_eval works through every number up to the highest, for ever at 10^6, and dies at 2^31."""
+
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})")  # \s holds all that str.split() parts words at
+_BLANK = re.compile(r"[ \t\r\f\v]+")
+
 
 def check_id(value: object, name: str) -> str:
     """Check an id of a query or a page.
 
     Raises:
-        ConfigError: not a text, or empty.
+        ConfigError: not a text, empty, or no valid Unicode.
 
     >>> check_id("q1", "query")
     'q1'
     """
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name}: expected an id that is a non-empty text, got {value!r}")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+        raise ConfigError(f"{name}: the id {value!r} is not valid Unicode")
     return value
+
+
+def check_relevance(value: object, name: str) -> int:
+    """Check a relevance.
+
+    Raises:
+        ConfigError: no whole number, or beyond :data:`MAX_RELEVANCE` on either side of 0.
+
+    >>> check_relevance(2, "q1, page p1")
+    2
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}: expected a whole number as relevance, got relevance {value!r}")
+    if abs(value) > MAX_RELEVANCE:
+        raise ConfigError(f"{name}: relevance {value} is beyond {MAX_RELEVANCE:,}")
+    return value
+
+
+def parse_relevance(text: str, name: str) -> int:
+    """Read a relevance; 1.0 is 1.
+
+    Raises:
+        ConfigError: no whole number, or too large.
+
+    >>> parse_relevance("2.0", "q1, page p1")
+    2
+    """
+    try:
+        number = float(text)
+        whole = int(number) if math.isfinite(number) and number.is_integer() else None
+    except ValueError:
+        whole = None
+    if whole is None:
+        raise ConfigError(f"{name}: expected a whole number as relevance, got {text!r}")
+    return check_relevance(whole, name)
+
+
+def encode_id(text: str) -> str:
+    """Give an id as TREC files can hold it.
+
+    >>> encode_id("my page 5%.pdf"), encode_id("a.pdf#page=3"), encode_id("a%20b")
+    ('my%20page%205%.pdf', 'a.pdf#page=3', 'a%2520b')
+    """
+    return _UNFIT.sub(lambda found: quote(found[0], safe=""), text)
+
+
+def decode_id(text: str) -> str:
+    """Give back what :func:`encode_id` was given.
+
+    >>> decode_id("my%20page%205%.pdf"), decode_id("a%2520b")
+    ('my page 5%.pdf', 'a%20b')
+    """
+    return unquote(text)
 
 
 def write_run(path: str | Path, run: Run, *, tag: str = "colqwen3") -> None:
     """Write a run as ``query Q0 page rank score tag``, ranks from 1.
 
-    Tools that read such files sort by score as float32 and break ties by page id downwards, while our ties are in the
-    order of the run; so an equal score is written one float32 step lower, and every tool sees the same order.
+    Pages are written by score, equal scores in the order of the run. Tools that read such files sort by score as
+    float32 and break ties by page id downwards, so an equal score is written one float32 step lower, and every tool
+    sees the same order.
 
     Args:
-        path: the file; replaced when it is there.
-        run: query id -> page id -> score, best first.
+        path: the file; replaced when it is there, whole or not at all.
+        run: query id -> page id -> score.
         tag: the run's name, without spaces.
 
     Raises:
-        ConfigError: an id or tag with white space in it, which the format cannot hold.
+        ConfigError: a tag with white space in it, a score that float32 cannot hold, or a file that cannot be written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.trec"
-    >>> write_run(path, {"q1": {"b": 2.0, "a": 2.0}})
+    >>> write_run(path, {"q1": {"b": 2.0, "my page": 2.0}})
     >>> print(path.read_text().strip())
     q1 Q0 b 1 2 colqwen3
-    q1 Q0 a 2 1.99999988 colqwen3
+    q1 Q0 my%20page 2 1.99999988 colqwen3
     """
+    if not isinstance(tag, str) or tag.split() != [tag]:
+        raise ConfigError(f"tag {tag!r}: TREC files cannot hold white space in a run's name")
     lines = []
-    _word(tag, "tag")
     for query, pages in run.items():
+        check_id(query, "query")
         last = np.float32(np.inf)
-        for rank, (page, score) in enumerate(pages.items(), start=1):
+        ordered = sorted(pages.items(), key=lambda item: -check_score(item[1], f"query {query!r}, page {item[0]!r}"))
+        for rank, (page, score) in enumerate(ordered, start=1):
+            check_id(page, f"page of query {query!r}")
             last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
-            lines.append(f"{_word(query, 'query')} Q0 {_word(page, 'page')} {rank} {last:.9g} {tag}\n")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+            lines.append(f"{encode_id(query)} Q0 {encode_id(page)} {rank} {last:.9g} {tag}\n")
+    write_text(path, "".join(lines))
 
 
 def write_qrels(path: str | Path, qrels: Qrels) -> None:
     r"""Write judgements as ``query 0 page relevance``.
 
     Args:
-        path: the file; replaced when it is there.
+        path: the file; replaced when it is there, whole or not at all.
         qrels: query id -> page id -> relevance.
 
     Raises:
-        ConfigError: an id with white space in it.
+        ConfigError: an id or a relevance that cannot be written, or a file that cannot.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "qrels"
@@ -78,14 +155,94 @@ def write_qrels(path: str | Path, qrels: Qrels) -> None:
     'q1 0 a 1\n'
     """
     lines = [
-        f"{_word(query, 'query')} 0 {_word(page, 'page')} {relevance}\n"
+        f"{encode_id(check_id(query, 'query'))} 0 {encode_id(check_id(page, f'page of query {query!r}'))} "
+        f"{check_relevance(relevance, f'query {query!r}, page {page!r}')}\n"
         for query, pages in qrels.items()
         for page, relevance in pages.items()
     ]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
 
 
-def _word(text: str, name: str) -> str:
-    if text.split() != [text]:
-        raise ConfigError(f"{name} {text!r}: TREC files cannot hold white space in a name; export JSON instead")
-    return text
+def read_run(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, float]]:
+    """Read a TREC run, of this library or any other; the rank column is not looked at, scores tell the order.
+
+    Args:
+        path: the file.
+        decode: whether ids are percent-decoded, as :func:`write_run` encodes them.
+
+    Returns:
+        Query id -> page id -> score, as in the file.
+
+    Raises:
+        ConfigError: a file that cannot be read, a line that is none of a run (named by number), or a page twice.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "run.trec"
+    >>> write_run(path, {"q1": {"my page": 2.0}})
+    >>> read_run(path)
+    {'q1': {'my page': 2.0}}
+    """
+    run: dict[str, dict[str, float]] = {}
+    for where, cells in _rows(Path(path), 6, "query Q0 page rank score tag"):
+        query, page = (decode_id(cell) if decode else cell for cell in (cells[0], cells[2]))
+        try:
+            score = check_score(float(cells[4]), where)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: expected a score that is a number, got {cells[4]!r}") from exc
+        if page in run.setdefault(query, {}):
+            raise ConfigError(f"{where}: query {query!r} has the page {page!r} twice")
+        run[query][page] = score
+    if not run:
+        raise ConfigError(f"{path}: no lines")
+    return run
+
+
+def read_qrels(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, int]]:
+    """Read TREC judgements: ``query 0 page relevance``.
+
+    Args:
+        path: the file.
+        decode: whether ids are percent-decoded, as :func:`write_qrels` encodes them.
+
+    Raises:
+        ConfigError: a file that cannot be read, a line that is none of judgements, or a page judged twice.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "qrels"
+    >>> write_qrels(path, {"q1": {"my page": 1}})
+    >>> read_qrels(path)
+    {'q1': {'my page': 1}}
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for where, cells in _rows(Path(path), 4, "query 0 page relevance"):
+        query, page = (decode_id(cell) if decode else cell for cell in (cells[0], cells[2]))
+        if page in qrels.setdefault(query, {}):
+            raise ConfigError(f"{where}: query {query!r}, page {page!r} is judged twice")
+        qrels[query][page] = parse_relevance(cells[3], where)
+    if not qrels:
+        raise ConfigError(f"{path}: no judgements")
+    return qrels
+
+
+def check_score(value: object, name: str) -> float:
+    """Check a score.
+
+    Raises:
+        ConfigError: not a number, not finite, or beyond float32.
+
+    >>> check_score(1, "q1, page p1")
+    1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(float(value)) < 3e38:
+        raise ConfigError(f"run: {name} has the score {value!r}")
+    return float(value)
+
+
+def _rows(path: Path, columns: int, form: str) -> Iterator[tuple[str, list[str]]]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        cells = _BLANK.split(line.strip(" \t\r\f\v"))
+        if cells == [""]:
+            continue
+        if len(cells) != columns:
+            raise ConfigError(f"{path}:{number}: expected {form!r}, got {line[:80]!r}")
+        yield f"{path}:{number}", cells

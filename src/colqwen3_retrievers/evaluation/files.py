@@ -1,0 +1,161 @@
+"""Reading and writing the files of evaluations: what cannot be written is told before the work, not after it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from colqwen3_retrievers.errors import ConfigError
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # read_text() would make "\n" of a "\r" inside an id
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, UnicodeDecodeError):
+            raise ConfigError(f"{path}: not UTF-8") from exc
+        raise ConfigError(f"{path}: cannot be read: {_reason(exc)}") from exc
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Read JSON; NaN and infinities, which are none, are refused.
+
+    Raises:
+        ConfigError: not JSON, or nested too deep.
+
+    >>> parse_json('{"a": 1}', "a.json")
+    {'a': 1}
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as exc:
+        reason = "nested too deep" if isinstance(exc, RecursionError) else exc
+        raise ConfigError(f"{where}: not JSON: {reason}") from exc
+
+
+def write_text(path: str | Path, text: str) -> None:
+    r"""Write a text file whole or not at all, following links; a pipe or a device is written to directly.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "new" / "a.txt"
+    >>> write_text(path, "a\n")
+    >>> path.read_text(), [file.name for file in path.parent.iterdir()]
+    ('a\n', ['a.txt'])
+    """
+    try:
+        data = text.encode("utf-8")
+        if _is_device(Path(path)):
+            Path(path).write_bytes(data)
+            return
+        aim = Path(path).resolve()
+        aim.parent.mkdir(parents=True, exist_ok=True)
+        if aim.is_dir():
+            raise ConfigError(f"{path}: cannot be written: it is a folder")
+        partial = _partial(aim)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if aim.exists():
+                shutil.copymode(aim, partial)
+            partial.replace(aim)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError) as exc:  # ValueError: a NUL in the path; RuntimeError: a loop of links
+        raise ConfigError(f"{path}: cannot be written: {_reason(exc)}") from exc
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON, as :func:`write_text` does.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | Path] = ()) -> None:
+    """Check that files can be written, before the work whose results they are to hold; makes their folders.
+
+    Args:
+        outputs: option -> path; None where it was not given.
+        inputs: files and folders that must stay as they are; an output must be none of them and lie in none.
+
+    Raises:
+        ConfigError: an output that cannot be written, that is an input, or that two options name. It names the option.
+
+    >>> check_outputs({"--json": "set/qrels/test.tsv"}, ["set/qrels"])
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: --json set/qrels/test.tsv: it lies in set/qrels, which is read
+    """
+    taken: dict[Path, str] = {}
+    kept = list(inputs)
+    for option, given in outputs.items():
+        if given is None:
+            continue
+        try:
+            if _is_device(Path(given)):
+                continue
+            path = Path(given).resolve()
+            if path in taken:
+                raise ConfigError(f"{option} {given}: {taken[path]} names it too")
+            taken[path] = option
+            for read in kept:
+                own = Path(read).resolve()
+                if path == own or (own.is_file() and path.is_file() and own.samefile(path)):
+                    raise ConfigError(f"{option} {given}: it is read; give another name")
+                if path.is_relative_to(own):
+                    raise ConfigError(f"{option} {given}: it lies in {read}, which is read")
+            _check_writable(path)
+        except ConfigError:
+            raise
+        except (OSError, ValueError, RuntimeError) as exc:
+            raise ConfigError(f"{option} {given}: cannot be written: {_reason(exc)}") from exc
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(21, "it is a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(13, "it is read-only")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        partial.touch()
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path leads to a pipe, a terminal or the like, which cannot be replaced; /dev/stdout may be a file."""
+    return path.is_relative_to("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:12]}.partial")
+
+
+def _reason(exc: Exception) -> str:
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
