@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,9 @@ from typing import Any, Protocol
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
 from colqwen3_retrievers.documents import Page, Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError, require
-from colqwen3_retrievers.page_cache import CacheOrFolder, PageEmbeddingCache, opened_cache
+from colqwen3_retrievers.page_files import FILE_KEYS
 from colqwen3_retrievers.page_images import KeptImage, PageImages
 from colqwen3_retrievers.stores import MultiVectorStore, Record
-from colqwen3_retrievers.stores.protocol import check_addable, check_info
 
 _IMAGE_THREADS = 2
 _AT_ONCE = 256  # records held in memory at a time while their images are looked up
@@ -48,53 +46,27 @@ class Added:
         added: pages whose id was new.
         updated: pages that took the place of another content, metadata or image under the same id.
         unchanged: pages that were there just so; they were not encoded again.
+        skipped: pages left out because they cannot be read or encoded and ``on_error`` said to go on.
+
+    >>> Added(added=2).skipped
+    0
     """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    skipped: int = 0
 
+
+Failure = EncodeError | PageError
+"""What is wrong with one page or file; others can be used all the same."""
 
 Encode = Callable[[list[Page]], list[MultiVector]]
 """What a :class:`PageAdder` asks for the multi-vectors of pages."""
 
 
-@contextlib.contextmanager
-def encoding(
-    store: MultiVectorStore, encoder: Callable[[], PageEncoder], cache: CacheOrFolder | None
-) -> Iterator[Encode]:
-    """Give what encodes pages for a store, by way of a cache when there is one.
-
-    Args:
-        store: where the multi-vectors will go.
-        encoder: gives the encoder; called when the first page has to be encoded.
-        cache: a cache, or the folder of one; None encodes every page.
-
-    Raises:
-        ConfigError: what is no cache.
-        StoreMismatchError: the cache has an encoder whose multi-vectors do not belong in this store.
-    """
-    if isinstance(cache, PageEmbeddingCache):
-        check_info(store.info, cache.encoder.info, store.location)
-        check_addable(store.info, cache.encoder.info, store.location)
-    elif cache is not None and not isinstance(cache, str | os.PathLike):
-        raise ConfigError(f"cache: expected a PageEmbeddingCache or a folder, got {type(cache).__name__}")
-    with contextlib.ExitStack() as opened:
-        made: list[PageEmbeddingCache] = []
-
-        def encode(pages: list[Page]) -> list[MultiVector]:
-            if cache is None:
-                return encoder().encode_pages(pages)
-            if not made:
-                own = None if isinstance(cache, PageEmbeddingCache) else encoder()
-                made.append(opened.enter_context(opened_cache(cache, own)))
-            return made[0].get_or_encode(pages)
-
-        yield encode
-
-
 class _BadPage(Exception):  # noqa: N818 - never leaves this module: it tells which page of a batch was at fault
-    def __init__(self, page: Page, error: EncodeError | PageError) -> None:
+    def __init__(self, page: Page, error: Failure) -> None:
         super().__init__(page.id)
         self.page = page
         self.error = error
@@ -112,6 +84,8 @@ class PageAdder:
             in the store under another id is not encoded again. A digest that a caller gave might be one for a whole
             file, and would give all its pages the same token embeddings.
         failed: told of each page that cannot be read or encoded, which is left out; None raises instead.
+        from_files: whether pages come as files have them. Then metadata keys that a page in the store has beside those
+            of files (``FILE_KEYS``) stay, for no file could give them again; they are the user's.
     """
 
     def __init__(
@@ -122,7 +96,8 @@ class PageAdder:
         lock: threading.RLock,
         *,
         computed_digests: bool = False,
-        failed: Callable[[Page, EncodeError | PageError], None] | None = None,
+        failed: Callable[[Page, Failure], None] | None = None,
+        from_files: bool = False,
     ) -> None:
         self._store = store
         self._images = images
@@ -130,9 +105,10 @@ class PageAdder:
         self._lock = lock
         self._computed_digests = computed_digests
         self._failed = failed
+        self._from_files = from_files
         self._threads = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="page-images")
         self._seen: dict[str, tuple[str, int]] = {}
-        self._added = self._updated = self._unchanged = 0
+        self._added = self._updated = self._unchanged = self._skipped = 0
 
     def run(self, pages: Iterable[Page], batch_size: int, progress: Any = None) -> Added:
         """Add all pages.
@@ -155,10 +131,8 @@ class PageAdder:
                     self._commit(good)
                     break
                 except _BadPage as bad:
-                    if self._failed is None:
-                        raise bad.error from bad.error.__cause__
-                    self._failed(bad.page, bad.error)
-                    good = [(n, page) for n, page in good if page is not bad.page]
+                    self._skip(bad)
+                    good = [(n, page) for n, page in good if page.id != bad.page.id]
             batch.clear()
             if progress is not None:
                 progress.update(done)
@@ -166,7 +140,12 @@ class PageAdder:
         with self._threads:
             try:
                 for position, page in enumerate(pages):
-                    if self._is_new(page, position):
+                    try:
+                        new = self._is_new(page, position)
+                    except _BadPage as bad:
+                        self._skip(bad)
+                        continue
+                    if new:
                         batch.append((position, page))
                         if len(batch) == batch_size:
                             commit()
@@ -176,18 +155,28 @@ class PageAdder:
                 raise
             if batch:
                 commit()
-        return Added(self._added, self._updated, self._unchanged)
+        return Added(self._added, self._updated, self._unchanged, self._skipped)
+
+    def _skip(self, bad: _BadPage) -> None:
+        """Leave a page out, or raise what is wrong with it."""
+        if self._failed is None:
+            raise bad.error from bad.error.__cause__
+        self._failed(bad.page, bad.error)
+        self._skipped += 1
 
     def _is_new(self, page: Page, position: int) -> bool:
         """Whether this page did not come before in this call.
 
         Raises:
             ConfigError: not a page, or an id that another content had before.
-            PageError: its image cannot be read.
+            _BadPage: its image cannot be read.
         """
         if not isinstance(page, Page):
             raise ConfigError(f"pages: expected a Page at {position}, got {type(page).__name__}")
-        before = self._seen.setdefault(page.id, (page.sha256, position))
+        try:
+            before = self._seen.setdefault(page.id, (page.sha256, position))
+        except PageError as exc:
+            raise _BadPage(page, exc) from exc
         if before[0] != page.sha256:
             raise ConfigError(
                 f"page {page.id!r}: given at {before[1]} and, with another content, at {position}; one would be lost"
@@ -198,6 +187,8 @@ class PageAdder:
     def _commit(self, batch: list[tuple[int, Page]]) -> None:
         """Encode what has to be encoded and keep the batch."""
         known = {record.page.id: record for record in self._store.get([page.id for _, page in batch])}
+        if self._from_files:
+            batch = [(n, _with_kept_keys(page, known.get(page.id))) for n, page in batch]
         changed = [(n, page) for n, page in batch if not self._is_kept(page, known.get(page.id))]
         if changed:
             encoded = self._stored([page for _, page in changed], known)
@@ -332,6 +323,13 @@ def _prepared(page: Page, future: Future[KeptImage | None]) -> KeptImage | None:
         return future.result()
     except PageError as exc:
         raise _BadPage(page, exc) from exc
+
+
+def _with_kept_keys(page: Page, record: Record | None) -> Page:
+    """Give a page read from a file the metadata that a user gave the one in the store."""
+    stored = {} if record is None else record.page.metadata
+    kept = {name: value for name, value in stored.items() if name not in FILE_KEYS and name not in page.metadata}
+    return page.replace(metadata={**page.metadata, **kept}) if kept else page
 
 
 def _same_content(page: Page, record: Record | None) -> bool:

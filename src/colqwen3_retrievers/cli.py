@@ -1,4 +1,4 @@
-"""The command line: ``colqwen3 index``, ``search``, ``info``, ``copy``, ``eval``, ``serve`` and ``demo``.
+"""The command line: ``colqwen3 index``, ``search``, ``delete``, ``info``, ``copy``, ``eval``, ``serve``, ``demo``.
 
 Results go to standard output, everything else to standard error. Exit code 0 is success, 1 an error told on one line,
 2 a wrong command line, 130 an interruption. An error may leave results: what a search found is printed, whatever
@@ -18,13 +18,12 @@ from typing import Any
 
 from colqwen3_retrievers import __version__
 from colqwen3_retrievers.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
+from colqwen3_retrievers.errors import ColQwen3Error
 from colqwen3_retrievers.evaluation.command import add_eval_arguments, leave_model_open, run_eval
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.index_command import add_delete_arguments, add_index_arguments, run_delete, run_index
 from colqwen3_retrievers.search_command import add_search_arguments, run_search
 from colqwen3_retrievers.serving import add_serve_arguments, serve
-from colqwen3_retrievers.stores import is_qdrant
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
 
@@ -60,32 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    if is_qdrant(options.index) and options.images == "store" and options.images_dir is None:
-        raise ConfigError("--images-dir: say where page images are kept beside Qdrant, or give --images none")
-    encoder = _encoder(options)
-    if options.sync:
-        return _sync(options, encoder)
-    pages = load_pages(options.paths, on_error="skip" if options.skip_errors else "raise")  # first: a path may be wrong
-    with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
-        done = index.add(pages, show_progress=True, batch_size=options.batch_size)
-        print(
-            f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {len(index)} pages in the index"
-        )
-    encoder.close()
-    return 0
-
-
-def _sync(options: argparse.Namespace, encoder: ColQwen3Encoder) -> int:
-    with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
-        done = index.sync(options.paths, show_progress=True, batch_size=options.batch_size)
-        print(
-            f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {done.removed} removed; "
-            f"{len(index)} pages in the index"
-        )
-    for failed in done.failed:
-        print(f"colqwen3: {failed}", file=sys.stderr)
-    encoder.close()
-    return 1 if done.failed and not options.skip_errors else 0
+    return run_index(options, _encoder)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -150,7 +124,10 @@ def _encoder(options: argparse.Namespace) -> ColQwen3Encoder:
 
 
 _URL = "of a vLLM server; repeat for a fleet (COLQWEN3_URL; the key from COLQWEN3_API_KEY)"
-_PLACE = "a folder, or qdrant://host:6333/collection (qdrants:// over TLS; the key from QDRANT_API_KEY)"
+_PLACE = (
+    "a folder, or qdrant://host:6333/collection (qdrants:// over TLS; the key from QDRANT_API_KEY), or, to try it "
+    "without a server, qdrant+path:folder/collection"
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,19 +136,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     index = commands.add_parser("index", help="add PDFs and images to an index")
-    index.add_argument("paths", nargs="+", metavar="PATH", help="file, folder or pattern")
-    index.add_argument("--index", required=True, metavar="INDEX", help=f"{_PLACE}; made when it is new")
-    index.add_argument("--images-dir", metavar="DIR", help="where page images are kept; needed with Qdrant")
-    index.add_argument("--images", choices=("store", "reference", "none"), default="store", help="what to keep of them")
-    index.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together")
-    index.add_argument("--skip-errors", action="store_true", help="go on after a page that cannot be read")
-    index.add_argument("--sync", action="store_true", help="also forget the pages of files that are gone under PATH")
+    add_index_arguments(index, place=_PLACE)
     _model_options(index)
     index.set_defaults(command=_index)
 
     search = commands.add_parser("search", help="ask an index")
     add_search_arguments(search, place=_PLACE, url=_URL)
     search.set_defaults(command=run_search)
+
+    delete = commands.add_parser("delete", help="forget pages of an index")
+    add_delete_arguments(delete, place=_PLACE)
+    delete.set_defaults(command=run_delete)
 
     info = commands.add_parser("info", help="tell what an index or a model is")
     info.add_argument("--index", metavar="INDEX", help=f"{_PLACE}; without it, the model is told about")

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Page:
         label: the number printed on the page, when the file names one ("iv").
         image: a PIL image, a path or the bytes of an image file. A path is opened anew at each :attr:`image`.
         text: the page's text layer or the text document itself; "" when there is none.
-        metadata: JSON values by name.
+        metadata: JSON values by name; dates are kept as ISO text.
         sha256: hex digest of the content; computed when not given.
         video: sampled frames of a video document.
 
@@ -106,7 +107,7 @@ class Page:
         self.number = number
         self.label = label
         self.text = text
-        self.metadata: dict[str, Any] = _json_object(metadata or {}, f"page {self.id!r}")
+        self.metadata: dict[str, Any] = json_object(metadata or {}, f"page {self.id!r}")
         self.video = video
         self._image: ImageSource | None = image
         self._sha256 = sha256
@@ -210,13 +211,47 @@ class Hit:
     neighbours: tuple[Page, ...] = ()
 
 
-def _json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Give metadata as JSON holds them: dates and times of day as ISO text, which filters compare as dates.
+
+    Args:
+        values: by name; left as they are.
+        name: what to call their owner in an error.
+
+    Raises:
+        ConfigError: a value that is not JSON; its key and type are named.
+
+    >>> json_object({"day": date(2024, 5, 17), "tags": ("tax",)}, "page 'a'")
+    {'day': '2024-05-17', 'tags': ['tax']}
+    >>> json_object({"size": {"mm": 1j}}, "page")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: page: metadata must be JSON values by name: 'size': a complex is none; ...
+    """
+    known: dict[Any, Any] = {}
     try:
-        copy = json.loads(json.dumps(dict(values), allow_nan=False))
+        known = dict(values)
+        copy = json.loads(json.dumps(known, allow_nan=False, default=_iso))
     except (TypeError, ValueError) as exc:
-        raise ConfigError(f"{name}: metadata must be JSON values by name: {exc}") from exc
+        key, reason = next(filter(None, map(_fault, known.items())), (None, exc))
+        at = "" if key is None else f"{key!r}: "
+        raise ConfigError(f"{name}: metadata must be JSON values by name: {at}{reason}") from exc
     assert isinstance(copy, dict)  # noqa: S101 - narrows the type for the checker
     return copy
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, date):  # a datetime is one too
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} is none; keep it as text, a number, a list or an object of these")
+
+
+def _fault(item: tuple[Any, Any]) -> tuple[Any, Exception] | None:
+    """The key of what is not JSON, and why."""
+    try:
+        json.dumps(dict([item]), allow_nan=False, default=_iso)
+    except (TypeError, ValueError) as exc:
+        return item[0], exc
+    return None
 
 
 def _rising(times: tuple[float, ...]) -> bool:

@@ -78,7 +78,7 @@ class FileLedger:
     """The files of one index.
 
     Args:
-        file: where it is kept; made when it is new. Several indexes may share it.
+        file: where it is kept; made when it is new. Several indexes may share it. None keeps it in memory.
         place: names the index in it.
 
     Raises:
@@ -93,16 +93,19 @@ class FileLedger:
     >>> folder.cleanup()
     """
 
-    def __init__(self, file: Path, place: str) -> None:
+    def __init__(self, file: Path | None, place: str) -> None:
         self.file = file
         self._place = place
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StoreError(f"{file}: cannot be made: {exc.strerror or exc}") from exc
         with self._errors():
             # Threads take turns: one sync writes through one ledger, though not always from one thread.
-            self._connection = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(
+                file or ":memory:", timeout=30, isolation_level=None, check_same_thread=False
+            )
             try:
                 self._prepare()
             except BaseException:
@@ -227,7 +230,7 @@ def device_of(path: Path) -> int:
 
 
 def open_ledger(
-    file: str | os.PathLike[str] | None, own: Path | None, images: Path | None, location: str
+    file: str | os.PathLike[str] | None, own: Path | None, images: Path | None, location: str, *, needed: bool = True
 ) -> FileLedger:
     """Open the ledger of an index.
 
@@ -236,13 +239,16 @@ def open_ledger(
         own: the index's folder, when it is one.
         images: the folder of its page images.
         location: the index's folder or address.
+        needed: whether it has to last; otherwise one without a place is forgotten when it is closed.
 
     Raises:
-        ConfigError: there is no place for it.
+        ConfigError: there is no place for one that is needed.
         StoreError: see :class:`FileLedger`.
     """
     folder = images if own is None else own
     if file is None:
+        if folder is None and not needed:
+            return FileLedger(None, location)
         if folder is None:
             raise ConfigError(f"{location}: give ledger=, a file to note in what was synced, or images_dir=")
         file = folder / FILE_NAME

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from colqwen3_retrievers.adding import Added, Encode, PageAdder, PageEncoder, encoding, progress_bar, remove_pages
-from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.errors import ConfigError, StoreError
-from colqwen3_retrievers.file_ledger import open_ledger
-from colqwen3_retrievers.page_cache import CacheOrFolder
-from colqwen3_retrievers.page_files import PagePath
+from colqwen3_retrievers.adding import PageEncoder
+from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.page_images import ImageMode, PageImages
-from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.row_candidates import RowCandidates
 from colqwen3_retrievers.stores import MultiVectorStore, Record, open_store
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
-from colqwen3_retrievers.stores.protocol import check_addable, check_ids, check_info
-from colqwen3_retrievers.stores.where import Filter, Where, parse
-from colqwen3_retrievers.synced_files import FoundFiles
-from colqwen3_retrievers.syncing import FileSync, Synced
+from colqwen3_retrievers.stores.protocol import check_info
+from colqwen3_retrievers.stores.where import Filter, Where
+from colqwen3_retrievers.writing import Writing
 
 if TYPE_CHECKING:
     from colqwen3_retrievers.encoder import ColQwen3Encoder
 
 
-class PageIndex(RowCandidates):
+class PageIndex(Writing, RowCandidates):
     """Pages that can be searched.
 
     Made by :meth:`open`. May be used from several threads; one process at a time may write to a folder, others open it
@@ -104,145 +97,6 @@ class PageIndex(RowCandidates):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Give itself: an open index is a handle, which copies share."""
         return self
-
-    # -- writing -------------------------------------------------------------------------------------------------------
-
-    def add(
-        self,
-        pages: Iterable[Page] | Page,
-        *,
-        show_progress: bool = False,
-        batch_size: int = 16,
-        cache: CacheOrFolder | None = None,
-    ) -> Added:
-        """Encode pages and keep them, each in place of the one with its id.
-
-        Pages are taken ``batch_size`` at a time; each such batch is kept wholly or not at all, and what is kept
-        survives a crash. A page that is there with the same content and metadata is passed over, so that adding the
-        same pages again goes on where an interrupted call stopped.
-
-        Args:
-            pages: any iterable; it is read as it goes.
-            show_progress: whether to draw a progress bar (on a terminal).
-            batch_size: pages encoded and committed together, at least 1.
-            cache: a :class:`~colqwen3_retrievers.page_cache.PageEmbeddingCache`, or the folder of one: contents it
-                knows are not encoded, and what is encoded is kept in it.
-
-        Returns:
-            How many pages were new, updated and unchanged.
-
-        Raises:
-            ConfigError: two pages of one id and different content in one call: one of them would be lost.
-            EncodeError: a page cannot be encoded; it is named, and the batches before its own are kept.
-            PageError: the iterable met a file it cannot read; all pages before it are kept.
-            StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
-            StoreError: read-only, closed, the disk is full, and the like.
-        """
-        if isinstance(pages, str | bytes | Path) or not isinstance(pages, Page | Iterable):
-            raise ConfigError(f"pages: expected pages, got {type(pages).__name__}; load_pages reads files")
-        total = len(pages) if isinstance(pages, Sequence) else None
-        with self._adding(batch_size, cache) as encode, progress_bar(show_progress, total, " pages") as bar:
-            adder = PageAdder(self._store, self._images, encode, self._write_lock)
-            return adder.run([pages] if isinstance(pages, Page) else pages, batch_size, bar)
-
-    def sync(
-        self,
-        paths: PagePath | Iterable[PagePath],
-        *,
-        root: PagePath | None = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        password: str | None = None,
-        allow_empty: bool = False,
-        verify: bool = False,
-        show_progress: bool = False,
-        batch_size: int = 16,
-        cache: CacheOrFolder | None = None,
-        ledger: str | os.PathLike[str] | None = None,
-    ) -> Synced:
-        """Make the index agree with files: read what is new or changed, forget what is gone under these paths only.
-
-        A page whose content is in the index already, under whatever name, is not encoded again, so that a renamed file
-        costs no encoding. A file, page or folder that cannot be read is not gone: it is reported and its pages stay. A
-        run that was interrupted is gone on with by running it again. Readers see each batch of pages whole.
-
-        A file is not even opened when its size, its times, the change time of its inode, which only the system sets,
-        and its inode number are those of the last time, and every page it had is still in the index with its image.
-        Else its bytes are hashed, and its pages read only when they differ. A system that keeps no change time
-        (Windows) always hashes. What was seen is noted in the ledger, a file beside the index; without it, as after
-        :meth:`add`, a sync takes over the pages of the files it finds and forgets no other.
-
-        Args:
-            paths: files and folders, as in :func:`~colqwen3_retrievers.pages.load_pages`; no patterns.
-            root: what sources are relative to; by default a folder itself, and a file's folder.
-            max_pixels: most pixels of a rendered page; pages read with another bound are read again.
-            password: opens encrypted PDFs.
-            allow_empty: forgets also what looks as if a disk were not mounted: everything under a path that is not
-                there any more or has no page file left, and files of a folder now empty and on another disk.
-            verify: hash every file, whatever its times say: for file systems whose change times lie.
-            show_progress: whether to draw a progress bar (on a terminal), counting files.
-            batch_size: pages encoded and committed together, at least 1.
-            cache: as for :meth:`add`.
-            ledger: a file to note in; by default ``files.sqlite`` in the index's folder, or else in ``images_dir``.
-
-        Returns:
-            How many pages were added, updated, unchanged and removed, and what failed and why.
-
-        Raises:
-            PageError: a path that is not there or has no page file left, without ``allow_empty``; nothing was changed.
-            ConfigError: two files that would have the same source, in this call or from an earlier one; no place for
-                the ledger; a wrong argument.
-            StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
-            StoreError: read-only, closed, the disk is full, the ledger is damaged, and the like.
-
-        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
-        ...     index.sync(["reports/"])
-        Synced(added=12, updated=1, unchanged=340, removed=2, failed=())
-        """
-        own = self._store.folder if isinstance(self._store, EmbeddedStore) else None
-        with (
-            self._adding(batch_size, cache) as encode,
-            open_ledger(ledger, own, self._images.folder, self.location) as noted,
-        ):
-            found = FoundFiles(self._store, self._images, noted.entries())
-            found.find(paths, root, allow_empty)
-            sync = FileSync(self._store, self._images, self._write_lock, noted, found)
-            adder = PageAdder(
-                self._store, self._images, encode, self._write_lock, computed_digests=True, failed=sync.page_failed
-            )  # fmt: skip
-            with progress_bar(show_progress, len(found.files), " files") as bar:
-                return sync.run(
-                    adder, max_pixels=max_pixels, password=password, verify=verify, batch_size=batch_size, bar=bar
-                )
-
-    def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Forget pages, and their stored images where no other page has the same.
-
-        Their token embeddings are out of every search at once; their bytes stay in the token file until it is
-        compacted.
-
-        Args:
-            ids: ids of pages; ones that are not there are no error.
-            where: a filter; with ``ids`` too, pages that meet both.
-
-        Returns:
-            How many pages there were.
-
-        Raises:
-            ConfigError: neither is given, or a filter that holds for every page.
-            StoreError: read-only or closed.
-
-        >>> PageIndex.open("my-index").delete(where={"source": "old.pdf"})                    # doctest: +SKIP
-        12
-        """
-        store, tree = self._writable(), parse(where)
-        if ids is None and tree is None:
-            raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
-        with self._write_lock:
-            meant = check_ids(ids) if ids is not None else store.ids(tree)
-            if ids is not None and tree is not None:
-                among = set(store.ids(tree))
-                meant = [page_id for page_id in meant if page_id in among]
-            return remove_pages(store, self._images, self._write_lock, meant)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -329,21 +183,6 @@ class PageIndex(RowCandidates):
         if self._closed:
             raise StoreError(f"{self.location}: the index is closed")
         return self._store
-
-    def _writable(self) -> MultiVectorStore:
-        store = self._opened()
-        if store.read_only:
-            raise StoreError(f"{store.location}: opened with read_only=True")
-        return store
-
-    def _adding(self, batch_size: object, cache: CacheOrFolder | None) -> AbstractContextManager[Encode]:
-        """Check that pages can be added, and give what encodes them."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        store = self._writable()
-        if self._encoder is not None:
-            check_addable(store.info, self._encoder.info, store.location)
-        return encoding(store, self._ready, cache)
 
     def _ready(self) -> PageEncoder:
         """Give an encoder known to be the one that made the index."""

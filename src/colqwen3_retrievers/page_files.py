@@ -9,15 +9,22 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
-from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Endings of the image files that are read, in any case."""
 
+FILE_KEYS: Final = frozenset({"file_name", "file_type", "page_count", "width", "height"})
+"""Metadata keys of pages read from files that say something of the file; any other key is a user's own."""
+
+ONE_ROOT: Final = "give a root= above both of them (--root on the command line)"
+"""What helps where two files would have the same source."""
+
 PagePath = str | os.PathLike[str]
 OnError = Literal["raise", "skip"] | Callable[[PageError], None]
+_Failure = TypeVar("_Failure", bound=ColQwen3Error)
 
 _LOG = logging.getLogger("colqwen3_retrievers.pages")  # one name for all that concerns pages
 _SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
@@ -82,9 +89,7 @@ def find_page_files(
                 continue
             source = _source(path, own_root if base is None else base)
             if source in by_source:
-                raise ConfigError(
-                    f"{by_source[source]} and {path} would both be {source!r}: give a root= above both of them"
-                )
+                raise ConfigError(f"{by_source[source]} and {path} would both be {source!r}: {ONE_ROOT}")
             by_source[source] = path
             files[path] = PageFile(path, source)
     return list(files.values())
@@ -191,8 +196,8 @@ def _source(path: Path, root: Path) -> str:
         raise ConfigError(f"{path} is outside the root {root}") from exc
 
 
-def error_policy(on_error: OnError) -> Callable[[PageError], None]:
-    """Give the function that is told of each file or page that cannot be read; when it returns, reading goes on.
+def error_policy(on_error: Literal["raise", "skip"] | Callable[[_Failure], None]) -> Callable[[_Failure], None]:
+    """Give the function that is told of each file or page that cannot be used; when it returns, the next one follows.
 
     Raises:
         ConfigError: neither ``"raise"``, ``"skip"`` nor a function.
@@ -210,7 +215,7 @@ def error_policy(on_error: OnError) -> Callable[[PageError], None]:
     raise ConfigError(f"on_error: expected 'raise', 'skip' or a function, got {on_error!r}")
 
 
-def _raise(error: PageError) -> None:
+def _raise(error: ColQwen3Error) -> None:
     raise error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import re
 import uuid
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, StoreError
-from colqwen3_retrievers.images import open_image
+from colqwen3_retrievers.images import ImageSource, open_image
 from colqwen3_retrievers.stores import Record
 from colqwen3_retrievers.stores.token_files import sync_folder
 
@@ -23,6 +26,7 @@ ImageMode = Literal["store", "reference", "none"]
 """What becomes of a page's image: a copy in the index, the path of the original, or nothing."""
 
 _STORED = re.compile(r"[0-9a-f]{64}\.png\Z")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class PageImages:
             raise ConfigError(f"images: expected 'store', 'reference' or 'none', got {mode!r}")
         self.folder = folder
         self.mode = mode
+        self._told = False
 
     def prepare(self, page: Page) -> KeptImage | None:
         """Say how a page's image will be kept and make the file's bytes; nothing is written yet.
@@ -153,9 +158,51 @@ class PageImages:
                     path.unlink()
 
     def with_image(self, record: Record) -> Page:
-        """Give a record's page with its image, to be opened when it is asked for."""
+        """Give a record's page with its image, to be opened when it is asked for.
+
+        Where an image is recorded and its folder is not known, the page has none, and says so in the log once an index
+        when it is first asked for it.
+        """
         page, path = record.page, self.path(record.image)
-        return page if path is None else page.replace(image=path, sha256=page.sha256)
+        if path is not None:
+            return page.replace(image=path, sha256=page.sha256)
+        return page if record.image is None else _PageOutOfReach(page, self)
+
+    def tell_out_of_reach(self, page: Page) -> None:
+        """Warn, the first time, that a page's image is recorded and cannot be found."""
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "page %r: its image is recorded, but the index was opened without images_dir, the folder it lies in "
+                "(--images-dir on the command line); no image of this index can be shown", page.id
+            )  # fmt: skip
+
+
+class _PageOutOfReach(Page):
+    """A page whose image lies in a folder nobody named: it has none, and tells why when it is asked for."""
+
+    __slots__ = ("_images",)
+
+    def __init__(self, page: Page, images: PageImages) -> None:
+        super().__init__(
+            page.id, page.source, page.number, page.label, None, page.text, page.metadata, page.sha256, page.video
+        )
+        self._images = images
+
+    @property
+    def image(self) -> Image.Image | None:
+        self._images.tell_out_of_reach(self)
+        return None
+
+    @property
+    def image_path(self) -> Path | None:
+        self._images.tell_out_of_reach(self)
+        return None
+
+    @property
+    def image_source(self) -> ImageSource | None:
+        self._images.tell_out_of_reach(self)
+        return None
 
 
 def _has_size(path: Path, size: int) -> bool:

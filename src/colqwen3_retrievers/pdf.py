@@ -137,8 +137,10 @@ def _open(pdfium: Any, path: Path, source: str, password: str | None) -> Any:
         if not handle:
             code = raw.FPDF_GetLastError()
             if code == _PASSWORD_NEEDED:
-                wanted = "encrypted: give its password" if password is None else "encrypted: the password does not fit"
-                raise PageError(wanted, source=source)
+                wanted = "give its password (--password-file on the command line)"
+                raise PageError(
+                    f"encrypted: {wanted if password is None else 'the password does not fit'}", source=source
+                )
             raise PageError(_LOAD_ERRORS.get(code, "PDFium cannot load it"), source=source)
         if raw.FPDF_GetPageCount(handle) < 1:
             raw.FPDF_CloseDocument(handle)

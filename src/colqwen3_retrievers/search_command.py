@@ -23,6 +23,7 @@ from colqwen3_retrievers.evidence import file_stem, indexed_picture, page_map, w
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.similarity_maps import POOLED_NOTE, SimilarityMap
 from colqwen3_retrievers.stores import Record
+from colqwen3_retrievers.stores.where import ALIASES, FIELDS, Condition, metadata_names
 
 _BOXES = 3
 
@@ -45,7 +46,12 @@ def add_search_arguments(parser: argparse.ArgumentParser, *, place: str, url: st
     parser.add_argument("--index", required=True, metavar="INDEX", help=place)
     parser.add_argument("--images-dir", metavar="DIR", help="where page images lie, with Qdrant")
     parser.add_argument("-k", type=int, default=5, metavar="N", help="how many pages (5)")
-    parser.add_argument("--where", metavar="JSON", help='a filter, as {"source": "a.pdf"}')
+    parser.add_argument(
+        "--where",
+        metavar="JSON",
+        help='a filter, as {"source": "a.pdf", "page": {"$lte": 9}}. A page\'s own fields are '
+        f"{', '.join([*FIELDS, *ALIASES])}; any other name, or one behind metadata., is a key of its metadata",
+    )
     parser.add_argument(
         "--heatmap",
         metavar="DIR",
@@ -78,7 +84,7 @@ def run_search(options: argparse.Namespace) -> int:
     if options.heatmap_tokens and options.heatmap is None:
         options.wrong("--heatmap-tokens: needs --heatmap, which says where to")
     query = Query(options.query or None, options.image)
-    where = _json_object(options.where) if options.where else None
+    where = json_filter(options.where) if options.where else None
     with contextlib.ExitStack() as stack:
         place = {"images_dir": options.images_dir, "read_only": True}
         index = stack.enter_context(PageIndex.open(options.index, **place))
@@ -94,6 +100,8 @@ def run_search(options: argparse.Namespace) -> int:
                 print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}", flush=True)
             if not hits:
                 print("colqwen3: no pages", file=sys.stderr)
+        if not hits:
+            _tell_unknown_names(index, where)
         drawing = None
         if options.heatmap is not None:
             drawing = _Drawing(index, asked, Path(options.heatmap).expanduser(), tokens=options.heatmap_tokens)
@@ -112,6 +120,14 @@ def describe(page: Page) -> str:
     """
     label = f" ({page.label})" if page.label and page.label != str(page.number) else ""
     return f"{page.source or page.id}, page {page.number}{label}"
+
+
+def _tell_unknown_names(index: PageIndex, where: dict[str, Any] | None) -> None:
+    """Tell of names in a filter that no page has: a slip, more likely than not."""
+    for name in metadata_names(where) if len(index) else []:
+        if not index.ids(Condition(name, False, "exists")):
+            own = ", ".join([*FIELDS, *ALIASES])
+            print(f"colqwen3: --where: no page has {name!r} in its metadata; own fields are {own}", file=sys.stderr)
 
 
 class _Drawing:
@@ -191,7 +207,15 @@ def _hit(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_filter(text: str) -> dict[str, Any]:
+    """Read what was given as ``--where``; what it asks for is checked later.
+
+    Raises:
+        ConfigError: not a JSON object.
+
+    >>> json_filter('{"page": {"$lte": 9}}')
+    {'page': {'$lte': 9}}
+    """
     try:
         value = json.loads(text)
     except ValueError as exc:

@@ -8,14 +8,17 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.file_ledger import FileEntry, device_of
-from colqwen3_retrievers.page_files import PageFile, PagePath, find_page_files
+from colqwen3_retrievers.page_files import ONE_ROOT, PageFile, PagePath, find_page_files
 from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.stores import MultiVectorStore
+
+MOVED: Final = "give moved=True (--moved) if it was moved and changed"
+"""What helps where a file's name is known from another place."""
 
 _Item = TypeVar("_Item")
 
@@ -44,14 +47,16 @@ class NotSynced:
 
 @dataclass(slots=True)
 class FoundFiles:
-    """The files of one sync, looked up by :meth:`find`; nothing is changed and no file is opened.
+    """The files of one call, looked up by :meth:`find` or :meth:`find_added`; nothing is changed, no file is opened.
 
     Args:
         store: where the index's records are.
         images: where its page images are.
         known: what its ledger knows, by source.
+        moved: whether a file known by the same name from another place is the one found now.
 
     Attributes:
+        forgets: whether pages that a file no longer has are to be forgotten.
         files: that are there, in the order in which they are read.
         gone: known ones under the paths that are gone for sure.
         failed: folders that cannot be listed, and files that may be gone and may not.
@@ -62,6 +67,8 @@ class FoundFiles:
     store: MultiVectorStore
     images: PageImages
     known: Mapping[str, FileEntry]
+    moved: bool = False
+    forgets: bool = True
     files: list[PageFile] = field(default_factory=list)
     gone: list[FileEntry] = field(default_factory=list)
     failed: list[NotSynced] = field(default_factory=list)
@@ -78,12 +85,7 @@ class FoundFiles:
         given = _listed(paths)
         roots = [_absolute(item) for item in given]
         there = [item for item, path in zip(given, roots, strict=True) if _exists(path, item)]
-        # An index inside the folder that it indexes would take its own page images for pages, more at every sync.
-        self.files = [
-            file
-            for file in find_page_files(there, root=root, on_error=self._unreadable)
-            if self.images.path(file.path.name) != file.path
-        ]
+        self._list(there, root, self._unreadable)
         listed = {file.path for file in self.files}
         beneath = _under(set(roots), self.known.values(), lambda entry: entry.path)
         if not allow_empty:
@@ -104,17 +106,50 @@ class FoundFiles:
                 self.renamed.setdefault(called[entry.path], []).append(entry)
         self.gone = [entry for entry in gone if entry.source not in names]
         self._followed = names & {entry.source for entry in gone}
+        self._check_names()
+
+    def find_added(
+        self, paths: PagePath | Iterable[PagePath], root: PagePath | None, tell: Callable[[PageError], None]
+    ) -> None:
+        """Look the files up, for a call that forgets nothing: known files elsewhere may be gone or not.
+
+        Args:
+            paths: as in :func:`~colqwen3_retrievers.page_files.find_page_files`, patterns too.
+            root: as there.
+            tell: told of each path and folder that cannot be used.
+
+        Raises:
+            PageError: of ``tell``.
+            ConfigError: a file whose name is another one's.
+        """
+
+        def failed(error: PageError) -> None:
+            tell(error)
+            self.failed.append(NotSynced(error.source, error.page, reason_of(error)))
+
+        self.forgets = False
+        self._list(paths, root, failed)
+        self._check_names()
+
+    def _list(
+        self, paths: PagePath | Iterable[PagePath], root: PagePath | None, failed: Callable[[PageError], None]
+    ) -> None:
+        # An index inside the folder that it indexes would take its own page images for pages, more at every call.
+        found = find_page_files(paths, root=root, on_error=failed)
+        self.files = [file for file in found if self.images.path(file.path.name) != file.path]
+
+    def _check_names(self) -> None:
+        """Refuse a file that would take the pages of another one, which is there too."""
         for file in self.files:
             known = self.known.get(file.source)
             if known is not None and os.path.lexists(known.path) and self.belongs_elsewhere(known, file):
                 raise ConfigError(
-                    f"{known.path}, which is in the index, and {file.path} would both be {file.source!r}: "
-                    "give a root= above both of them"
+                    f"{known.path}, which is in the index, and {file.path} would both be {file.source!r}: {ONE_ROOT}"
                 )
 
     def belongs_elsewhere(self, known: FileEntry, file: PageFile) -> bool:
         """Whether a file's name is that of another one, which is there or perhaps on a disk that is not mounted."""
-        if known.path == file.path or file.source in self._followed or _same_file(known.path, file.path):
+        if self.moved or known.path == file.path or file.source in self._followed or _same_file(known.path, file.path):
             return False
         return bool(page_ids(self.store, file.source))
 

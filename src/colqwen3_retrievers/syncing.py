@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from colqwen3_retrievers.adding import Added, PageAdder, remove_pages
+from colqwen3_retrievers.adding import Added, Failure, PageAdder, remove_pages
 from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.errors import EncodeError, PageError
+from colqwen3_retrievers.errors import PageError
 from colqwen3_retrievers.file_ledger import FileEntry, FileLedger, device_of, digest_of, looks_at
-from colqwen3_retrievers.page_files import PageFile
+from colqwen3_retrievers.page_files import ONE_ROOT, PageFile, caused_by
 from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.pages import load_pages
 from colqwen3_retrievers.stores import MultiVectorStore
-from colqwen3_retrievers.synced_files import FoundFiles, NotSynced, page_ids, reason_of
+from colqwen3_retrievers.synced_files import MOVED, FoundFiles, NotSynced, page_ids, reason_of
 
 _AT_ONCE = 256  # records looked up at a time
 
@@ -63,10 +63,20 @@ class FileSync:
         lock: held while pages are removed.
         ledger: what is known of the files.
         found: the files of the call.
+        metadata: a user's keys for every page read.
+        tell: told of each file and page that cannot be used; by raising, it ends the call.
     """
 
     def __init__(
-        self, store: MultiVectorStore, images: PageImages, lock: threading.RLock, ledger: FileLedger, found: FoundFiles
+        self,
+        store: MultiVectorStore,
+        images: PageImages,
+        lock: threading.RLock,
+        ledger: FileLedger,
+        found: FoundFiles,
+        *,
+        metadata: Mapping[str, Any],
+        tell: Callable[[Failure], None],
     ) -> None:
         self._store = store
         self._images = images
@@ -74,6 +84,8 @@ class FileSync:
         self._ledger = ledger
         self._found = found
         self._known = found.known
+        self._metadata = metadata
+        self._tell = tell
         self._reading: dict[str, _Reading] = {}
         self._waiting: deque[_Reading] = deque()
         self._positions = self._committed = self._unopened = self._removed = 0
@@ -109,15 +121,18 @@ class FileSync:
     def update(self, count: int) -> None:
         """Note that ``count`` more pages are kept: the adder's ``progress``."""
         self._committed += count
+        if self._bar is not None:  # the bar counts files, and one may have thousands of pages
+            self._bar.set_postfix_str(f"{self._committed} pages")
         self._finish()
 
-    def page_failed(self, page: Page, error: EncodeError | PageError) -> None:
+    def page_failed(self, page: Page, error: Failure) -> None:
         """Note a page that cannot be encoded: the adder's ``failed``."""
+        self._tell(error)
         reading = self._reading[page.source]
         reading.failed.append(NotSynced(page.source, page.number, reason_of(error, page)))
 
     def _intact(self, recipe: str) -> set[str]:
-        """Sources of the listed files whose every page is in the index as it was read from the known bytes."""
+        """Sources of the listed files whose pages are all in the index, as read from the known bytes and described."""
         asked: list[tuple[FileEntry, str, str]] = []
         for file in self._found.files:
             known = self._known.get(file.source)
@@ -130,10 +145,14 @@ class FileSync:
             for entry, page_id, digest in part:
                 record = records.get(page_id)
                 stand_in = Page(id=page_id, image=entry.path if entry.as_path else b"-")
-                same = record is not None and record.page.sha256 == digest
+                same = record is not None and record.page.sha256 == digest and self._is_described(record.page)
                 if not same or not self._images.satisfied(stand_in, record.image):  # type: ignore[union-attr]
                     intact.discard(entry.source)
         return intact
+
+    def _is_described(self, page: Page) -> bool:
+        missing = object()
+        return all(page.metadata.get(name, missing) == value for name, value in self._metadata.items())
 
     def _pages(
         self, files: list[PageFile], recipe: str, intact: set[str], max_pixels: int, password: str | None
@@ -144,14 +163,12 @@ class FileSync:
                 digest, looks = digest_of(file.path, source=file.source)
                 device = device_of(file.path)
             except (PageError, OSError) as exc:
-                self._failed.append(NotSynced(file.source, None, reason_of(exc)))
-                self._advance()
+                self._file_failed(file, reason_of(exc), exc)
                 continue
             known = self._known.get(file.source)
             if known is not None and digest != known.digest and self._found.belongs_elsewhere(known, file):
-                reason = f"its name belongs to {known.path}, which is not there now; delete its pages to free it"
-                self._failed.append(NotSynced(file.source, None, reason))
-                self._advance()
+                reason = f"its name belongs to {known.path}, which is not there now: {MOVED}, or {ONE_ROOT}"
+                self._file_failed(file, reason)
                 continue
             if known is not None and file.source in intact and known.digest == digest:
                 self._unopened += len(known.pages)
@@ -164,11 +181,18 @@ class FileSync:
             self._ledger.put(replace(entry, looks=None, digest=None, pages=() if known is None else known.pages))
             yield from self._read(_Reading(entry), file, max_pixels, password)
 
+    def _file_failed(self, file: PageFile, reason: str, cause: Exception | None = None) -> None:
+        error = PageError(reason, source=file.source)
+        self._tell(error if cause is None else caused_by(error, cause))
+        self._failed.append(NotSynced(file.source, None, reason))
+        self._advance()
+
     def _read(self, reading: _Reading, file: PageFile, max_pixels: int, password: str | None) -> Iterator[Page]:
         self._reading[file.source] = reading
         self._waiting.append(reading)
 
         def failed(error: PageError) -> None:
+            self._tell(error)
             reading.failed.append(NotSynced(file.source, error.page, reason_of(error)))
 
         root = file.path.parents[file.source.count("/")]
@@ -176,8 +200,11 @@ class FileSync:
             try:
                 reading.pages.append((page.number, page.sha256))
             except PageError as exc:
+                self._tell(exc)
                 reading.failed.append(NotSynced(file.source, page.number, reason_of(exc)))
                 continue
+            if self._metadata:
+                page = page.replace(metadata={**page.metadata, **self._metadata})
             reading.entry = replace(reading.entry, as_path=page.image_path is not None)
             self._positions += 1
             yield page
@@ -189,7 +216,8 @@ class FileSync:
         while self._waiting and self._waiting[0].read and self._waiting[0].end <= self._committed:
             reading = self._waiting.popleft()
             entry = replace(reading.entry, pages=tuple(reading.pages))
-            if all(item.page is not None for item in reading.failed):  # else some of its pages were never reached
+            # Pages that a failure kept from being reached are not gone.
+            if self._found.forgets and all(item.page is not None for item in reading.failed):
                 there = {number for number, _ in reading.pages} | {item.page for item in reading.failed}
                 self._removed += self._forget(entry.source, {f"{entry.source}#page={number}" for number in there})
             if not reading.failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import pickle
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from colqwen3_retrievers import Hit, Page, PageIndex, Query, open_store
+from colqwen3_retrievers.adding import Added
 from colqwen3_retrievers.errors import (
     CheckpointError,
     ConfigError,
@@ -157,10 +159,10 @@ def test_asearch_leaves_the_event_loop_free(index: PageIndex, encoder: HashingEn
 def test_a_page_that_is_there_is_not_encoded_again(index: PageIndex, encoder: HashingEncoder) -> None:
     pages = [Page(source="a.pdf", number=n, image=picture(n), text=f"t{n}", metadata={"v": 1}) for n in (1, 2, 3)]
     index.add(pages)
-    assert dataclasses.astuple(index.add(pages)) == (0, 0, 3)
+    assert index.add(pages) == Added(unchanged=3)
     assert len(encoder.encoded) == 3
     changed = [pages[0].replace(metadata={"v": True}), pages[1].replace(text="other"), pages[2]]
-    assert dataclasses.astuple(index.add(changed)) == (0, 2, 1)
+    assert index.add(changed) == Added(0, 2, 1)
     assert encoder.encoded[3:] == ["a.pdf#page=2"]  # new metadata need no new multi-vector
     assert index.ids({"v": True}) == ["a.pdf#page=1"] and index.get(["a.pdf#page=2"])[0].page.text == "other"
     assert ids_of(index.search(picture(1), k=1)) == ["a.pdf#page=1"]
@@ -176,7 +178,7 @@ def test_going_on_after_an_interruption_encodes_only_the_rest(index: PageIndex, 
     with pytest.raises(PageError, match=r"b\.pdf, page 8: broken"):
         index.add(broken(), batch_size=3)
     assert len(index) == 7  # the batch begun before it too
-    assert dataclasses.astuple(index.add(pages, batch_size=3)) == (3, 0, 7)
+    assert index.add(pages, batch_size=3) == Added(3, 0, 7)
     assert encoder.encoded == [page.id for page in pages]
 
 
@@ -195,7 +197,7 @@ def test_two_contents_under_one_id_are_refused_and_the_same_twice_is_not(index: 
     with pytest.raises(ConfigError, match="page 'x': given at 0 and, with another content, at 2; one would be lost"):
         index.add([text_page("one", id="x"), text_page("two", id="y"), text_page("three", id="x")])
     assert index.ids() == ["x", "y"] and index.get(["x"])[0].page.text == "one"
-    assert dataclasses.astuple(index.add([text_page("z", id="z"), text_page("z", id="z")])) == (1, 0, 1)
+    assert index.add([text_page("z", id="z"), text_page("z", id="z")]) == Added(1, 0, 1)
 
 
 def test_odd_ids_and_sources(index: PageIndex) -> None:
@@ -229,6 +231,41 @@ def test_a_thousand_pages_of_one_source_go_quickly(index: PageIndex) -> None:
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_out_of_reach_are_told_of_once(
+    tmp_path: Path, encoder: HashingEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("qdrant_client")
+    place = f"qdrant+path:{tmp_path}/qdrant/pages"
+    with PageIndex.open(place, encoder, images_dir=tmp_path / "images") as index:
+        index.add([Page(id="i", image=picture(1)), Page(id="j", image=picture(2)), text_page("red wine", id="t")])
+    with PageIndex.open(place, encoder) as index:
+        hits = index.search(picture(1), k=3)
+        assert not caplog.records, "nobody asked for a picture"
+        assert next(hit for hit in hits if hit.page.id == "t").page.image is None
+        assert not caplog.records, "it has none"
+        assert [hit.page.image for hit in hits] == [None, None, None]
+        page = pickle.loads(pickle.dumps(index.get(["j"])[0].page))
+        assert (page.id, page.image, page.image_path, page.image_source) == ("j", None, None, None)
+        assert index.get(["i"])[0].page.image_path is None
+    [told] = {record.getMessage() for record in caplog.records if "'i'" in record.getMessage()}
+    assert "images_dir" in told and sum("'i'" in record.getMessage() for record in caplog.records) == 1
+    with PageIndex.open(place, encoder, images_dir=tmp_path / "images") as index:
+        assert index.search(picture(1), k=1)[0].page.image is not None
+
+
+@pytest.mark.parametrize("name", ["qdrant:host/pages", "qdrants:host", ":memory:", "QDRANT:x"])
+def test_a_misspelt_address_makes_no_folder(
+    name: str, tmp_path: Path, encoder: HashingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"(qdrant://host:6333/collection|a folder)"):
+        PageIndex.open(name, encoder)
+    assert list(tmp_path.iterdir()) == []
+    PageIndex.open(f"./{name}", encoder).close()
+    PageIndex.open("C:pages", encoder).close()  # one letter is a drive, or here a folder
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_images_survive_the_originals(index: PageIndex, folder: Path, tmp_path: Path) -> None:
@@ -282,7 +319,7 @@ def test_a_lost_image_is_written_again_without_encoding(
     assert index.search(picture(1))[0].page.id == "a"
     with pytest.raises(PageError, match=r"\.png: cannot be read"):
         _ = index.get(["a"])[0].page.image
-    assert dataclasses.astuple(index.add([Page(id="a", image=picture(1))])) == (0, 1, 0)
+    assert index.add([Page(id="a", image=picture(1))]) == Added(0, 1, 0)
     assert path.exists() and encoder.encoded == ["a"]
 
 
@@ -301,7 +338,7 @@ def test_images_by_reference_and_none(tmp_path: Path, encoder: HashingEncoder) -
         assert not (tmp_path / "n" / "images").exists()
     with PageIndex.open(tmp_path / "n", encoder) as index:  # another mind about images needs no new multi-vectors
         before = len(encoder.encoded)
-        assert dataclasses.astuple(index.add(pages)) == (0, 2, 0) and len(encoder.encoded) == before
+        assert index.add(pages) == Added(0, 2, 0) and len(encoder.encoded) == before
         assert len(stored_images(tmp_path / "n")) == 2
     with pytest.raises(ConfigError, match="images: expected 'store', 'reference' or 'none', got 'all'"):
         PageIndex.open(tmp_path / "x", encoder, images="all")

@@ -269,7 +269,7 @@ def test_an_answer_of_something_else(server: QdrantServer, monkeypatch: pytest.M
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the client leaves its lock file open
 def test_two_processes_cannot_have_one_folder_of_the_imitation(tmp_path: Path) -> None:
     store = open_store(f"qdrant+path:{tmp_path}/pages", info=INFO)
-    with pytest.raises(StoreUnavailableError, match="another process has it open"):
+    with pytest.raises(StoreUnavailableError, match="is open already, in this process or another"):
         open_store(f"qdrant+path:{tmp_path}/pages")
     store.close()
     open_store(f"qdrant+path:{tmp_path}/pages").close()

@@ -16,7 +16,7 @@ from colqwen3_retrievers import EncoderInfo, MultiVector, Page
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.stores import Record, matches, parse
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
-from colqwen3_retrievers.stores.where import MAX_VALUES, And, Not, Or
+from colqwen3_retrievers.stores.where import MAX_VALUES, And, Not, Or, metadata_names
 
 INFO = EncoderInfo("ab12", "test", "tomoro", 2, 1, 1280, False, 1)
 PAGE = Page(
@@ -317,3 +317,18 @@ def test_every_llama_index_operator_can_be_said() -> None:
 def test_the_tree_is_what_stores_compile() -> None:
     tree = parse({"a": {"$ne": 1}, "$or": [{"b": 1}, {"c": 2}]})
     assert isinstance(tree, And) and isinstance(tree.parts[0], Not) and isinstance(tree.parts[1], Or)
+
+
+def test_page_is_another_name_of_the_number() -> None:
+    page = Page(source="a.pdf", number=3, metadata={"page": 7})
+    for where in ({"page": 3}, {"page": {"$gte": 3}}, {"metadata.page": 7}, {"$not": {"page": {"$in": [7]}}}):
+        assert matches(where, page), where
+    assert parse({"page": 3}) == parse({"number": 3})
+    for asked in ("3", {"$text": "3"}, {"$in": [3, "3"]}):
+        with pytest.raises(ConfigError, match="page is a number, got '3'"):
+            parse({"page": asked})
+
+
+def test_metadata_names_of_a_filter() -> None:
+    assert metadata_names(None) == metadata_names({"page": 1, "source": "a"}) == []
+    assert metadata_names({"$not": {"$or": [{"a": 1}, {"b.c": {"$ne": None}}]}, "metadata.id": 1}) == ["a", "b.c", "id"]

@@ -40,7 +40,8 @@ def open_store(
         options: :class:`~colqwen3_retrievers.stores.qdrant_collection.QdrantOptions`: shards, replicas, timeouts.
 
     Raises:
-        ConfigError: a location that names no kind of store, or ``api_key`` or ``options`` for a folder.
+        ConfigError: a location that names no kind of store, a misspelt address (``./`` in front makes it a folder), or
+            ``api_key`` or ``options`` for a folder.
         StoreError: see :class:`~colqwen3_retrievers.stores.embedded.EmbeddedStore` and
             :class:`~colqwen3_retrievers.stores.qdrant.QdrantStore`.
 
@@ -58,11 +59,26 @@ def open_store(
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # one slash: a Path folds "//" into "/"; one letter is a drive
         shown = re.sub(r"//?[^/@]*@", "//…@", text)  # a password has no place in a message
         raise ConfigError(f"{shown!r}: no such store; a location is a folder or qdrant://host:6333/collection")
+    if (spelling := _misspelt(text)) is not None:
+        raise ConfigError(f"{text!r}: no folder's name; {spelling}")
     if api_key is not None or options is not None:
         raise ConfigError(f"{text}: api_key and options are for Qdrant; this is a folder")
     from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
     return EmbeddedStore(text, info=info, read_only=read_only)
+
+
+def _misspelt(location: str) -> str | None:
+    """Say how to spell what looks like an address, and would quietly become a folder of that name.
+
+    >>> _misspelt("qdrant:host/pages"), _misspelt("C:reports"), _misspelt("./qdrant:host")
+    ('write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server', None, None)
+    """
+    if location == ":memory:":
+        return "nothing is kept in memory; give a folder, a temporary one perhaps"
+    if re.match(r"qdrants?(\+\w+)?:", location, re.IGNORECASE):
+        return "write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
+    return None
 
 
 def is_qdrant(location: object) -> bool:

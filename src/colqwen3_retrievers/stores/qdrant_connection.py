@@ -123,7 +123,7 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
     Raises:
         MissingExtraError: qdrant-client is not installed.
         ConfigError: a key that no header can carry; it is not shown.
-        StoreUnavailableError: another process has the folder open.
+        StoreUnavailableError: the folder is open already, in this process or another.
         StoreError: the folder cannot be used.
     """
     client = require("qdrant", "qdrant_client", "qdrant-client").QdrantClient
@@ -131,7 +131,10 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
         try:
             return client(path=address.path, force_disable_check_same_thread=True)
         except RuntimeError as exc:
-            raise StoreUnavailableError(f"{address}: another process has it open") from exc
+            raise StoreUnavailableError(
+                f"{address}: {address.path} is open already, in this process or another; one client at a time may have "
+                "the folder, whatever the collection"
+            ) from exc
         except Exception as exc:  # whatever its database and its pickles raise when they are damaged
             raise StoreError(f"{address}: cannot be opened: {exc}") from exc
     return client(

@@ -7,10 +7,10 @@
     {"source": "a.pdf", "year": 2020}                         several names: all must hold
     {"$or": [{"tags": {"$contains": "tax"}}, {"$not": {"author.name": "Ada"}}]}
 
-**Names.** ``id``, ``source``, ``number``, ``label``, ``sha256`` and ``text`` are the page's own fields. Any other name
-is a metadata key, a dot going into nested objects (``author.name``). ``metadata.`` in front always means metadata, so
-``metadata.source`` reaches a metadata key called ``source``. When a key itself contains a dot, the key nearest to the
-surface wins.
+**Names.** ``id``, ``source``, ``number``, ``label``, ``sha256`` and ``text`` are the page's own fields; ``page`` is
+``number`` by the name that results and both frameworks give it. Any other name is a metadata key, a dot going into
+nested objects (``author.name``). ``metadata.`` in front always means metadata, so ``metadata.page`` reaches a metadata
+key called ``page``. When a key itself contains a dot, the key nearest to the surface wins.
 
 **Values.** Texts, numbers and booleans are three kinds that never equal each other and are never ordered against each
 other: ``True`` is not ``1`` and ``"3"`` is not ``3``. Integers beyond 64 bits are compared as floats. Texts are ordered
@@ -51,6 +51,9 @@ Where = Mapping[str, Any]
 
 FIELDS: Final = {"id": "text", "source": "text", "number": "number", "label": "text", "sha256": "text", "text": "text"}
 """The page's own fields that can be asked for, and the kind of each."""
+
+ALIASES: Final = {"page": "number"}
+"""Other names of these fields."""
 
 OPERATORS: Final = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$any", "$all", "$text",
                     "$itext", "$empty", "$exists", "$not")  # fmt: skip
@@ -206,7 +209,7 @@ def _operator(key: str, operator: str, value: object, depth: int) -> Filter:
         return _condition(key, "contains", _value(value, label, key, contains=True))
     given = _value(value, label, key)
     if operator in ("$text", "$itext"):
-        if given.kind != "text" or FIELDS.get(key) == "number":
+        if given.kind != "text" or FIELDS.get(ALIASES.get(key, key)) == "number":
             raise ConfigError(f"{label}: a text is looked for in texts, got {_short(value)}")
         return _condition(key, "text" if operator == "$text" else "itext", given)
     if given.kind == "boolean":
@@ -225,8 +228,9 @@ def _among(key: str, label: str, items: tuple[object, ...]) -> Filter:
 
 
 def _condition(key: str, test: str, *values: Value) -> Condition:
-    field = key in FIELDS
-    name = key if field else key.removeprefix("metadata.")
+    own = ALIASES.get(key, key)
+    field = own in FIELDS
+    name = own if field else key.removeprefix("metadata.")
     return Condition(name, field, test, values)  # type: ignore[arg-type]  # callers pass the literals of Test
 
 
@@ -238,7 +242,7 @@ def _value(item: object, label: str, key: str, *, contains: bool = False) -> Val
         raise ConfigError(f"{label}: expected a text, a number or a boolean, got {_short(item)}")
     if value.kind == "text":
         _valid_text(value.payload, label)
-    kind = FIELDS.get(key)
+    kind = FIELDS.get(ALIASES.get(key, key))
     if kind is not None and (value.kind != kind or (contains and kind != "text")):
         raise ConfigError(f"{label}: {key} is a {kind}, got {_short(item)}")
     return value
@@ -260,6 +264,22 @@ def _count(tree: Filter) -> int:
     if isinstance(tree, Condition):
         return max(1, len(tree.values))
     return _count(tree.part) if isinstance(tree, Not) else sum(map(_count, tree.parts))
+
+
+def metadata_names(where: Where | Filter | None) -> list[str]:
+    """List the metadata names a filter asks for, to tell a name that no page has from a value that none has.
+
+    >>> metadata_names({"page": 3, "$or": [{"yeer": 2020}, {"metadata.page": 1}, {"yeer": 2021}]})
+    ['page', 'yeer']
+    """
+    tree = parse(where)
+    parts: tuple[Filter, ...] = () if tree is None else (tree,)
+    found: set[str] = set()
+    while parts:
+        found |= {part.name for part in parts if isinstance(part, Condition) and not part.field}
+        deeper = ((part.part,) if isinstance(part, Not) else getattr(part, "parts", ()) for part in parts)
+        parts = tuple(part for some in deeper for part in some)
+    return sorted(found)
 
 
 _ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
