@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers import ColQwen3Encoder, Query
+from colqwen3_retrievers import ColQwen3Encoder, Page, Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.single_vector import SingleVectorSettings, single_vector
 from tests.checkpoints import make_checkpoint
@@ -25,7 +26,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
-from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3Reranker, ColQwen3VectorStore
+from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3Reranker, ColQwen3VectorStore, PageLoader
+from colqwen3_retrievers.langchain.documents import page_to_document
 
 
 def picture(seed: int) -> Image.Image:
@@ -97,6 +99,38 @@ def test_first_stage_in_a_single_vector_store_then_maxsim(
     assert found[0].id == "4"
     ranked = ColQwen3Reranker(encoder=encoder, top_n=1).compress_documents(found, asked)
     assert ranked[0].id == "4"
+
+
+def test_names_of_pages_handed_over_by_a_store_are_told_once(
+    embeddings: ColQwen3Embeddings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(3):
+        picture(n).save(tmp_path / f"{n}.png")
+    documents = PageLoader(tmp_path).load()
+    with caplog.at_level(logging.WARNING, logger="colqwen3_retrievers"):
+        embeddings.embed_documents(["Revenue rose; see a.pdf, page 1 for more.", "page 1"])
+        assert caplog.records == [], "a text that speaks of a page is a text"
+        for _ in range(2):
+            InMemoryVectorStore(embeddings).add_documents(documents)
+        asyncio.run(embeddings.aembed_documents([documents[0].page_content]))
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "'0.png, page 1'" in told
+    assert "embed_pages" in told
+    caplog.clear()
+    embeddings.embed_pages(documents)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("page", [
+    Page(source="a.PDF", number=3, label="iv"), Page(id="x", source="b/scan.jpeg"),
+    Page(source="a.pdf", text="Revenue rose."),
+], ids=repr)  # fmt: skip
+def test_every_name_of_a_page_is_known(
+    page: Page, embeddings: ColQwen3Embeddings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="colqwen3_retrievers"):
+        embeddings.embed_documents([page_to_document(page).page_content])
+    assert len(caplog.records) == 1
 
 
 def test_one_encoder_is_shared(embeddings: ColQwen3Embeddings, encoder: ColQwen3Encoder, tmp_path: Path) -> None:

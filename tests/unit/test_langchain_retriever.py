@@ -29,7 +29,7 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
-from colqwen3_retrievers.langchain import ColQwen3Retriever
+from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, ColQwen3VectorStore
 
 PAGES = 6
 NAMES = [
@@ -332,6 +332,40 @@ def test_pickle_json_and_copies_carry_settings_only(pages: PageIndex, encoder: C
     assert values["encoder"] == encoder.to_dict()
     assert json.loads(dumps(retriever))["type"] == "not_implemented"
     assert repr(pages) in repr(retriever)
+
+
+def test_images_of_an_index_may_lie_elsewhere(encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+    location, elsewhere = tmp_path / "index", tmp_path / "pictures"
+    made = ColQwen3VectorStore.from_documents(
+        [Document("", metadata={"image": picture(1)}, id="n")], encoder, index=location, images_dir=elsewhere
+    )
+    made.close()
+    blind = ColQwen3Retriever(index=location, encoder=encoder)
+    assert not Path(blind.invoke("revenue")[0].metadata["image_path"]).exists()
+    seeing = ColQwen3Retriever(index=location, encoder=encoder, images_dir=elsewhere)
+    configurable = seeing.configurable_fields(k=ConfigurableField(id="k"))
+    store = ColQwen3VectorStore(location, encoder, images_dir=elsewhere, read_only=True)
+    for documents in (
+        seeing.invoke("revenue"),
+        pickle.loads(pickle.dumps(seeing)).invoke("revenue"),
+        configurable.with_config(configurable={"k": 1}).invoke("revenue"),
+        store.similarity_search("revenue"),
+    ):
+        path = Path(documents[0].metadata["image_path"])
+        assert path.is_file()
+        assert path.is_relative_to(elsewhere)
+    reranker = ColQwen3Reranker(index=location, images_dir=elsewhere, encoder=encoder, heatmaps=tmp_path / "heat")
+    (ranked,) = reranker.compress_documents([Document("n", id="n")], "revenue")
+    assert Path(ranked.metadata["heatmap"]).is_file(), "the picture is the index's"
+    for wrong in (
+        lambda: ColQwen3Retriever(index=store.index, images_dir=tmp_path / "others"),
+        lambda: ColQwen3VectorStore(store.index, images_dir=elsewhere),
+        lambda: ColQwen3Reranker(images_dir=elsewhere),
+    ):
+        with pytest.raises(ValueError, match="images_dir: "):
+            wrong()
+    for opened in (blind, seeing, store):
+        opened.close()
 
 
 def test_configurable_fields_share_the_index(pages: PageIndex, encoder: ColQwen3Encoder) -> None:

@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from PIL import Image
 
-from colqwen3_retrievers.langchain import ColQwen3Retriever, ColQwen3VectorStore
+from colqwen3_retrievers.langchain import ColQwen3Retriever, ColQwen3VectorStore, page_key_encoder
 from colqwen3_retrievers.langchain.diversity import most_diverse
 
 WORDS = {"tax": "tax and rent", "rent": "rent and wine", "wine": "wine and cheese", "bread": "bread and cheese"}
@@ -317,6 +318,24 @@ def test_the_same_id_overwrites(words: ColQwen3VectorStore, encoder: HashingEnco
     assert len(encoder.encoded) == count  # only the metadata is new
     with pytest.raises(ConfigError, match="'x': given at 0 and, with another content, at 1"):
         words.add_texts(["one", "two"], ids=["x", "x"])
+    with pytest.raises(ConfigError, match="'x': given at 0 and, with another content, at 1"):
+        words.add_images([picture(1), picture(2)], ids=["x", "x"])
+    assert words.get_by_ids(["x"]) == [], "nothing of such a call is kept"
+
+
+def test_dates_are_kept_as_text_that_filters_compare(words: ColQwen3VectorStore) -> None:
+    day, moment = date(2024, 5, 17), datetime(2024, 5, 18, 9, 30, tzinfo=UTC)
+    words.add_texts(["x", "y"], [{"day": day, "nested": {"days": [day]}}, {"day": moment}], ids=["x", "y"])
+    documents = words.get_by_ids(["x", "y"])
+    assert [document.metadata for document in documents] == [
+        {"day": "2024-05-17", "nested": {"days": ["2024-05-17"]}}, {"day": "2024-05-18T09:30:00+00:00"},
+    ]  # fmt: skip
+    later = words.similarity_search("x", k=9, filter={"day": {"$gte": "2024-05-18"}})
+    assert [document.id for document in later] == ["y"]
+    dated = Document("x", id="x", metadata={"day": day})
+    assert page_key_encoder(dated) == page_key_encoder(Document("x", id="x", metadata={"day": "2024-05-17"}))
+    with pytest.raises(ConfigError, match="document 0: metadata must be JSON values by name: 'size': a complex"):
+        words.add_texts(["x"], [{"day": day, "size": 1j}])
 
 
 def test_ids(store: ColQwen3VectorStore) -> None:

@@ -85,6 +85,8 @@ def test_conditions_nest() -> None:
 
 def test_keys_are_those_of_the_nodes() -> None:
     assert found(group(one("page", FilterOperator.LTE, 4))) == [3, 4]
+    assert found(group(one("page", FilterOperator.EQ, "4"))) == [4], "as language models write it"
+    assert found(group(one("page", FilterOperator.IN, ["4", "6"]))) == [4, 6]
     assert found(group(one("page_label", FilterOperator.EQ, "iii"))) == [3]
     assert found(group(one("page_id", FilterOperator.IN, ["a.pdf#page=3", "d.pdf#page=6"]))) == [3, 6]
     assert found(group(one("source", FilterOperator.EQ, "b.pdf"))) == [4]
@@ -99,7 +101,7 @@ def test_no_filter_is_every_page(filters: MetadataFilters | None) -> None:
 def test_what_cannot_be_asked_is_told_with_its_key() -> None:
     with pytest.raises(ConfigError, match=r"'tags'.*\$in.*list"):
         filters_to_where(group(one("tags", FilterOperator.IN, "tax")))
-    with pytest.raises(ConfigError, match="number is a number"):
-        filters_to_where(group(group(one("page", FilterOperator.EQ, "3"))))
+    with pytest.raises(ConfigError, match=r"'page'.*number is a number, got 'iii'"):
+        filters_to_where(group(group(one("page", FilterOperator.EQ, "iii"))))
     with pytest.raises(ConfigError, match="expected MetadataFilters, got dict"):
         filters_to_where({"year": 2021})  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def test_a_folder_gives_a_document_a_page(folder: Path) -> None:
     assert {type(document) for document in documents} == {ImageDocument}
     first = documents[0]
     assert first.text == "a.pdf#page=1\n\nRevenue rose."
-    assert first.ref_doc_id == "a.pdf"
+    assert first.ref_doc_id is None, "each page is a document of its own"
     known = {"source": "a.pdf", "file_name": "a.pdf", "page": 1, "page_count": 2, "page_id": "a.pdf#page=1"}
     assert known.items() <= first.metadata.items()
     assert first.metadata["sha256"] == page_from_node(first).sha256, "an index knows the page again"
@@ -182,7 +182,7 @@ def test_settings_survive_serialisation(tmp_path: Path) -> None:
 def test_it_reads_for_a_pipeline(folder: Path) -> None:
     config = ReaderConfig(reader=PageReader(), reader_args=[str(folder)])
     nodes = IngestionPipeline(readers=[config], transformations=[PageNodes()]).run()
-    assert [node.node_id for node in nodes] == [document.id_ for document in PageReader().load_data(folder)]
+    assert [node.ref_doc_id for node in nodes] == [document.id_ for document in PageReader().load_data(folder)]
     assert {type(node) for node in nodes} == {ImageNode}
 
 
@@ -251,8 +251,7 @@ def test_documents_of_the_reader_become_nodes(folder: Path) -> None:
     assert [document.to_dict() for document in documents] == before
     for node, document in zip(nodes, documents, strict=True):
         assert type(node) is ImageNode
-        assert (node.node_id, node.text, node.metadata) == (document.id_, document.text, document.metadata)
-        assert node.ref_doc_id == document.metadata["source"]
+        assert (node.ref_doc_id, node.text, node.metadata) == (document.id_, document.text, document.metadata)
         assert node.get_metadata_str(MetadataMode.LLM) == document.get_metadata_str(MetadataMode.LLM)
         assert page_from_node(node).sha256 == page_from_node(document).sha256 == node.metadata["sha256"]
 
@@ -290,8 +289,8 @@ def test_texts_pass(folder: Path) -> None:
     document = Document(id_="d", text="Costs fell.", metadata={"year": 2024}, excluded_llm_metadata_keys=["year"])
     same, made = PageNodes()([node, document])
     assert same is node
-    assert (type(made), made.node_id, made.get_content(), made.metadata, made.ref_doc_id) == (
-        TextNode, "d", "Costs fell.", {"year": 2024}, "d",
+    assert (type(made), made.get_content(), made.metadata, made.ref_doc_id) == (
+        TextNode, "Costs fell.", {"year": 2024}, "d",
     )  # fmt: skip
     assert made.excluded_llm_metadata_keys == ["year"]
     assert asyncio.run(PageNodes().acall([node])) == [node]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
 from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError
-from colqwen3_retrievers.llama_index import ColQwen3Reranker, ColQwen3Retriever
+from colqwen3_retrievers.llama_index import ColQwen3Reranker, ColQwen3Retriever, PageReader
 from tests.frameworks.page_folder import make_folder
 
 N_PICTURES = 3
@@ -166,6 +169,28 @@ def test_the_reranker_scores_a_node_as_the_index_does(
         assert ranked.score == pytest.approx(found.score, abs=1e-3)
 
 
+def test_dates_come_back_as_text_that_filters_compare(index: PageIndex, encoder: ColQwen3Encoder) -> None:
+    moment = datetime(2024, 5, 18, 9, 30, tzinfo=UTC)
+    nodes = [
+        TextNode(id_="day", text="x", metadata={"day": date(2024, 5, 17), "more": {"days": [date(2024, 5, 17)]}}),
+        TextNode(id_="moment", text="y", metadata={"day": moment}),
+    ]
+    retriever = ColQwen3Retriever.from_nodes(nodes, index)
+    assert nodes[1].metadata["day"] is moment, "what is given is never changed"
+    back = all_of(index)
+    assert back["day"].metadata == {"page_id": "day", "day": "2024-05-17", "more": {"days": ["2024-05-17"]}}
+    assert back["moment"].metadata["day"] == "2024-05-18T09:30:00+00:00"
+    assert set(all_of(index, filters=only("day", "2024-05-18", FilterOperator.GTE))) == {"moment"}
+    (found,) = ColQwen3Retriever(index, where={"page_id": "moment"}).retrieve("revenue")
+    (ranked,) = ColQwen3Reranker(encoder=encoder).postprocess_nodes([found], query_str="revenue")
+    assert ranked.score == pytest.approx(found.score, abs=1e-3)
+    encoded = encoder.stats.inputs
+    retriever.add(nodes)
+    assert encoder.stats.inputs == encoded, "the same again costs nothing"
+    with pytest.raises(EncodeError, match=r"input 0: node 'n': metadata must be JSON.*'where': a PosixPath"):
+        retriever.add([TextNode(id_="n", text="x", metadata={"day": moment, "where": Path("x")})])
+
+
 def test_nodes_from_the_index_can_be_added_again(folder: Path, index: PageIndex) -> None:
     index.add(load_pages(folder / "pages"))
     nodes = all_of(index)
@@ -283,6 +308,69 @@ def test_documents_take_the_transformations_of_the_settings(index: PageIndex) ->
     ColQwen3Retriever.from_documents([Document(id_="d", text="Revenue rose.")], index)
     (node,) = all_of(index).values()
     assert (node.ref_doc_id, node.node_id == "d") == ("d", False)
+
+
+def test_documents_added_again_take_their_own_place(index: PageIndex, encoder: ColQwen3Encoder) -> None:
+    long = [f"Sentence {i} tells of the revenue." for i in range(40)]
+    steps = [SentenceSplitter(chunk_size=64, chunk_overlap=0)]
+
+    def text(*sentences: str) -> Document:
+        return Document(id_="d", text=" ".join(sentences), metadata={"file_name": "a.txt"})
+
+    retriever = ColQwen3Retriever.from_documents([text(*long), Document(id_="other", text="x")], index)
+    added = retriever.add_documents([text(*long)], transformations=steps)
+    pieces = len(added)
+    assert added == [f"d#text={i}" for i in range(1, pieces + 1)]
+    assert pieces > 2
+    assert set(index.ids()) == {"other#text=1", *added}, "what another splitter made of it is gone"
+    encoded = encoder.stats.inputs
+    assert retriever.add_documents([text(*long)], transformations=steps) == added
+    assert encoder.stats.inputs == encoded, "the same again costs nothing"
+    changed = [*long[:-1], "Costs fell."]
+    assert retriever.add_documents([text(*changed)], transformations=steps) == added
+    assert encoder.stats.inputs == encoded + 1, "only the piece that changed"
+    assert "Costs fell." in all_of(index)[added[-1]].get_content()
+    assert retriever.add_documents([text(long[0])], transformations=steps) == ["d#text=1"]
+    assert set(index.ids()) == {"other#text=1", "d#text=1"}
+    assert retriever.add_documents([text(long[0])], transformations=[]) == ["d"]
+    assert set(index.ids()) == {"other#text=1", "d"}
+
+
+def test_a_piece_that_cannot_be_encoded_leaves_the_earlier_one(index: PageIndex) -> None:
+    def whole(*texts: str) -> list[Document]:
+        return [Document(id_=str(i), text=text) for i, text in enumerate(texts)]
+
+    retriever = ColQwen3Retriever.from_documents(whole("Revenue rose.", "Costs fell."), index, transformations=[])
+    too_long = whole("revenue " * 100_000, "Costs rose.")
+    assert retriever.add_documents(too_long, transformations=[], on_error="skip") == ["1"]
+    assert {key: node.get_content() for key, node in all_of(index).items()} == {
+        "0": "Revenue rose.", "1": "Costs rose.",
+    }  # fmt: skip
+    with pytest.raises(EncodeError, match="tokens"):
+        retriever.add_documents(too_long, transformations=[])
+    assert set(index.ids()) == {"0", "1"}
+
+
+def test_ids_that_someone_chose_stay(index: PageIndex) -> None:
+    splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0, id_func=lambda i, document: f"{document.node_id}/{i}")
+    long = " ".join(f"Sentence {i} tells of the revenue." for i in range(40))
+    retriever = ColQwen3Retriever(index)
+    for _ in range(2):
+        added = retriever.add_documents([Document(id_="d", text=long)], transformations=[splitter])
+        assert added == [f"d/{i}" for i in range(len(added))]
+        assert sorted(index.ids()) == sorted(added)
+
+
+def test_pages_of_a_reader_go_by_document_and_by_file(folder: Path, index: PageIndex) -> None:
+    documents = PageReader().load_data(folder / "pages")
+    for _ in range(2):
+        retriever = ColQwen3Retriever.from_documents(documents, index)
+    assert {key: node.ref_doc_id for key, node in all_of(index).items()} == {
+        document.id_: document.id_ for document in documents
+    }
+    assert retriever.delete_ref_doc("0.png") == 1
+    assert retriever.delete_ref_doc("1.png#page=1") == 1
+    assert index.ids() == ["2.png#page=1"]
 
 
 def test_documents_may_stay_whole(index: PageIndex) -> None:
@@ -474,6 +562,57 @@ def test_persisted_settings_that_are_unknown_are_told(index: PageIndex, tmp_path
     path.write_text(json.dumps({**json.loads(path.read_text()), "surprise": 1}))
     with pytest.raises(StoreError, match="surprise"):
         ColQwen3Retriever.from_persist_dir(tmp_path)
+
+
+def test_images_of_an_index_may_lie_elsewhere(folder: Path, encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "storage" / "pictures"
+    nodes = [ImageNode(id_="n", image_path=str(file(folder)))]
+    made = ColQwen3Retriever.from_nodes(nodes, tmp_path / "storage" / "index", encoder=encoder, images_dir=elsewhere)
+    made.close()
+    location = str(tmp_path / "storage" / "index")
+    blind = ColQwen3Retriever(location, encoder=encoder)
+    assert type(blind.retrieve("revenue")[0].node) is TextNode
+    blind.close()
+    seeing = ColQwen3Retriever(location, encoder=encoder, images_dir=elsewhere)
+    (found,) = seeing.retrieve("revenue")
+    assert isinstance(found.node, ImageNode)
+    assert Path(str(found.node.image_path)).is_relative_to(elsewhere)
+    for copied in (pickle.loads(pickle.dumps(seeing)), copy.deepcopy(seeing)):
+        assert copied.retrieve("revenue")[0].node.image_path == found.node.image_path
+        copied.persist(tmp_path / "storage")
+    moved = shutil.move(tmp_path / "storage", tmp_path / "moved")
+    again = ColQwen3Retriever.from_persist_dir(moved)
+    assert Path(again.retrieve("revenue")[0].node.image_path).is_relative_to(tmp_path / "moved" / "pictures")  # type: ignore[attr-defined]
+    other = ColQwen3Retriever.from_persist_dir(moved, images_dir=tmp_path / "nowhere")
+    assert type(other.retrieve("revenue")[0].node) is TextNode
+    for retriever in (seeing, again, other):
+        retriever.close()
+    reranker = ColQwen3Reranker(
+        index=tmp_path / "moved" / "index", images_dir=tmp_path / "moved" / "pictures", encoder=encoder,
+        heatmaps=tmp_path / "heat",
+    )  # fmt: skip
+    for made_again in (reranker, pickle.loads(pickle.dumps(reranker))):
+        given = NodeWithScore(node=found.node.model_copy(update={"image_path": None, "text": "n"}))
+        (ranked,) = made_again.postprocess_nodes([given], query_str="revenue")
+        assert Path(ranked.node.metadata["heatmap"]).is_file(), "the picture is the index's"
+        made_again.close()
+
+
+def test_where_images_lie_belongs_to_an_index_that_is_opened(index: PageIndex, tmp_path: Path) -> None:
+    for wrong in (
+        lambda: ColQwen3Retriever(index, images_dir=tmp_path),
+        lambda: ColQwen3Retriever.from_nodes([], index, images_dir=tmp_path),
+        lambda: ColQwen3Reranker(index=index, images_dir=tmp_path),
+        lambda: ColQwen3Reranker(images_dir=tmp_path),
+    ):
+        with pytest.raises(ConfigError, match=r"^images_dir: "):
+            wrong()
+
+
+def test_the_address_of_an_index_survives_serialisation() -> None:
+    reranker = ColQwen3Reranker("tiny", index="qdrant://host:6333/pages", images_dir="pictures")
+    again = ColQwen3Reranker.from_dict(reranker.to_dict())
+    assert (again.index, again.images_dir) == ("qdrant://host:6333/pages", "pictures")
 
 
 def test_an_index_node_leads_on_to_what_it_refers_to(index: PageIndex) -> None:

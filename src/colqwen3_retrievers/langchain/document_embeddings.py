@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
@@ -42,9 +43,10 @@ class DocumentEmbeddings:
         index: OptionalIndexField,
         cache: CacheField,
         cache_bytes: int | None = None,
+        images_dir: str | Path | None = None,
     ) -> None:
-        self.made_from = (model, device, encoder, index, cache, cache_bytes)
-        self.index = None if index is None else open_index(index, None)
+        self.made_from = (model, device, encoder, index, cache, cache_bytes, images_dir)
+        self.index = None if index is None else open_index(index, None, images_dir)
         if isinstance(cache, PageEmbeddingCache):
             self.encoder: Any = cache.encoder
         elif encoder is not None:

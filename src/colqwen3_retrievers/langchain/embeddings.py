@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -19,8 +21,18 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.langchain.documents import document_to_page
 from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, pickled
+from colqwen3_retrievers.page_files import IMAGE_SUFFIXES
 from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.single_vector import Method, SingleVectorSettings, single_vectors
+
+_logger = logging.getLogger(__name__)
+
+_PAGE_NAME: Final = re.compile(
+    rf"[^\n]*(?:{'|'.join(map(re.escape, sorted({*IMAGE_SUFFIXES, '.pdf'})))}), page \d+"
+    r"(?: \([^\n]*\))?(?: \[[^\n]*\])?(?:\n\n|\Z)",
+    re.IGNORECASE,
+)
+"""What :func:`~colqwen3_retrievers.langchain.documents.page_to_document` puts first in a page's content."""
 
 
 class ColQwen3Embeddings(BaseModel, Embeddings):
@@ -33,6 +45,11 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
 
     Vectors of other settings or of another model do not compare with these; :attr:`fingerprint` tells, and is what to
     name a collection or a cache by.
+
+    **Vector stores hand over texts only.** ``store.add_documents(PageLoader("reports/").load())`` embeds what stands in
+    ``page_content`` ("scan.pdf, page 1"), never the picture; a warning in the log says so. Give the store the vectors
+    of :meth:`embed_pages` instead: ``FAISS.from_embeddings``, ``PGVector.add_embeddings`` and the like take them beside
+    the texts, and the example shows it for LangChain's store in memory, which has no such method.
 
     Args:
         model: hub name, folder or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes the default.
@@ -51,10 +68,16 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
 
     Example:
         >>> from langchain_core.vectorstores import InMemoryVectorStore
-        >>> from colqwen3_retrievers.langchain import ColQwen3Embeddings
-        >>> store = InMemoryVectorStore(ColQwen3Embeddings("tiny"))          # nothing is loaded yet
-        >>> store.similarity_search("what was the revenue?")                                  # doctest: +SKIP
-        []
+        >>> from colqwen3_retrievers.langchain import ColQwen3Embeddings, PageLoader
+        >>> embeddings = ColQwen3Embeddings("tiny")                          # nothing is loaded yet
+        >>> store = InMemoryVectorStore(embeddings)
+        >>> documents = PageLoader("reports/").load()                                         # doctest: +SKIP
+        >>> for document, vector in zip(documents, embeddings.embed_pages(documents)):        # doctest: +SKIP
+        ...     store.store[document.id] = {"id": document.id, "vector": vector, "text": document.page_content,
+        ...                                 "metadata": document.metadata}
+        >>> for document in store.similarity_search("what was the revenue?"):                 # doctest: +SKIP
+        ...     print(document.metadata["citation"])
+        a.pdf, page 7
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
@@ -70,6 +93,7 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     show_progress: bool = False
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _told: bool = PrivateAttr(default=False)
     _made: tuple[tuple[str | None, str | None], ColQwen3Encoder] | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | None = None, **fields: Any) -> None:
@@ -85,7 +109,7 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     # -- LangChain's ---------------------------------------------------------------------------------------------------
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts as documents.
+        """Embed texts as documents; names of pages, which vector stores hand over, are told in the log, once.
 
         Returns:
             A list of ``dimensions`` floats for each, in order.
@@ -94,11 +118,11 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
             ConfigError: not a list of texts.
             EncodeError: one is empty or too long; ``.index`` says which.
         """
-        return self._of_pages(_texts(texts))
+        return self._of_pages(self._texts(texts))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts without blocking the event loop; cancelling it cancels the encoding."""
-        return await self._aof_pages(_texts(texts))
+        return await self._aof_pages(self._texts(texts))
 
     def embed_query(self, text: str | Query) -> list[float]:
         """Embed a query: a text, or a Query for an image. Queries are embedded otherwise than documents.
@@ -180,6 +204,18 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
             token_dim, method=self.method, dim=self.dimensions, nearest=self.nearest, seed=self.seed
         )
 
+    def _texts(self, texts: Sequence[str]) -> list[Page]:
+        pages = [Page(id=f"text {place}", text=text) for place, text in enumerate(_listed(texts, "texts"))]
+        named = next((page.text for page in pages if _PAGE_NAME.match(page.text)), None)
+        if named is not None and not self._told:
+            self._told = True
+            _logger.warning(
+                "embed_documents: %r names a page whose picture is not embedded: vector stores hand over texts only. "
+                "Give the store the vectors of embed_pages(documents), or take ColQwen3VectorStore",
+                named.partition("\n")[0],
+            )
+        return pages
+
     def _of_pages(self, pages: list[Page]) -> list[list[float]]:
         if not pages:
             return []
@@ -215,10 +251,6 @@ def _query(text: str | Query) -> str | Query:
         raise ConfigError(f"query: expected a text or a Query, got {type(text).__name__}")
     Query(text)  # refuses an empty one before anything is loaded
     return text
-
-
-def _texts(texts: Sequence[str]) -> list[Page]:
-    return [Page(id=f"text {place}", text=text) for place, text in enumerate(_listed(texts, "texts"))]
 
 
 def _images(images: Sequence[ImageSource]) -> list[Page]:

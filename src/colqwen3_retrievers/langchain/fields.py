@@ -50,16 +50,26 @@ RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(check
 """Which web addresses may be fetched: see :data:`~colqwen3_retrievers.remote_images.AllowRemote`."""
 
 
-def open_index(index: PageIndex | str | Path, encoder: ColQwen3Encoder | None) -> PageIndex:
+def open_index(
+    index: PageIndex | str | Path, encoder: ColQwen3Encoder | None, images_dir: str | Path | None = None
+) -> PageIndex:
     """Give an open index; one named by its place is opened for reading, beside whoever writes it.
 
+    Args:
+        index: the index, or its place.
+        encoder: with a place: what encodes.
+        images_dir: with a place that is no folder: where its images lie.
+
     Raises:
-        ConfigError: an open index together with an encoder that is not its own.
+        ConfigError: an open index together with an encoder or ``images_dir`` that is not its own.
         StoreError: no index there.
         StoreMismatchError: the index was made by another model than the encoder's.
     """
     if not isinstance(index, PageIndex):
-        return PageIndex.open(os.fspath(index), encoder, read_only=True)
+        return PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=True)
+    # A copy of ours with other settings is made with the index that was opened here and the arguments it was opened by.
+    if images_dir is not None and Path(images_dir).expanduser().absolute() != index._images.folder:
+        raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
     if encoder is not None and encoder is not index.encoder:
         raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")
     return index

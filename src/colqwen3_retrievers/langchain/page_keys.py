@@ -9,7 +9,7 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 
-from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.documents import json_object
 from colqwen3_retrievers.images import open_image, read_image_bytes
 from colqwen3_retrievers.langchain.documents import EVIDENCE, STALE, document_image
 from colqwen3_retrievers.remote_images import AllowRemote
@@ -46,10 +46,8 @@ def page_key_encoder(document: Document, *, allow_remote: AllowRemote = False) -
     image = document_image(document, allow_remote)
     away = {*STALE, *EVIDENCE} | ({"image"} if image is not None else set())
     metadata = {key: value for key, value in document.metadata.items() if key not in away}
-    try:
-        described = json.dumps([document.id, document.page_content, metadata], sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as exc:
-        raise ConfigError(f"document {document.id!r}: metadata must be JSON values by name: {exc}") from exc
+    known = json_object(metadata, f"document {document.id!r}")
+    described = json.dumps([document.id, document.page_content, known], sort_keys=True)
     digest = hashlib.sha256(described.encode("utf-8", "surrogatepass"))
     if image is not None:
         name = document.id or "a document's image"

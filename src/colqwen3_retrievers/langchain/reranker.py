@@ -52,6 +52,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         top_n: most documents given back, at least 1; None gives all.
         encoder: a ready encoder, in place of ``model`` and ``device``.
         index: where embeddings of known pages are: an open index, or its folder or address, opened for reading.
+        images_dir: with an address: where the images of its pages lie, for ``heatmaps``.
         cache: embeddings of other documents: a ready cache, to be shared; or a folder, which other processes may share
             and which is there the next time; None keeps them in memory.
         cache_bytes: most bytes of token embeddings kept; 0 keeps none; None takes 512 MB in memory, 8 GB in a folder.
@@ -91,6 +92,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     top_n: int | None = Field(default=3, ge=1)
     encoder: EncoderField = None
     index: OptionalIndexField = None
+    images_dir: str | Path | None = None
     cache: CacheField = Field(default=None, repr=False)
     cache_bytes: int | None = Field(default=None, ge=0, strict=True)
     score_mode: Literal["relevance", "mean", "sum"] = "relevance"
@@ -117,6 +119,8 @@ class ColQwen3Reranker(BaseDocumentCompressor):
             raise ConfigError("cache: it belongs to another encoder")
         if made is not None and self.cache_bytes is not None:
             raise ConfigError("cache_bytes: the cache has its own bound; give either of them")
+        if self.images_dir is not None and self.index is None:
+            raise ConfigError("images_dir: it belongs to an index; give index too")
         if self.scoring == "server" and not (self.index is None and self.cache is None and self.cache_bytes is None):
             raise ConfigError("scoring='server': every document is encoded anew there; give neither index nor cache")
         if self.scoring == "server" and (self.boxes or self.heatmaps is not None):
@@ -197,7 +201,9 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     def _opened(self) -> DocumentEmbeddings:
         """Give the encoder, the cache and the index; made anew when a field has changed since."""
         with self._lock:
-            fields = (self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes)
+            fields = (
+                self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes, self.images_dir,
+            )  # fmt: skip
             if self._tools is None or self._tools.made_from != fields:
                 self._tools = DocumentEmbeddings(*fields)
             return self._tools

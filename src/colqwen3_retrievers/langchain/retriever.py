@@ -50,6 +50,7 @@ class ColQwen3Retriever(BaseRetriever):
     Args:
         index: an open index; or its folder or address, which is opened now, for reading. No model is loaded.
         encoder: with a folder: what encodes queries; None rebuilds it from what the index knows, at the first query.
+        images_dir: with an address: where the images of its pages lie, which documents name as ``image_path``.
         k: most documents, at least 1.
         filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`, the names are
             keys of the documents' metadata: ``page`` is what they show, ``metadata.page`` a key of yours.
@@ -80,6 +81,7 @@ class ColQwen3Retriever(BaseRetriever):
 
     index: IndexField
     encoder: EncoderField = None
+    images_dir: str | Path | None = None
     k: int = Field(default=4, ge=1)
     filter: dict[str, Any] | None = None
     group_by: Literal["source"] | None = None
@@ -92,7 +94,7 @@ class ColQwen3Retriever(BaseRetriever):
     @model_validator(mode="after")
     def _open(self) -> Self:
         self._opened_here = not isinstance(self.index, PageIndex)
-        self.index = open_index(self.index, self.encoder)
+        self.index = open_index(self.index, self.encoder, self.images_dir)
         return self
 
     # -- one query -----------------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ class ColQwen3Retriever(BaseRetriever):
     def _pages(self) -> PageIndex:
         index = self.index
         if not isinstance(index, PageIndex):  # assigned after the retriever was made
-            index = self.index = open_index(index, self.encoder)
+            index = self.index = open_index(index, self.encoder, self.images_dir)
         return index
 
     @property

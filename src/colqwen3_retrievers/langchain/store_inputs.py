@@ -54,7 +54,9 @@ def documents_to_pages(
     """Give documents as pages to keep; a document without an id gets a random one.
 
     Raises:
-        ConfigError: not documents, another number of ids, or a document that cannot be kept; it is named.
+        ConfigError: not documents, another number of ids, one id for two contents, or a document that cannot be kept;
+            it is named.
+        PageError: an image of a repeated id cannot be read.
 
     >>> documents_to_pages([Document("x")], ["a"])
     [Page(id='a', source='', number=1, text)]
@@ -68,7 +70,7 @@ def documents_to_pages(
             raise ConfigError(f"documents: {place} is a {type(document).__name__}, expected a Document")
         page_id = _id(given, place) or document.id or str(uuid.uuid4())
         pages.append(document_to_kept_page(document, page_id, f"document {place}", allow_remote))
-    return pages
+    return _one_content_an_id(pages)
 
 
 def images_to_pages(
@@ -81,7 +83,9 @@ def images_to_pages(
     """Give images as pages; of a file or a web address the source is just that, unless the metadata has one.
 
     Raises:
-        ConfigError: a single image, another number of metadatas, ids or texts, or a page that cannot be made.
+        ConfigError: a single image, another number of metadatas, ids or texts, one id for two contents, or a page that
+            cannot be made.
+        PageError: an image of a repeated id cannot be read.
 
     >>> images_to_pages(["scans/a.png"], [{"year": 2020}], None, None)
     [Page(id='scans/a.png#page=1', source='scans/a.png', number=1, image)]
@@ -112,7 +116,7 @@ def images_to_pages(
             )
         except ConfigError as exc:
             raise ConfigError(f"image {place}: {exc}") from exc
-    return pages
+    return _one_content_an_id(pages)
 
 
 def encoder_of(embedding: Embeddings | ColQwen3Encoder | None) -> ColQwen3Encoder | None:
@@ -173,6 +177,17 @@ def _each(values: Sequence[Any] | None, count: int, name: str, what: str) -> Seq
     if len(values) != count:
         raise ConfigError(f"{name}: {len(values)} for {count} {what}")
     return values
+
+
+def _one_content_an_id(pages: list[Page]) -> list[Page]:
+    """Refuse what the index would refuse, before it has kept what came before."""
+    first: dict[str, int] = {}
+    for place, page in enumerate(pages):
+        earlier = first.setdefault(page.id, place)
+        if earlier != place and pages[earlier].sha256 != page.sha256:
+            places = f"given at {earlier} and, with another content, at {place}"
+            raise ConfigError(f"ids: {page.id!r}: {places}; one would be lost")
+    return pages
 
 
 def _id(given: object, place: int) -> str | None:

@@ -44,6 +44,7 @@ class ColQwen3VectorStore(PageVectorSearch):
         index: an open index; or its folder, which is opened for writing, and made when it is new and there is an
             encoder.
         encoder: with a folder: what encodes; None rebuilds it from what the index knows, when it is needed.
+        images_dir: with an address (Qdrant): where images are kept; see :meth:`PageIndex.open`.
         read_only: with a folder: opens it beside another writer.
 
     Raises:
@@ -62,15 +63,21 @@ class ColQwen3VectorStore(PageVectorSearch):
     """
 
     def __init__(
-        self, index: PageIndex | str | Path, encoder: ColQwen3Encoder | None = None, *, read_only: bool = False
+        self,
+        index: PageIndex | str | Path,
+        encoder: ColQwen3Encoder | None = None,
+        *,
+        images_dir: str | Path | None = None,
+        read_only: bool = False,
     ) -> None:
         self._opened_here = not isinstance(index, PageIndex)
         if isinstance(index, PageIndex):
-            if encoder is not None:
-                raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")
+            for name, given in (("encoder", encoder), ("images_dir", images_dir)):
+                if given is not None:
+                    raise ConfigError(f"{name}: the index is open and has its own; give its location, or no {name}")
             self.index = index
         elif isinstance(index, str | Path):
-            self.index = PageIndex.open(os.fspath(index), encoder, read_only=read_only)
+            self.index = PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=read_only)
         else:
             raise ConfigError(f"index: expected a PageIndex or its folder, got {type(index).__name__}")
 
@@ -101,7 +108,7 @@ class ColQwen3VectorStore(PageVectorSearch):
             metadatas: one for each text.
             ids: one for each text; random where there is none.
             index: an open index or a folder; None makes one in a temporary folder that goes when the store goes.
-            **kwargs: as for :meth:`add_documents`.
+            **kwargs: ``images_dir`` as for the constructor, the others as for :meth:`add_documents`.
 
         Raises:
             ConfigError: another maker's embeddings, or as for :meth:`add_documents`.
@@ -130,6 +137,7 @@ class ColQwen3VectorStore(PageVectorSearch):
         embedding: Embeddings | ColQwen3Encoder | None = None,
         *,
         index: PageIndex | str | Path | None = None,
+        images_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a store and add documents; see :meth:`from_texts` and :meth:`add_documents`."""
@@ -137,12 +145,12 @@ class ColQwen3VectorStore(PageVectorSearch):
         if isinstance(index, PageIndex):
             if encoder is not None:
                 check_info(index.info, encoder.info, index.location)
-            store = cls(index)
+            store = cls(index, images_dir=images_dir)
         elif index is not None:
-            store = cls(index, encoder)
+            store = cls(index, encoder, images_dir=images_dir)
         else:
             folder = tempfile.mkdtemp(prefix="colqwen3-")
-            store = cls(Path(folder) / "index", encoder or ColQwen3Encoder())
+            store = cls(Path(folder) / "index", encoder or ColQwen3Encoder(), images_dir=images_dir)
             weakref.finalize(store, _discard, store.index, folder)
         try:
             store.add_documents(documents, **kwargs)
@@ -179,7 +187,8 @@ class ColQwen3VectorStore(PageVectorSearch):
 
         Args:
             documents: with a text, or with an image under ``metadata["image_path"]`` or ``metadata["image"]`` (see
-                :func:`~colqwen3_retrievers.langchain.documents.document_image`); they are left as they are.
+                :func:`~colqwen3_retrievers.langchain.documents.document_image`); they are left as they are. Dates in
+                the metadata are kept as ISO text.
             ids: one for each document, before the documents' own; random where there is none.
             allow_remote: whether an image block's web address is fetched, and the image kept; see
                 :data:`~colqwen3_retrievers.remote_images.AllowRemote`.

@@ -14,20 +14,24 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.llama_index.nodes import page_from_node
+from colqwen3_retrievers.llama_index.nodes import page_from_node, page_of
 from colqwen3_retrievers.llama_index.reranker_tools import Tools
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.stores import Record
 
 
 @dataclass(slots=True, eq=False)
 class Candidates:
     """The nodes of one call by position: their multi-vectors, or what they wait for, or what is wrong with them.
 
+    ``kept`` holds the records of those whose multi-vector is the index's.
+
     With ``allow_remote``, pictures known by a web address are fetched. Leaving the block cancels what is under way.
     """
 
     vectors: dict[int, MultiVector] = field(default_factory=dict)
+    kept: dict[int, Record] = field(default_factory=dict)
     pages: dict[int, Future[MultiVector]] = field(default_factory=dict)
     broken: dict[int, ColQwen3Error] = field(default_factory=dict)
     query: Future[list[MultiVector]] = field(default_factory=Future)
@@ -78,13 +82,15 @@ class Candidates:
             self.cancel()
 
     def _look_up(self, nodes: Sequence[NodeWithScore], index: PageIndex) -> None:
-        stored = {record.page.id: record for record in index.get({given.node_id for given in nodes}, vectors=True)}
+        names = [(given.node_id, page_of(given.node)) for given in nodes]
+        asked = {name for pair in names for name in pair if name}
+        stored = {record.page.id: record for record in index.get(asked, vectors=True)}
         for position, given in enumerate(nodes):
-            record = stored.get(given.node_id)
+            record = next((stored[name] for name in names[position] if name in stored), None)
             if record is None or record.multi_vector is None:
                 continue
             if given.node.metadata.get("sha256", record.page.sha256) == record.page.sha256:
-                self.vectors[position] = record.multi_vector
+                self.vectors[position], self.kept[position] = record.multi_vector, record
 
     def cancel(self) -> None:
         """Cancel what is still under way."""

@@ -34,8 +34,9 @@ _OPERATORS: Final = {
 def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
     """Translate metadata filters: every operator, nested to any depth a store takes.
 
-    Keys are those of the nodes a :class:`ColQwen3Retriever` gives (``page`` is the page's number, ``page_label`` its
-    printed label); a dot goes into nested metadata. NOT holds where none of its filters does, as in LlamaIndex.
+    Keys are those of the nodes a :class:`ColQwen3Retriever` gives (``page`` is the page's number, as a number or, as
+    language models like to write it, its digits; ``page_label`` its printed label); a dot goes into nested metadata.
+    NOT holds where none of its filters does, as in LlamaIndex.
 
     Args:
         filters: what :class:`ColQwen3Retriever` takes; None, or no filter at all, means every page.
@@ -98,9 +99,16 @@ def _part(item: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
     if operator is None:
         raise ConfigError(f"filters: {item.key!r}: operator {item.operator!r} is not known")
     value: Any = True if item.operator == FilterOperator.IS_EMPTY else item.value
-    where = {NODE_KEYS.get(item.key, item.key): {operator: value}}
+    key = NODE_KEYS.get(item.key, item.key)
+    if key == "number":
+        value = [_number(one) for one in value] if isinstance(value, list) else _number(value)
+    where = {key: {operator: value}}
     try:
         parse(where)
     except ConfigError as exc:
         raise ConfigError(f"filters: {item.key!r}: {exc}") from exc
     return where
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 19 else value

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from llama_index.core.schema import BaseNode, Document, IndexNode, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    IndexNode,
+    NodeRelationship,
+    ObjectType,
+    RelatedNodeInfo,
+    TextNode,
+)
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
@@ -77,6 +85,9 @@ def recorded_fields(page: Page) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(page.metadata[NODE_RECORD]["node"])
     if "text_from" in fields:
         fields["text"] = page.text[fields.pop("text_from") :]
+    if document := page.metadata[NODE_RECORD].get("ref_doc_id"):  # one that was added whole is its own
+        source = RelatedNodeInfo(node_id=document, node_type=ObjectType.DOCUMENT)
+        fields["relationships"] = {NodeRelationship.SOURCE.value: source, **fields.get("relationships", {})}
     metadata = {key: value for key, value in page.metadata.items() if key != NODE_RECORD}
     hidden = {key: fields.get(key, []) for key in (_EMBED, _LLM)}
     if PAGE_ID not in metadata:

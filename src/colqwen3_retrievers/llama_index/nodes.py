@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,8 @@ TECHNICAL: Final = (PAGE_ID, "source", "file_type", "page_count", "sha256", "wid
 
 OTHER_VIEWS: Final = ("_langchain",)
 """Metadata with which other frameworks' views of the same index keep what is theirs."""
+
+_DOCUMENT_NODES: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "nodes.colqwen3-retrievers")  # never to change
 
 _DATA_URL: Final = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
@@ -132,7 +135,8 @@ def page_from_node(node: BaseNode, allow_remote: AllowRemote = False) -> Page:
             :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
 
     Returns:
-        A page with the node's id, its picture (base64, ``data:`` URL or path) and its text as embedding models get it.
+        A page with the node's id (of a document's node, the document's: :func:`page_of`), its picture (base64,
+        ``data:`` URL or path) and its text as embedding models get it.
 
     Raises:
         PageError: base64 that is none, or a picture that could not be fetched.
@@ -141,7 +145,7 @@ def page_from_node(node: BaseNode, allow_remote: AllowRemote = False) -> Page:
     >>> page_from_node(TextNode(id_="a", text="Revenue rose.", metadata={"year": 2024})).text.split()
     ['year:', '2024', 'Revenue', 'rose.']
     """
-    return Page(id=node.node_id or "node", image=image_of(node, allow_remote), text=_text_of(node))
+    return Page(id=page_of(node) or node.node_id or "node", image=image_of(node, allow_remote), text=_text_of(node))
 
 
 def with_technical(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
@@ -262,17 +266,43 @@ def _decode(data: str | bytes, name: str) -> bytes:
 
 
 def plain_text(node: BaseNode) -> str:
-    r"""Give a node's text without the id that :func:`node_from_page` put before a picture's.
+    r"""Give a node's text without the id that :func:`node_from_page` or ``PageNodes`` put before a picture's.
 
     >>> plain_text(ImageNode(id_="a", text="a\n\nRevenue rose.", metadata={"page_id": "a"}))
     'Revenue rose.'
     """
     text = node.get_content(MetadataMode.NONE)
-    if node.metadata.get(PAGE_ID) != node.node_id:
-        return text
-    if text == node.node_id:
-        return ""
-    return text.removeprefix(f"{node.node_id}\n\n") if isinstance(node, ImageNode | Document) else text
+    page_id = page_of(node)
+    for id_ in (page_id, node.node_id) if page_id else ():
+        if text == id_:
+            return ""
+        if isinstance(node, ImageNode | Document) and text.startswith(f"{id_}\n\n"):
+            return text.removeprefix(f"{id_}\n\n")
+    return text
+
+
+def page_of(node: BaseNode) -> str | None:
+    """Give the id of the page a node of ours shows: its own, or its document's where the node is all of it.
+
+    Returns:
+        None for other nodes, such as a piece that a splitter cut from a page's text.
+
+    >>> page_of(ImageNode(id_="a", metadata={"page_id": "a"})), page_of(TextNode(metadata={"page_id": 7}))
+    ('a', None)
+    >>> page_of(ImageNode(id_=document_node_id("a"), metadata={"page_id": "a"}))
+    'a'
+    """
+    page_id = node.metadata.get(PAGE_ID)
+    return page_id if isinstance(page_id, str) and node.node_id in (page_id, document_node_id(page_id)) else None
+
+
+def document_node_id(document_id: str) -> str:
+    """Give the id of the node that is all of a document: a UUID, always the same.
+
+    >>> document_node_id("a.pdf#page=1") == document_node_id("a.pdf#page=1") != document_node_id("a.pdf#page=2")
+    True
+    """
+    return str(uuid.uuid5(_DOCUMENT_NODES, document_id))
 
 
 def _text_of(node: BaseNode) -> str:

@@ -15,6 +15,7 @@ from llama_index.core.schema import (
     Document,
     ImageNode,
     NodeRelationship,
+    ObjectType,
     RelatedNodeInfo,
     TextNode,
     TransformComponent,
@@ -22,7 +23,7 @@ from llama_index.core.schema import (
 
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID, SOURCE_KEYS
-from colqwen3_retrievers.llama_index.nodes import has_image, page_from_node, plain_text
+from colqwen3_retrievers.llama_index.nodes import document_node_id, has_image, page_from_node, page_of, plain_text
 from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,15 @@ class PageNodes(TransformComponent):
     stand. Whatever carries a picture becomes an ``ImageNode``: ``text`` is its id and, below it, its text; the metadata
     gain ``page_id`` and ``sha256``; a picture in memory becomes base64, which survives storing. Documents without a
     picture become text nodes; other text nodes are left alone. Inputs are never changed.
+
+    A node keeps its id. A document's node gets one of its own, a UUID that is always the same for the same document
+    (several vector stores take no other), and the document, with its hash, as SOURCE; ``page_id`` is the document's id,
+    under which a :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever` keeps it and a reranker finds it there.
+    So a pipeline's upserts and deletions, ``delete_ref_doc(document.id_)`` and ``refresh_ref_docs`` see what changed.
+    What is left of a file that is gone is deleted by ``metadata["source"]``::
+
+        of_file = MetadataFilters(filters=[MetadataFilter(key="source", value="reports/a.pdf")])
+        vector_store.delete_nodes(filters=of_file)
 
     LlamaIndex's pipeline cache takes nodes of equal text and metadata for the same, whatever their pictures. So this
     step, which makes them differ, is never taken from the cache (its serialised form differs at every call); what
@@ -53,7 +63,7 @@ class PageNodes(TransformComponent):
         >>> from llama_index.core.schema import Document
         >>> (node,) = PageNodes()([Document(id_="d", text="Revenue rose.")])
         >>> type(node).__name__, node.node_id, node.ref_doc_id
-        ('TextNode', 'd', 'd')
+        ('TextNode', '2600e808-c976-5f86-9d18-ee0eaa20bec6', 'd')
     """
 
     on_error: Literal["raise", "skip"] = Field(default="raise")
@@ -92,15 +102,14 @@ class PageNodes(TransformComponent):
 
 def _page_node(node: BaseNode, allow_remote: AllowRemote) -> ImageNode:
     page = page_from_node(node, allow_remote)
-    text, source = plain_text(node), page.image_source
-    metadata = {**node.metadata, PAGE_ID: node.node_id, "sha256": node.metadata.get("sha256") or page.sha256}
+    name, text, source = page_of(node) or node.node_id, plain_text(node), page.image_source
+    metadata = {**node.metadata, PAGE_ID: name, "sha256": node.metadata.get("sha256") or page.sha256}
     fresh = [key for key in (PAGE_ID, "sha256") if key not in node.metadata]
     named = set(SOURCE_KEYS) & set(metadata) - set(node.excluded_llm_metadata_keys)
     path = page.image_path
     image = base64.b64encode(source).decode("ascii") if isinstance(source, bytes) else None
     return ImageNode(
-        id_=node.node_id,
-        text=f"{node.node_id}\n\n{text}" if text else node.node_id,
+        text=f"{name}\n\n{text}" if text else name,
         image=image,
         image_path=None if path is None else str(path.absolute()),
         metadata=metadata,
@@ -116,7 +125,6 @@ def _text_node(node: BaseNode) -> BaseNode:
     if isinstance(node, TextNode):
         return node
     return TextNode(
-        id_=node.node_id,
         text=node.get_content(),
         metadata=dict(node.metadata),
         excluded_embed_metadata_keys=list(node.excluded_embed_metadata_keys),
@@ -126,10 +134,16 @@ def _text_node(node: BaseNode) -> BaseNode:
 
 
 def _common(node: BaseNode) -> dict[str, Any]:
-    relationships = dict(node.relationships)
-    if isinstance(node, Document) and NodeRelationship.SOURCE not in relationships:
-        relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=node.node_id, node_type=node.get_type())
+    id_, relationships = node.node_id, dict(node.relationships)
+    if isinstance(node, Document):
+        # As splitters do it: SOURCE is the document, whatever it is from itself. Under the document's own id, the
+        # node's hash would take the place of the document's in a document store, and each refresh encode it anew.
+        relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(
+            node_id=id_, node_type=ObjectType.DOCUMENT, hash=node.hash
+        )
+        id_ = document_node_id(id_)
     return {
+        "id_": id_,
         "relationships": relationships,
         "embedding": node.embedding,
         "metadata_template": node.metadata_template,

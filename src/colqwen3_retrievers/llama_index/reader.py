@@ -30,9 +30,14 @@ class PageReader(BasePydanticReader):
     """Reads PDFs and images, one :class:`ImageDocument` a page, alone or inside a ``SimpleDirectoryReader``.
 
     A document's id is stable (``reports/a.pdf#page=3``), its text the id and, below it, the page's text layer, its
-    metadata JSON: ``source``, ``file_name``, ``page``, ``page_label`` (when known), ``page_count``, ``sha256`` and so
-    on; SOURCE is the file. So no cache, hash or fusion takes one page for another. What a PDF page looks like is
-    rendered into ``image_dir``, a file named by its content; an image file is its own picture.
+    metadata JSON: ``source`` (the file), ``file_name``, ``page``, ``page_label`` (when known), ``page_count``,
+    ``sha256`` and so on. So no cache, hash or fusion takes one page for another. What a PDF page looks like is rendered
+    into ``image_dir``, a file named by its content; an image file is its own picture.
+
+    Each page is a document of its own: LlamaIndex's upserts, ``refresh_ref_docs`` and ``delete_ref_doc`` go by its id.
+    A whole file is deleted by ``source``: ``retriever.delete_ref_doc("reports/a.pdf")`` of a
+    :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever`, or a filter on it in other vector stores (see
+    :class:`~colqwen3_retrievers.llama_index.PageNodes`).
 
     Index them with :meth:`ColQwen3Retriever.from_documents`, or, for other vector stores, let
     :class:`~colqwen3_retrievers.llama_index.PageNodes` and :class:`~colqwen3_retrievers.llama_index.ColQwen3Embedding`
@@ -167,6 +172,7 @@ class PageReader(BasePydanticReader):
 
 def _document(page: Page, path: Path | None, extra_info: dict[str, Any]) -> Document:
     fields = page_fields(page, None)
+    del fields["relationships"]  # upserts go by SOURCE where there is one, and would take a file for one document
     ours = fields["metadata"]
     metadata = {**ours, **extra_info, **{key: ours[key] for key in _OURS if key in ours}}
     # A directory reader hides the file's name from models, so what is cited has to be the source.

@@ -29,7 +29,7 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
-from colqwen3_retrievers.evidence import Evidence
+from colqwen3_retrievers.evidence import Evidence, indexed_picture
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.late_interaction import relevance
 from colqwen3_retrievers.llama_index.candidates import Candidates
@@ -38,6 +38,7 @@ from colqwen3_retrievers.llama_index.reranker_tools import Tools, check_together
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
 from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.server_scores import server_scores
+from colqwen3_retrievers.stores import Record
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         encoder: a ready encoder, instead of ``model`` and ``device``.
         index: a :class:`PageIndex` or the location of one: a node whose id is there takes its stored token embeddings
             (unless its metadata tells another ``sha256``). Without ``encoder`` and ``model``, the index's encoder.
+        images_dir: with a location: where the images of an index elsewhere than in a folder lie, for ``heatmaps``.
         score_mode: ``"sum"`` over query tokens; ``"mean"`` of them, -1..1; or ``"relevance"``, (1 + mean) / 2, 0..1.
             The last two compare from one question to another, as cutoffs need.
         keep_retrieval_score: whether ``metadata["retrieval_score"]`` of the nodes given back holds the score they had.
@@ -105,6 +107,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     top_n: int | None = Field(default=5, ge=1, strict=True)
     encoder: ColQwen3Encoder | None = None
     index: PageIndex | str | None = None
+    images_dir: str | None = None
     score_mode: Literal["sum", "mean", "relevance"] = "sum"
     keep_retrieval_score: bool = False
     on_error: Literal["raise", "skip", "keep"] = "raise"
@@ -128,6 +131,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         top_n: int | None = 5,
         encoder: ColQwen3Encoder | dict[str, Any] | None = None,
         index: PageIndex | str | os.PathLike[str] | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
         score_mode: Literal["sum", "mean", "relevance"] = "sum",
         keep_retrieval_score: bool = False,
         on_error: Literal["raise", "skip", "keep"] = "raise",
@@ -143,13 +147,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     ) -> None:
         check_together(
             model, device, encoder=encoder, index=index, cache=cache, cache_bytes=cache_bytes, scoring=scoring,
-            evidence=bool(boxes) or heatmaps is not None,
+            evidence=bool(boxes) or heatmaps is not None, images_dir=images_dir,
         )  # fmt: skip
         fields: dict[str, Any] = {
             "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
-            "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score, "on_error": on_error,
-            "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring, "boxes": boxes, "heatmaps": heatmaps,
-            "allow_remote": checked_remote(allow_remote),
+            "images_dir": images_dir, "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score,
+            "on_error": on_error, "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring, "boxes": boxes,
+            "heatmaps": heatmaps, "allow_remote": checked_remote(allow_remote),
             "embed_batch_size": embed_batch_size, "show_progress": show_progress,
         }  # fmt: skip
         if callback_manager is not None:
@@ -176,7 +180,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     # -- as plain data -------------------------------------------------------------------------------------------------
 
-    @field_validator("model", "index", "cache", "heatmaps", mode="before")
+    @field_validator("model", "index", "images_dir", "cache", "heatmaps", mode="before")
     @classmethod
     def _plain_path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -197,7 +201,8 @@ class ColQwen3Reranker(BaseNodePostprocessor):
 
     @field_serializer("index")
     def _dump_index(self, index: PageIndex | str | None) -> str | None:
-        return index.location if isinstance(index, PageIndex) else index and str(Path(index).expanduser().absolute())
+        location = index.location if isinstance(index, PageIndex) else index
+        return location if location is None or "://" in location else str(Path(location).expanduser().absolute())
 
     @field_serializer("cache")
     def _dump_cache(self, cache: PageEmbeddingCache | str | None) -> str | None:
@@ -261,12 +266,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         with self._lock:
             settings = (
                 self.model, self.device, id(self.encoder), _identity(self.cache), self.cache_bytes,
-                _identity(self.index),
+                _identity(self.index), self.images_dir,
             )  # fmt: skip
             if self._tools is None or self._tools.settings != settings:
                 self._tools = Tools.open(
-                    settings, self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes
-                )
+                    settings, self.model, self.device, self.encoder, self.index, self.cache, self.cache_bytes,
+                    self.images_dir,
+                )  # fmt: skip
             return self._tools
 
     def _settle(self, candidates: Candidates, position: int, nodes: list[NodeWithScore]) -> None:
@@ -304,13 +310,14 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             return [given for _, given in ranked]
         shown = []
         for place, given in ranked:
-            picture = partial(self._picture, given.node)
+            picture = partial(self._picture, given.node, candidates.kept.get(place))
             told = evidence.of_page(query, candidates.vectors.get(place), picture, given.node_id)
             shown.append(NodeWithScore(node=with_technical(given.node, told), score=given.score))
         return shown
 
-    def _picture(self, node: BaseNode) -> Image.Image | None:
-        return page_from_node(node, self.allow_remote).image
+    def _picture(self, node: BaseNode, record: Record | None) -> Image.Image | None:
+        kept = None if record is None else indexed_picture(record)  # what the index's vectors were made of
+        return page_from_node(node, self.allow_remote).image if kept is None else kept
 
     def _candidates(self) -> Candidates:
         return Candidates(allow_remote=self.allow_remote)

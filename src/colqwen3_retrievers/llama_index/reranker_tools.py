@@ -38,6 +38,7 @@ class Tools:
         index: PageIndex | str | None,
         cache: PageEmbeddingCache | str | None,
         cache_bytes: int | None,
+        images_dir: str | None = None,
     ) -> Tools:
         """Put encoder, index and cache together; the arguments are the reranker's.
 
@@ -57,7 +58,7 @@ class Tools:
         if encoder is None and (model is not None or index is None):
             encoder = ColQwen3Encoder(model, device=device)
         if isinstance(index, str):
-            index = PageIndex.open(index, encoder, read_only=True)
+            index = PageIndex.open(index, encoder, images_dir=images_dir, read_only=True)
         elif index is not None and encoder is not None:
             check_info(index.info, encoder.info, index.location)
         if encoder is None:
@@ -74,7 +75,7 @@ class Tools:
 
 def check_together(
     model: object, device: object, *, encoder: object, index: object, cache: object, cache_bytes: object,
-    scoring: object, evidence: bool,
+    scoring: object, evidence: bool, images_dir: object = None,
 ) -> None:  # fmt: skip
     """Refuse arguments of a reranker that contradict each other; ``evidence`` is whether boxes or heatmaps are wanted.
 
@@ -93,6 +94,8 @@ def check_together(
             raise ConfigError("cache: it belongs to another encoder")
     if index is not None and device is not None and model is None:
         raise ConfigError("device: beside index= give model= too, or a ready encoder=")
+    if images_dir is not None and (index is None or isinstance(index, PageIndex)):
+        raise ConfigError("images_dir: for an index given by its location; an open one has its own")
     if scoring == "server" and (index is not None or cache is not None or cache_bytes is not None):
         raise ConfigError("scoring='server': every node is encoded anew there; give neither index nor cache")
     if scoring == "server" and evidence:

@@ -51,6 +51,8 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         similarity_top_k: most nodes, at least 1.
         encoder: what encodes the questions of an index given by location; None rebuilds it from what the index knows,
             when the first question comes.
+        images_dir: with a location: where the pages' images lie, for an index elsewhere than in a folder (Qdrant); see
+            :meth:`PageIndex.open`. Without it such pages come as texts.
         filters: only pages these hold for; every operator, nested too.
         where: the same in the language of :mod:`colqwen3_retrievers.stores.where` (``page``, ``page_label`` and
             ``page_id`` are the nodes' own); with both, both must hold.
@@ -90,6 +92,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         *,
         similarity_top_k: int = 2,
         encoder: ColQwen3Encoder | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
         filters: MetadataFilters | None = None,
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
@@ -116,12 +119,14 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         self._inline_images = inline_images
         self._evidence = Evidence(boxes, None if heatmaps is None else os.fspath(heatmaps))
         self._owns_index = not isinstance(index, PageIndex)
+        self._images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
         if isinstance(index, PageIndex):
-            if encoder is not None:
-                raise ConfigError("encoder: an index that is open has one; give it to PageIndex.open")
+            for name, given in (("encoder", encoder), ("images_dir", images_dir)):
+                if given is not None:
+                    raise ConfigError(f"{name}: an index that is open has one; give it to PageIndex.open")
             self._index = index
         elif isinstance(index, str | os.PathLike):
-            self._index = PageIndex.open(index, encoder, read_only=True)
+            self._index = PageIndex.open(index, encoder, images_dir=images_dir, read_only=True)
         else:
             raise ConfigError(f"index: expected a PageIndex or a location, got {type(index).__name__}")
 
@@ -132,6 +137,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         index: PageIndex | str | os.PathLike[str],
         *,
         encoder: ColQwen3Encoder | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         allow_remote: AllowRemote = False,
         show_progress: bool = False,
@@ -147,6 +153,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
             nodes: of any kind; see :meth:`add`.
             index: an open index, or the place of one, which is made where there is none and opened for writing.
             encoder: what encodes, for an index given by its place; None is right where the index is there already.
+            images_dir: where images are kept, for a place that is no folder.
             on_error: a node that cannot be read or encoded: ``"raise"``, or ``"skip"`` it with a warning in the log.
             allow_remote: whether a picture known by a web address only is fetched; see :meth:`add`.
             show_progress: whether to draw a progress bar (on a terminal).
@@ -163,8 +170,11 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         Example:
             >>> retriever = ColQwen3Retriever.from_nodes(nodes, "my-index", encoder=encoder)        # doctest: +SKIP
         """
-        options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
-        with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
+        options = {
+            "similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window,
+            "callback_manager": callback_manager,
+        }  # fmt: skip
+        with cls._writer(index, encoder, images_dir, options)._closed_on_error() as made:
             made.add(nodes, on_error=on_error, allow_remote=allow_remote, show_progress=show_progress)
         return made
 
@@ -175,6 +185,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         index: PageIndex | str | os.PathLike[str],
         *,
         encoder: ColQwen3Encoder | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
         transformations: Sequence[TransformComponent] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         allow_remote: AllowRemote = False,
@@ -191,6 +202,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
             documents: of :class:`~colqwen3_retrievers.llama_index.PageReader` or any other reader.
             index: as for :meth:`from_nodes`, like what is not named here.
             encoder: see there.
+            images_dir: see there.
             transformations: what texts go through; see :meth:`add_documents`.
             on_error: see there.
             allow_remote: see there.
@@ -208,8 +220,11 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
             >>> documents = PageReader().load_data("reports/")                                      # doctest: +SKIP
             >>> retriever = ColQwen3Retriever.from_documents(documents, "my-index", encoder=encoder)  # doctest: +SKIP
         """
-        options = {"similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window}
-        with cls._writer(index, encoder, options | {"callback_manager": callback_manager})._closed_on_error() as made:
+        options = {
+            "similarity_top_k": similarity_top_k, "filters": filters, "group_by": group_by, "window": window,
+            "callback_manager": callback_manager,
+        }  # fmt: skip
+        with cls._writer(index, encoder, images_dir, options)._closed_on_error() as made:
             made.add_documents(
                 documents,
                 transformations=transformations,
@@ -221,18 +236,12 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
 
     @classmethod
     def _writer(
-        cls, index: PageIndex | str | os.PathLike[str], encoder: ColQwen3Encoder | None, options: dict[str, Any]
-    ) -> Self:
+        cls, index: PageIndex | str | os.PathLike[str], encoder: ColQwen3Encoder | None,
+        images_dir: str | os.PathLike[str] | None, options: dict[str, Any],
+    ) -> Self:  # fmt: skip
         if isinstance(index, PageIndex) or not isinstance(index, str | os.PathLike):
-            return cls(index, encoder=encoder, **options)  # which refuses what is no index
-        opened = PageIndex.open(index, encoder)
-        try:
-            made = cls(opened, **options)
-        except BaseException:
-            opened.close()
-            raise
-        made._owns_index = True
-        return made
+            return cls(index, encoder=encoder, images_dir=images_dir, **options)  # which refuses what is no index
+        return cls._over(PageIndex.open(index, encoder, images_dir=images_dir), images_dir, options)
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[Self]:
@@ -277,11 +286,11 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as settings and the index's location; a copy opens the index for reading."""
-        return _copy, (type(self), self._index, self._settings())
+        return _copy, (type(self), self._index, self._images_dir, self._settings())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ColQwen3Retriever:
         """Give a copy that shares the index."""
-        return _copy(type(self), self._index, self._settings())
+        return _copy(type(self), self._index, self._images_dir, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -335,8 +344,12 @@ def _bundle(asked: QueryType | Query) -> QueryType:
     return QueryBundle(asked.text or "", image_path=None if asked.image is None else str(asked.image))
 
 
-def _copy(kind: type[ColQwen3Retriever], index: PageIndex, settings: dict[str, Any]) -> ColQwen3Retriever:
-    return kind(index, **settings)
+def _copy(
+    kind: type[ColQwen3Retriever], index: PageIndex, images_dir: Path | None, settings: dict[str, Any]
+) -> ColQwen3Retriever:
+    made = kind(index, **settings)
+    made._images_dir = images_dir  # for persist alone: the index has its own
+    return made
 
 
 def _question(bundle: QueryBundle) -> Query:

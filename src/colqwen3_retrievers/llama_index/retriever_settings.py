@@ -22,6 +22,7 @@ class Persisting:
 
     _index: PageIndex
     _owns_index: bool
+    _images_dir: Path | None
 
     def _settings(self) -> dict[str, Any]:
         """Give the constructor's arguments that are plain data."""
@@ -30,8 +31,9 @@ class Persisting:
     def persist(self, persist_dir: str | os.PathLike[str]) -> Path:
         """Write the retriever's settings and where its index lies into ``llama_index_retriever.json``.
 
-        The index itself is on disk at any time; nothing of it is copied. When it lies inside ``persist_dir``, that
-        folder may be moved. Callbacks and what index nodes refer to are not written.
+        The index itself is on disk at any time; nothing of it is copied. When it, and ``images_dir`` where one was
+        given, lie inside ``persist_dir``, that folder may be moved. Callbacks and what index nodes refer to are not
+        written.
 
         Returns:
             The file.
@@ -39,44 +41,63 @@ class Persisting:
         Raises:
             StoreError: it cannot be written.
         """
-        return write_settings(persist_dir, self._index.location, self._settings())
+        return write_settings(persist_dir, self._index.location, self._settings(), self._images_dir)
 
     @classmethod
     def from_persist_dir(
-        cls, persist_dir: str | os.PathLike[str], *, encoder: ColQwen3Encoder | None = None, read_only: bool = True
+        cls,
+        persist_dir: str | os.PathLike[str],
+        *,
+        encoder: ColQwen3Encoder | None = None,
+        images_dir: str | os.PathLike[str] | None = None,
+        read_only: bool = True,
     ) -> Self:
         """Reopen a retriever that :meth:`persist` wrote.
 
         Args:
             persist_dir: as given there.
             encoder: what encodes; None rebuilds it from what the index knows, when the first question comes.
+            images_dir: where the pages' images lie now; None takes what was written.
             read_only: whether the index is opened beside another writer; False to add to it.
 
         Raises:
             StoreError: nothing was written there, or the index is gone.
         """
         location, settings = read_settings(persist_dir)
-        index = PageIndex.open(location, encoder, read_only=read_only)
+        written = settings.pop("images_dir", None)
+        images_dir = written if images_dir is None else images_dir
+        index = PageIndex.open(location, encoder, images_dir=images_dir, read_only=read_only)
+        try:
+            return cls._over(index, images_dir, settings)
+        except (TypeError, ConfigError) as exc:
+            raise StoreError(f"{persist_dir}: not the settings of a retriever: {exc}") from exc
+
+    @classmethod
+    def _over(cls, index: PageIndex, images_dir: str | os.PathLike[str] | None, settings: dict[str, Any]) -> Self:
+        """Make a retriever that closes the index; a failure closes it too."""
         try:
             made = cls(index, **settings)  # type: ignore[call-arg]  # the constructor of the retriever
-        except (TypeError, ConfigError) as exc:
+        except BaseException:
             index.close()
-            raise StoreError(f"{persist_dir}: not the settings of a retriever: {exc}") from exc
+            raise
         made._owns_index = True
+        made._images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
         return made
 
 
-def write_settings(folder: str | os.PathLike[str], location: str, settings: dict[str, Any]) -> Path:
-    """Write a retriever's settings, whole or not at all, and where its index lies.
+def write_settings(
+    folder: str | os.PathLike[str], location: str, settings: dict[str, Any], images_dir: Path | None = None
+) -> Path:
+    """Write a retriever's settings, whole or not at all, and where its index and its images lie.
 
     Raises:
         StoreError: the file cannot be written.
     """
     target = Path(folder).absolute() / SETTINGS_FILE
-    place = Path(location)
-    if place.is_absolute() and place.is_relative_to(target.parent):
-        location = place.relative_to(target.parent).as_posix() or "."  # so that the folder can be moved
-    written = json.dumps({"format": _FORMAT, "index": location, **settings}, indent=2)
+    places = {"index": _from(location, target.parent)}
+    if images_dir is not None:
+        places["images_dir"] = _from(str(images_dir), target.parent)
+    written = json.dumps({"format": _FORMAT, **places, **settings}, indent=2)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +109,18 @@ def write_settings(folder: str | os.PathLike[str], location: str, settings: dict
     return target
 
 
+def _from(location: str, folder: Path) -> str:
+    """Name a place inside a folder by its way from there, so that the folder can be moved."""
+    place = Path(location)
+    inside = place.is_absolute() and place.is_relative_to(folder)
+    return place.relative_to(folder).as_posix() or "." if inside else location
+
+
 def read_settings(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     """Read what :func:`write_settings` wrote.
 
     Returns:
-        The index's location, and the settings.
+        The index's location, and the settings, ``images_dir`` among them where one was written.
 
     Raises:
         StoreError: no such file, or not one of ours.
@@ -107,6 +135,9 @@ def read_settings(folder: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
         raise StoreError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except (ValueError, KeyError, AttributeError, TypeError) as exc:
         raise StoreError(f"{path}: not the settings of a retriever: {exc}") from exc
-    if not isinstance(location, str):
-        raise StoreError(f"{path}: not the settings of a retriever: index is {location!r}")
+    for name, place in (("index", location), ("images_dir", settings.get("images_dir", ""))):
+        if not isinstance(place, str):
+            raise StoreError(f"{path}: not the settings of a retriever: {name} is {place!r}")
+    if "images_dir" in settings:
+        settings["images_dir"] = str(path.parent / settings["images_dir"])
     return (location if "://" in location else str(path.parent / location)), settings

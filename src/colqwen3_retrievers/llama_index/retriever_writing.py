@@ -6,21 +6,24 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, TransformComponent
 from llama_index.core.settings import Settings
 
-from colqwen3_retrievers.documents import Page
+from colqwen3_retrievers.documents import Page, json_object
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, page_with_record, source_of
+from colqwen3_retrievers.llama_index.document_nodes import with_steady_ids
+from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, page_with_record, source_of
 from colqwen3_retrievers.llama_index.nodes import has_image, page_from_node, plain_text
 from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
+
+_IDS_A_FILTER = 1000
 
 
 class _BadNode(Exception):  # noqa: N818 - never leaves this module: it tells our errors from those of the index
@@ -48,7 +51,7 @@ class Writing:
 
         A picture is encoded from the picture alone, a text with the metadata meant for embedding models; metadata,
         relationships and templates are kept whole. ``page`` in the metadata is the page's number, for filters and for
-        ``window``; nodes without one are numbered as they come within their source.
+        ``window``; nodes without one are numbered as they come within their source. Dates are kept as ISO text.
 
         Args:
             nodes: ``ImageNode``, ``ImageDocument``, ``Node``, ``TextNode``, ``IndexNode`` and so on. What an
@@ -132,6 +135,12 @@ class Writing:
     ) -> list[str]:
         """Index documents: those with a picture whole, a page each, and texts split into nodes.
 
+        A document takes the place of the one with its id: what is unchanged is not encoded again, and nodes that an
+        earlier version left (by their ``ref_doc_id``) are forgotten once the new ones are there. So adding all
+        documents again is a refresh; only those no longer given have to be deleted (:meth:`delete_ref_doc`). Pieces of
+        a text are named by document and place (``d#text=2``), unless a transformation chose their ids: random ones
+        would make each piece new every time. Give texts an ``id_``, for LlamaIndex's default is random too.
+
         Args:
             documents: of :class:`~colqwen3_retrievers.llama_index.PageReader` or any other reader.
             transformations: what texts go through first; None takes LlamaIndex's ``Settings.transformations`` (a
@@ -146,20 +155,31 @@ class Writing:
 
         Raises:
             EncodeError, ConfigError, StoreError: see :meth:`add`; ``.index`` counts pictures first, then text nodes.
+                Nothing is forgotten then.
+
+        Example:
+            >>> retriever.add_documents([Document(id_="d", text="Revenue rose.")])                  # doctest: +SKIP
+            ['d#text=1']
+            >>> retriever.add_documents([Document(id_="d", text="Revenue fell.")])  # in its place    # doctest: +SKIP
+            ['d#text=1']
         """
         if not all(isinstance(document, BaseNode) for document in documents):
             raise ConfigError("documents: expected a list of LlamaIndex documents")
         pictures = [document for document in documents if has_image(document)]
         texts = [document for document in documents if not has_image(document)]
         steps = Settings.transformations if transformations is None else list(transformations)
-        nodes = run_transformations(texts, steps, show_progress=show_progress) if texts else []
-        return self.add(
-            [*pictures, *nodes],
+        made = run_transformations(texts, steps, show_progress=show_progress) if texts else []
+        ids = {document.node_id for document in documents}
+        nodes = [*pictures, *with_steady_ids(made, ids)]
+        done = self.add(
+            nodes,
             on_error=on_error,
             allow_remote=allow_remote,
             show_progress=show_progress,
             batch_size=batch_size,
         )
+        self._forget_others(ids, {node.node_id for node in nodes})
+        return done
 
     def delete(self, node_ids: Iterable[str]) -> int:
         """Forget nodes by id; ids that are not there are no error.
@@ -180,8 +200,9 @@ class Writing:
         """Forget all nodes of a document, as their ``ref_doc_id`` names it.
 
         Args:
-            ref_doc_id: the id of the document they are from; for pages that were added to the index from files, the
-                file's ``source``. A document that was indexed whole goes by its own id too.
+            ref_doc_id: the id of the document they are from, or the ``source`` of the file, for pages of files: those
+                added to the index, and documents of a :class:`~colqwen3_retrievers.llama_index.PageReader`. A document
+                that was indexed whole goes by its own id too.
 
         Returns:
             How many nodes there were.
@@ -192,7 +213,9 @@ class Writing:
         """
         if not isinstance(ref_doc_id, str) or not ref_doc_id:
             raise ConfigError(f"ref_doc_id: expected a document's id, got {ref_doc_id!r}")
-        from_files = {"source": ref_doc_id, f"{NODE_RECORD}.node": {"$exists": False}}
+        added = {f"{NODE_RECORD}.node": {"$exists": False}}
+        read = {PAGE_ID: {"$exists": True}, "metadata.sha256": {"$exists": True}}
+        from_files = {"source": ref_doc_id, "$or": [added, read]}
         return self._index.delete(
             where={"$or": [{"id": ref_doc_id}, {f"{NODE_RECORD}.ref_doc_id": ref_doc_id}, from_files]}
         )
@@ -200,6 +223,14 @@ class Writing:
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Forget a document's nodes without blocking the event loop; see :meth:`delete_ref_doc`."""
         return await asyncio.to_thread(self.delete_ref_doc, ref_doc_id)
+
+    def _forget_others(self, ref_doc_ids: Iterable[str], kept: Collection[str]) -> None:
+        """Forget the nodes of documents but for those to keep, one that could not be encoded this time among them."""
+        ids = sorted(ref_doc_ids)
+        for start in range(0, len(ids), _IDS_A_FILTER):
+            theirs = {f"{NODE_RECORD}.ref_doc_id": {"$in": ids[start : start + _IDS_A_FILTER]}}
+            if stale := [id_ for id_ in self._index.ids(theirs) if id_ not in kept]:
+                self._index.delete(stale)
 
     def _remember_objects(self, nodes: Sequence[BaseNode]) -> None:
         for node in nodes:
@@ -228,6 +259,8 @@ def _pages(nodes: Sequence[BaseNode], on_error: str, allow_remote: AllowRemote) 
         source = source_of(node)
         of_source[source] += 1
         try:
+            # A date is indexed as it comes back, ISO text: what is encoded of a text holds the metadata.
+            node = node.model_copy(update={"metadata": json_object(node.metadata, f"node {node.node_id!r}")})
             made = page_from_node(node, allow_remote)
             page = page_with_record(node, made, plain_text(node), of_source[source] if source else 1)
             _ = page.sha256  # opens the picture: now, while its node is at hand
