@@ -83,7 +83,7 @@ def measure(name: str, model: str | Path, dtype: str, pages: list[Image.Image], 
 
 def main() -> None:
     """Measure and print."""
-    options = ask_options(__file__, __doc__, rounds=5)
+    options = ask_options(__file__, __doc__, rounds=3)
     pages = draw_pages(3, 0.2) if options.quick else draw_pages(len(SIZES), 0.7)
     rows: list[list[object]] = []
     with checkpoints(options.models) as opened:
