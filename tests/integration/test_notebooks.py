@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What stands in the outputs of a notebook: the right pages found, and their bytes handed to the chat model.
 SAYS = {
     "1_visual_rag_in_llama_index": [
-        r"Added\(added=17, updated=0, unchanged=0\)\nAdded\(added=0, updated=0, unchanged=17\)",
+        r"Added\(added=17, updated=0, unchanged=0, skipped=0\)\nAdded\(added=0, updated=0, unchanged=17, skipped=0\)",
         r"report\.pdf, page 6, best region from",
         r"no language model\) I was handed 2 page images:\n  file_name: report\.pdf page: 6",
         r"report\.pdf#page=6 was handed over: True",
