@@ -137,6 +137,11 @@ class PageIndex(Writing, RowCandidates):
         return self._store.location
 
     @property
+    def images_dir(self) -> Path | None:
+        """Where stored images lie, absolute; None for a store elsewhere that was opened without one."""
+        return self._images.folder
+
+    @property
     def store(self) -> MultiVectorStore:
         """The store inside."""
         return self._opened()

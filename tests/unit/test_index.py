@@ -239,6 +239,7 @@ def test_images_out_of_reach_are_told_of_once(
     pytest.importorskip("qdrant_client")
     place = f"qdrant+path:{tmp_path}/qdrant/pages"
     with PageIndex.open(place, encoder, images_dir=tmp_path / "images") as index:
+        assert index.images_dir == tmp_path / "images"
         index.add([Page(id="i", image=picture(1)), Page(id="j", image=picture(2)), text_page("red wine", id="t")])
     with PageIndex.open(place, encoder) as index:
         hits = index.search(picture(1), k=3)

@@ -68,7 +68,7 @@ def open_index(
     if not isinstance(index, PageIndex):
         return PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=True)
     # A copy of ours with other settings is made with the index that was opened here and the arguments it was opened by.
-    if images_dir is not None and Path(images_dir).expanduser().absolute() != index._images.folder:
+    if images_dir is not None and Path(images_dir).expanduser().absolute() != index.images_dir:
         raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
     if encoder is not None and encoder is not index.encoder:
         raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")
