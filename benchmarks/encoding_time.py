@@ -22,8 +22,11 @@ from colqwen3_retrievers import Page
 from colqwen3_retrievers.checkpoint import open_checkpoint
 from colqwen3_retrievers.engines.torch import TorchEngine
 
-KERNELS = {"attention": ("scaled_dot_product",), "matrix products": ("aten::addmm", "aten::mm", "aten::bmm"),
-           "GELU and SiLU": ("aten::gelu", "aten::silu")}  # fmt: skip
+KERNELS = {
+    "attention": ("scaled_dot_product",),
+    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_linear_pointwise"),
+    "GELU and SiLU": ("aten::gelu", "aten::silu"),
+}
 
 
 def shares(model: str | Path, dtype: str, count: int, scale: float) -> list[str]:
@@ -61,7 +64,8 @@ def main() -> None:
 
 Made by `python benchmarks/encoding_time.py --write` on {machine("transformers", "numpy")}.
 
-Shares of the time inside torch, of the pages of `encoding.py`; preparing the images comes on top and overlaps.
+Shares of the time inside torch, of the pages of `encoding.py`; preparing the images comes on top and overlaps. In bfloat16
+the activations are applied inside the matrix products.
 
 {table(("checkpoint", "precision", *KERNELS, "all else"), rows)}
 """
