@@ -43,7 +43,25 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Multiply (n_rows, in_features) to (n_rows, out_features)."""
+        count = len(rows)
+        more = rounded(count) - count
+        return self._products(functional.pad(rows, (0, 0, 0, more)))[:count] if more else self._products(rows)
+
+    def _products(self, rows: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, *self._activation)  # type: ignore[no-any-return]  # torch leaves its operators untyped
+
+
+def rounded(count: int) -> int:
+    """Give the number of rows to compute for ``count`` of them: few numbers, for each costs milliseconds at first.
+
+    oneDNN makes a program for every shape it meets and keeps a thousand of them. Queries alone are of few lengths, in
+    batches of any.
+
+    >>> [rounded(count) for count in (1, 21, 64, 65, 512, 513, 2048)]
+    [1, 21, 64, 96, 512, 640, 2048]
+    """
+    step = 1 if count <= 64 else 32 if count <= 512 else 128
+    return -(-count // step) * step
 
 
 def pack_linears(model: nn.Module) -> None:

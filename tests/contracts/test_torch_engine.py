@@ -81,6 +81,16 @@ def test_activations_go_into_packed_layers_and_others_stay() -> None:
         torch.testing.assert_close(block(rows.bfloat16()), expected, atol=0.02, rtol=0.02)
 
 
+@needs_packing
+@pytest.mark.parametrize("count", [1, 64, 65, 513])
+def test_rows_added_to_make_a_round_number_are_never_seen(count: int) -> None:
+    layer = torch.nn.Linear(24, 40, dtype=torch.bfloat16).requires_grad_(False)
+    rows = torch.randn(count, 24, generator=torch.Generator().manual_seed(count)).bfloat16()
+    found = packed_linear.PackedLinear(layer)(rows)
+    assert found.shape == (count, 40)
+    torch.testing.assert_close(found, layer(rows), atol=0.03, rtol=0.02)
+
+
 @pytest.mark.parametrize("family", ["tomoro", "nemotron"])
 def test_exact_where_the_process_allows_reduced_products(family: str, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path, family)
