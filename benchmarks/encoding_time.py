@@ -64,8 +64,8 @@ def main() -> None:
 
 Made by `python benchmarks/encoding_time.py --write` on {machine("transformers", "numpy")}.
 
-Shares of the time inside torch, of the pages of `encoding.py`; preparing the images comes on top and overlaps. In bfloat16
-the activations are applied inside the matrix products.
+Shares of the time inside torch, of the pages of `encoding.py`; preparing the images comes on top and overlaps. In
+bfloat16 the activations are applied inside the matrix products.
 
 {table(("checkpoint", "precision", *KERNELS, "all else"), rows)}
 """
