@@ -8,6 +8,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ class DiskCache:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._check(connection)  # before anything of a file that is not ours is changed
         connection.execute("PRAGMA page_size = 16384")  # of a new file: a page's embeddings are a megabyte
-        connection.execute("PRAGMA journal_mode = WAL")
+        _keep_write_ahead_log(connection)
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")  # a power cut takes the last entries, never the file
         connection.execute("PRAGMA journal_size_limit = 16777216")
@@ -255,6 +256,20 @@ def nbytes_of(multi_vector: MultiVector) -> int:
     """
     clusters = multi_vector.clusters
     return int(multi_vector.vectors.nbytes) + (0 if clusters is None else int(clusters.nbytes))
+
+
+def _keep_write_ahead_log(connection: sqlite3.Connection, patience: float = 30.0) -> None:
+    """Set the journal's mode; SQLite does not wait for its turn here, whatever its timeout: several open a new file."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _closer(connection: sqlite3.Connection) -> Callable[[], None]:

@@ -181,6 +181,20 @@ def _put_some(folder: Path, first: int) -> None:
     os._exit(0 if cache.nbytes <= 40 * SIZE else 4)
 
 
+def test_a_new_file_that_another_one_is_making_is_waited_for(tmp_path: Path) -> None:
+    """SQLite gives up at once where a journal's mode has to be changed and another connection holds a lock."""
+    with closing(
+        sqlite3.connect(tmp_path / "embeddings.sqlite", isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+        release.start()
+        with closing(DiskCache(tmp_path, 10 * SIZE)) as cache:
+            cache.put("a", some(1))
+            assert same(cache.get("a"), some(1))
+        release.join()
+
+
 def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_put_some, args=(tmp_path, first)) for first in (0, 15, 30, 45)]
