@@ -1,14 +1,21 @@
 """What a test file needs beyond numpy and Pillow: where it is not installed, the file is left out and named.
 
-So the suite runs bare too, which shows that the lower floors need no extra.
+So the suite runs bare too, which shows that the lower floors need no extra. And an index without a model, for all tests
+that need no better one.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from colqwen3_retrievers import PageIndex
+    from tests.hashing import HashingEncoder
 
 ROOT = Path(__file__).parent
 
@@ -98,3 +105,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out."""
     if _left_out:
         terminalreporter.write_line(f"left out for want of an extra: {', '.join(sorted(_left_out))}")
+
+
+@pytest.fixture
+def encoder() -> Iterator[HashingEncoder]:
+    """Late interaction without a model."""
+    from tests.hashing import HashingEncoder  # where it is asked for: it needs the package
+
+    made = HashingEncoder()
+    yield made
+    made.threads.shutdown()
+
+
+@pytest.fixture
+def index(tmp_path: Path, encoder: HashingEncoder) -> Iterator[PageIndex]:
+    """An index in a folder, still empty."""
+    from colqwen3_retrievers import PageIndex
+
+    with PageIndex.open(tmp_path / "index", encoder) as made:
+        yield made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -139,13 +139,6 @@ def printed(word: str) -> Image.Image:
     image = Image.new("RGB", (320, 224), "white")
     ImageDraw.Draw(image).text((40, 90), word, fill="black", font=ImageFont.load_default(28))
     return image
-
-
-@pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
 
 
 def test_mteb_judges_the_pipeline(encoder: HashingEncoder, tmp_path: Path) -> None:

@@ -32,13 +32,6 @@ INFO = EncoderInfo("ab12", "test", "tomoro", DIM, 1, 1280, False, 1)
 
 
 @pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
 def server() -> Iterator[QdrantServer]:
     with serving() as server:
         yield server

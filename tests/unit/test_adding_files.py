@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,6 @@ from colqwen3_retrievers import Page, PageIndex, load_pages
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.syncing import Synced
 from tests.hashing import INFO, HashingEncoder, picture
-
-
-@pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
-def index(tmp_path: Path, encoder: HashingEncoder) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path / "index", encoder) as made:
-        yield made
 
 
 @pytest.fixture

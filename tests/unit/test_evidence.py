@@ -37,13 +37,6 @@ def box(row: int, column: int) -> dict[str, float]:
 
 
 @pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
 def index(encoder: HashingEncoder, tmp_path: Path) -> Iterator[PageIndex]:
     with PageIndex.open(tmp_path / "index", encoder) as made:
         made.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2, 3))

@@ -47,19 +47,6 @@ def stored_images(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
-def index(tmp_path: Path, encoder: HashingEncoder) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path / "index", encoder) as made:
-        yield made
-
-
-@pytest.fixture
 def folder(index: PageIndex) -> Path:
     return Path(index.location)
 

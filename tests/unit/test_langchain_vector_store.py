@@ -31,13 +31,6 @@ WORDS = {"tax": "tax and rent", "rent": "rent and wine", "wine": "wine and chees
 
 
 @pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
 def store(tmp_path: Path, encoder: HashingEncoder) -> Iterator[ColQwen3VectorStore]:
     with ColQwen3VectorStore(tmp_path / "index", encoder) as made:
         yield made

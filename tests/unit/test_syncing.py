@@ -31,19 +31,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def encoder() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
-def index(tmp_path: Path, encoder: HashingEncoder) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path / "index", encoder) as made:
-        yield made
-
-
-@pytest.fixture
 def reports(tmp_path: Path) -> Path:
     """Two pictures, one in a folder of its own, and a TIFF of three pages."""
     folder = tmp_path / "reports"
