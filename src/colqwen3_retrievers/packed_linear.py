@@ -57,26 +57,28 @@ def rounded(count: int) -> int:
     oneDNN makes a program for every shape it meets and keeps a thousand of them. Queries alone are of few lengths, in
     batches of any.
 
-    >>> [rounded(count) for count in (1, 21, 64, 65, 512, 513, 2048)]
-    [1, 21, 64, 96, 512, 640, 2048]
+    >>> [rounded(count) for count in (1, 21, 64, 65, 1024, 1025, 2048)]
+    [1, 21, 64, 96, 1024, 1088, 2048]
     """
-    step = 1 if count <= 64 else 32 if count <= 512 else 128
+    step = 1 if count <= 64 else 32 if count <= 1024 else 64
     return -(-count // step) * step
 
 
-def pack_linears(model: nn.Module) -> None:
+def pack_linears(model: nn.Module) -> bool:
     """Put packed layers in place of a model's bfloat16 ones, and their activations into them, one after the other.
 
     Args:
         model: on the CPU, for inference. Where :func:`can_pack` is false it stays as it is.
 
+    Returns:
+        Whether there is a packed layer in it now.
+
     >>> model = nn.Sequential(nn.Linear(2, 2, dtype=torch.bfloat16), nn.Linear(2, 2))
-    >>> pack_linears(model)
-    >>> isinstance(model[0], PackedLinear) == can_pack(), type(model[1])
+    >>> pack_linears(model) == can_pack() == isinstance(model[0], PackedLinear), type(model[1])
     (True, <class 'torch.nn.modules.linear.Linear'>)
     """
     if not can_pack():
-        return
+        return False
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.bfloat16:
@@ -84,6 +86,7 @@ def pack_linears(model: nn.Module) -> None:
                 setattr(module, name, PackedLinear(layer, *(activation or ())))
                 if activation:
                     module.act_fn = nn.Identity()
+    return any(isinstance(layer, PackedLinear) for layer in model.modules())
 
 
 @functools.cache

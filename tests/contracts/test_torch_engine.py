@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from PIL import Image
 from transformers.activations import GELUTanh
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention, packed_linear, text_trunk
+from colqwen3_retrievers.model import ColQwen3Model
+from colqwen3_retrievers.rendering import EncoderInput
 from colqwen3_retrievers.torch_settings import HeldSetting
 from tests.checkpoints import make_checkpoint
 from tests.contracts.engine_contract import SENTENCE, EngineContract, pictures
@@ -89,6 +91,34 @@ def test_rows_added_to_make_a_round_number_are_never_seen(count: int) -> None:
     found = packed_linear.PackedLinear(layer)(rows)
     assert found.shape == (count, 40)
     torch.testing.assert_close(found, layer(rows), atol=0.03, rtol=0.02)
+
+
+@needs_packing
+@pytest.mark.parametrize("family", ["tomoro", "nemotron"])
+def test_a_batch_is_filled_up_once_for_all_packed_layers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = ColQwen3Model.forward
+
+    def counting(self: ColQwen3Model, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        sizes.append(sum(len(item) for item in inputs))
+        return forward(self, inputs)
+
+    monkeypatch.setattr(ColQwen3Model, "forward", counting)
+    with ColQwen3Encoder(
+        make_checkpoint(tmp_path, family).folder, engine="torch", device="cpu", dtype="bfloat16"
+    ) as encoder:
+        texts = [f"{SENTENCE} {'on and ' * number}" for number in range(9)]
+        alone = [encoder.encode_queries([text])[0] for text in texts]
+        sizes.clear()
+        together = encoder.encode_queries(texts)
+    assert sizes
+    assert all(size == packed_linear.rounded(size) for size in sizes)
+    assert any(size > 64 for size in sizes)
+    for one, same in zip(alone, together, strict=True):
+        assert one.vectors.shape == same.vectors.shape
+        assert (one.vectors * same.vectors).sum(axis=1).min() > 0.99
 
 
 @pytest.mark.parametrize("family", ["tomoro", "nemotron"])

@@ -13,7 +13,7 @@ from colqwen3_retrievers.datatypes import Float32
 from colqwen3_retrievers.errors import ConfigError, EngineError
 from colqwen3_retrievers.model import ColQwen3Model, load_model
 from colqwen3_retrievers.options import TorchOptions
-from colqwen3_retrievers.packed_linear import pack_linears
+from colqwen3_retrievers.packed_linear import pack_linears, rounded
 from colqwen3_retrievers.rendering import EncoderInput
 
 _BATCH_TOKENS = {"cuda": 16_384, "mps": 4_096, "cpu": 4_096}
@@ -53,8 +53,7 @@ class TorchEngine:
             raise ConfigError(f"attn_implementation {options.attn_implementation!r} is not to be had: {exc}") from exc
         except RuntimeError as exc:
             raise EngineError(f"{checkpoint.model} cannot be loaded on {self.device}: {_first_line(exc)}") from exc
-        if self.device.type == "cpu":
-            pack_linears(self._model)
+        self._rounds = self.device.type == "cpu" and pack_linears(self._model)
 
     def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
         """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`.
@@ -92,8 +91,8 @@ class TorchEngine:
             raise EngineError("the engine is closed")
         try:
             with torch.inference_mode():
-                rows = self._model(inputs).cpu().numpy()  # one copy, one wait
-            return np.split(rows, np.cumsum([len(item) for item in inputs])[:-1])
+                rows = self._model([*inputs, *self._filling(inputs)]).cpu().numpy()  # one copy, one wait
+            return np.split(rows, np.cumsum([len(item) for item in inputs]))[: len(inputs)]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not _is_out_of_memory(exc):
                 raise EngineError(f"the model failed on {self.device}: {_first_line(exc)}") from exc
@@ -109,6 +108,12 @@ class TorchEngine:
         self.n_halvings += 1
         self.batch_tokens = max(1, min(self.batch_tokens, half * max(len(item) for item in inputs)))
         return self._forward(inputs[:half]) + self._forward(inputs[half:])
+
+    def _filling(self, inputs: list[EncoderInput]) -> list[EncoderInput]:
+        """Give an input to go along where packed layers want a round number of rows: once for them all."""
+        count = sum(len(item) for item in inputs)
+        more = rounded(count) - count if self._rounds else 0
+        return [EncoderInput(True, "", np.zeros(more, dtype=np.int64), slice(0, 0))] if more else []
 
 
 def settle_device(device: str | None) -> str:
