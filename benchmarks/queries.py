@@ -99,7 +99,7 @@ def measure(name: str, model: str | Path, dtype: str, queries: list[str], rounds
 
 def main() -> None:
     """Measure and print."""
-    options = ask_options(__file__, __doc__, rounds=3)
+    options = ask_options(__file__, __doc__, rounds=5)
     queries = draw_queries(AT_ONCE)
     rows: list[list[object]] = []
     with checkpoints(options.models) as opened:
