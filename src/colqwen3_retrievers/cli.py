@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from colqwen3_retrievers import __version__
+from colqwen3_retrievers.console import tell
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error
 from colqwen3_retrievers.evaluation.command import add_eval_arguments, leave_model_open, run_eval
@@ -44,16 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
     except ColQwen3Error as exc:
-        print(f"colqwen3: {' '.join(str(exc).split())}", file=sys.stderr)
+        tell(exc)
         return 1
     except KeyboardInterrupt:
-        print("colqwen3: interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as exc:
-        print(f"colqwen3: {exc.filename or ''}: {exc.strerror or exc}", file=sys.stderr)
+        tell(f"{exc.filename or ''}: {exc.strerror or exc}")
         return 1
     return code
 
@@ -92,7 +93,7 @@ def _copy(options: argparse.Namespace) -> int:
     )
     print(f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged; {done.images} images written")
     if done.missing_images:
-        print(f"colqwen3: {done.missing_images} pages have lost their image", file=sys.stderr)
+        tell(f"{done.missing_images} pages have lost their image")
     return 0
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from colqwen3_retrievers.adding import PageEncoder
-from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.page_images import ImageMode, PageImages
 from colqwen3_retrievers.row_candidates import RowCandidates
 from colqwen3_retrievers.stores import MultiVectorStore, Record, open_store
@@ -17,9 +15,6 @@ from colqwen3_retrievers.stores.embedded import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import check_info
 from colqwen3_retrievers.stores.where import Filter, Where
 from colqwen3_retrievers.writing import Writing
-
-if TYPE_CHECKING:
-    from colqwen3_retrievers.encoder import ColQwen3Encoder
 
 
 class PageIndex(Writing, RowCandidates):
@@ -34,18 +29,6 @@ class PageIndex(Writing, RowCandidates):
         ...     index.add(load_pages("reports/"))
         ...     [hit.page.id for hit in index.search("what was the revenue?", k=2)]
     """
-
-    def __init__(
-        self, store: MultiVectorStore, encoder: PageEncoder | None, images: PageImages, *, owns_store: bool = False
-    ) -> None:
-        self._store = store
-        self._encoder = encoder
-        self._images = images
-        self._owns_store = owns_store
-        self._rebuilt: ColQwen3Encoder | None = None
-        self._closed = False
-        self._encoder_lock = threading.Lock()
-        self._write_lock = threading.RLock()
 
     @classmethod
     def open(
@@ -132,11 +115,6 @@ class PageIndex(Writing, RowCandidates):
         return id in self._opened()
 
     @property
-    def location(self) -> str:
-        """The folder or address, open or closed."""
-        return self._store.location
-
-    @property
     def images_dir(self) -> Path | None:
         """Where stored images lie, absolute; None for a store elsewhere that was opened without one."""
         return self._images.folder
@@ -164,42 +142,8 @@ class PageIndex(Writing, RowCandidates):
         store = self._writable()
         return store.compact() if isinstance(store, EmbeddedStore) else 0
 
-    def close(self) -> None:
-        """Close the store this index opened and the encoder it rebuilt; what was handed in stays open."""
-        with self._write_lock, self._encoder_lock:
-            self._closed = True
-            if self._owns_store:
-                self._store.close()
-            if self._rebuilt is not None:
-                self._rebuilt.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"PageIndex({self.location!r})"
-
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _opened(self) -> MultiVectorStore:
-        if self._closed:
-            raise StoreError(f"{self.location}: the index is closed")
-        return self._store
-
-    def _ready(self) -> PageEncoder:
-        """Give an encoder known to be the one that made the index."""
-        store = self._opened()
-        with self._encoder_lock:
-            if self._encoder is None:
-                from colqwen3_retrievers.encoder import ColQwen3Encoder
-
-                rebuilt = ColQwen3Encoder.from_info(store.info)
-                check_info(store.info, rebuilt.info, store.location)
-                self._encoder = self._rebuilt = rebuilt
-            return self._encoder
 
 
 def _reopen(location: str, encoder: PageEncoder | None, images: ImageMode, images_dir: Path | None) -> PageIndex:

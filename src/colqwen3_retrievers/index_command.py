@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from colqwen3_retrievers.console import json_filter, tell
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.page_files import find_page_files
-from colqwen3_retrievers.search_command import json_filter
 from colqwen3_retrievers.stores import is_qdrant
 
 PASSWORD_VARIABLE = "COLQWEN3_PDF_PASSWORD"  # noqa: S105 - the name of a variable
@@ -105,9 +104,9 @@ def run_index(options: argparse.Namespace, encoder_of: Callable[[argparse.Namesp
         if options.sync:
             done = index.sync(options.paths, **same)
             for failed in done.failed:
-                _tell(failed)
+                tell(failed)
         else:
-            done = index.add_files(options.paths, on_error=_tell if options.skip_errors else "raise", **same)
+            done = index.add_files(options.paths, on_error=tell if options.skip_errors else "raise", **same)
         became = [f"{done.added} added", f"{done.updated} updated", f"{done.unchanged} unchanged"]
         became += [f"{done.removed} removed"] if options.sync else []
         became += [f"{len(done.failed)} failed"] if done.failed else []
@@ -159,7 +158,7 @@ def run_delete(options: argparse.Namespace) -> int:
         meant = meant if ids is None else sorted(set(meant) & set(ids))
     for page_id in meant:
         print(page_id)
-    print(f"colqwen3: {len(meant)} pages would be deleted; --yes deletes them", file=sys.stderr)
+    tell(f"{len(meant)} pages would be deleted; --yes deletes them")
     return 1
 
 
@@ -198,10 +197,6 @@ def _password(file: str | None) -> str | None:
     if not password or "\n" in password:
         raise ConfigError(f"--password-file: {file}: expected one line, the password")
     return password
-
-
-def _tell(failed: object) -> None:
-    print(f"colqwen3: {' '.join(str(failed).split())}", file=sys.stderr)
 
 
 def _pass(_: ColQwen3Error) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from colqwen3_retrievers.console import json_filter, tell
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
@@ -99,12 +100,12 @@ def run_search(options: argparse.Namespace) -> int:
             for rank, hit in enumerate(hits, start=1):
                 print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}", flush=True)
             if not hits:
-                print("colqwen3: no pages", file=sys.stderr)
+                tell("no pages")
         if not hits:
             _tell_unknown_names(index, where)
         drawing = None
         if options.heatmap is not None:
-            drawing = _Drawing(index, asked, Path(options.heatmap).expanduser(), tokens=options.heatmap_tokens)
+            drawing = HitDrawing(index, asked, Path(options.heatmap).expanduser(), tokens=options.heatmap_tokens)
             drawing.draw(hits)
     if options.json:
         told = {} if drawing is None else drawing.told
@@ -127,11 +128,22 @@ def _tell_unknown_names(index: PageIndex, where: dict[str, Any] | None) -> None:
     for name in metadata_names(where) if len(index) else []:
         if not index.ids(Condition(name, False, "exists")):
             own = ", ".join([*FIELDS, *ALIASES])
-            print(f"colqwen3: --where: no page has {name!r} in its metadata; own fields are {own}", file=sys.stderr)
+            tell(f"--where: no page has {name!r} in its metadata; own fields are {own}")
 
 
-class _Drawing:
-    """Pictures of one search: what is told of each page by id, and whether something failed."""
+class HitDrawing:
+    """Pictures of one search's hits.
+
+    Args:
+        index: where they were found.
+        query: what was asked.
+        folder: where pictures go, made when there is one.
+        tokens: whether each query token gets a picture too.
+
+    Attributes:
+        told: of each page by id: ``boxes``, ``pooled``, and ``heatmaps``, the files written.
+        failed: whether a picture could not be written.
+    """
 
     def __init__(self, index: PageIndex, query: MultiVector, folder: Path, *, tokens: bool) -> None:
         self.told: dict[str, dict[str, Any]] = {}
@@ -145,7 +157,7 @@ class _Drawing:
                 self._draw(rank, hit)
             except StoreError as exc:
                 if not self.failed:  # the first says it all: one disk, one folder
-                    print(f"colqwen3: {' '.join(str(exc).split())}", file=sys.stderr)
+                    tell(exc)
                 self.failed = True
 
     def _draw(self, rank: int, hit: Hit) -> None:
@@ -181,7 +193,7 @@ class _Drawing:
             drawn = found.overlay(picture, token=token, boxes=1)
             written.append(self._write(f"{name}-token-{token + 1:02}{word}.png", drawn))
         if found.pooled:
-            print(f"colqwen3: {describe(page)}: {POOLED_NOTE}", file=sys.stderr)
+            tell(f"{describe(page)}: {POOLED_NOTE}")
         return {"heatmaps": written}
 
     def _write(self, name: str, drawn: Any) -> str:
@@ -191,7 +203,7 @@ class _Drawing:
 
 
 def _not_drawn(page: Page, reason: str) -> None:
-    print(f"colqwen3: {describe(page)}: not drawn: {' '.join(reason.split())}", file=sys.stderr)
+    tell(f"{describe(page)}: not drawn: {reason}")
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
@@ -205,21 +217,3 @@ def _hit(hit: Hit) -> dict[str, Any]:
         "image": str(page.image_path) if page.image_path else None,
         "metadata": page.metadata,
     }
-
-
-def json_filter(text: str) -> dict[str, Any]:
-    """Read what was given as ``--where``; what it asks for is checked later.
-
-    Raises:
-        ConfigError: not a JSON object.
-
-    >>> json_filter('{"page": {"$lte": 9}}')
-    {'page': {'$lte': 9}}
-    """
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
-        raise ConfigError(f"--where: not JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise ConfigError("--where: expected a JSON object")
-    return value

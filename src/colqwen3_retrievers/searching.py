@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.opened_index import OpenedIndex
 from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.stores import MultiVectorStore
 from colqwen3_retrievers.stores.protocol import GroupBy, check_search
@@ -106,16 +106,8 @@ def in_order(ready: list[MultiVector | None], encoded: list[MultiVector]) -> lis
     return [given if given is not None else next(following) for given in ready]
 
 
-class Searching:
+class Searching(OpenedIndex):
     """The searching half of :class:`~colqwen3_retrievers.index.PageIndex`."""
-
-    _images: PageImages
-
-    def _opened(self) -> MultiVectorStore:
-        raise NotImplementedError
-
-    def _ready(self) -> PageEncoder:
-        raise NotImplementedError
 
     def search(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,9 +14,9 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.file_ledger import open_ledger
+from colqwen3_retrievers.opened_index import OpenedIndex
 from colqwen3_retrievers.page_cache import CacheOrFolder, PageEmbeddingCache, opened_cache
 from colqwen3_retrievers.page_files import PagePath, error_policy
-from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.stores import MultiVectorStore
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
@@ -30,19 +29,8 @@ OnFailure = Literal["raise", "skip"] | Callable[[Failure], None]
 """What becomes of a page or file that cannot be read or encoded."""
 
 
-class Writing:
+class Writing(OpenedIndex):
     """The writing half of :class:`~colqwen3_retrievers.index.PageIndex`."""
-
-    _encoder: PageEncoder | None
-    _images: PageImages
-    _store: MultiVectorStore
-    _write_lock: threading.RLock
-
-    def _opened(self) -> MultiVectorStore:
-        raise NotImplementedError
-
-    def _ready(self) -> PageEncoder:
-        raise NotImplementedError
 
     def add(
         self,

@@ -31,8 +31,8 @@ def test_encoding(who: str) -> None:
     queries = [row for row in rows("queries") if row[2].startswith(f"{who} ")]
     for row, cell in zip(queries, shown(queries[0][2], "Encoding 64 queries"), strict=True):
         ratios = [float(found) for cell in row[3:6] for found in re.findall(r"\*\*(.*)x\*\*", cell)]
-        told = [part.removesuffix("x") for part in cell.split(" · ")]
-        assert [f"{ratio:.2f}" if place == 0 else f"{ratio:.1f}" for place, ratio in enumerate(ratios)] == told
+        parts = [part.removesuffix("x") for part in cell.split(" · ")]
+        assert [f"{ratio:.2f}" if place == 0 else f"{ratio:.1f}" for place, ratio in enumerate(ratios)] == parts
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,35 @@ def test_encoding(who: str) -> None:
 )
 def test_maxsim(who: str, kernel: str) -> None:
     measured = [float(row[3].removesuffix("x")) for row in rows("maxsim") if row[1] == kernel]
-    told = shown(who, "MaxSim of one query")
-    assert told == [f"{ratio:.1f}x" for ratio in measured[: len(told)]]
+    cells = shown(who, "MaxSim of one query")
+    assert cells == [f"{ratio:.1f}x" for ratio in measured[: len(cells)]]
+
+
+def told(*pattern: str) -> list[float]:
+    """Numbers in a sentence of the README, by a pattern in pieces."""
+    found = re.search(" ".join(pattern).replace(" ", r"\s+"), README)
+    assert found is not None, pattern
+    return [float(number) for number in found.groups()]
+
+
+def test_reranking() -> None:
+    [times] = told(r"encoding them for each query takes some (\d+) times as long")
+    measured = next(float(row[1]) for row in rows("rerank") if row[0] == "encoding every page for every query")
+    assert times == pytest.approx(measured, rel=0.1)
+
+
+def test_growth() -> None:
+    pattern = [
+        r"A folder of 4,000 pages of 256 tokens, dim 128, takes (\d+) KB a page, (\d\.\d) times the bare float16;",
+        r"a search takes some (\d+) ms, and finds all of the ten best of 60 queries whose best are near ties",
+        r"\(at 1,000 pages (\.\d+) of them\)\. In Qdrant's engine, run in this process, it is (\d+) KB and (\d+) ms",
+    ]
+    measured = {(row[0], row[1]): row[2:] for row in rows("growth")}
+    folder, qdrant = measured["embedded", "4,000"], measured["distributed", "4,000"]
+    assert float(folder[7]) == 1
+    fewer = float(measured["embedded", "1,000"][7])
+    folder_told = [round(float(folder[0])), round(float(folder[1]), 1), round(float(folder[5])), fewer]
+    assert told(*pattern) == [*folder_told, round(float(qdrant[0])), round(float(qdrant[5]))]
 
 
 def test_quality_against_bytes() -> None:
@@ -62,5 +89,5 @@ def test_quality_against_bytes() -> None:
     assert len(measured) == 45
     for dim in ("128", "64", "32"):
         for code in ("float16", "int8", "1 bit"):
-            told = shown(f"{dim}, {code}", "What pooling, fewer dims and codes cost")
-            assert told == [measured[dim, code, factor] for factor in "12346"]
+            cells = shown(f"{dim}, {code}", "What pooling, fewer dims and codes cost")
+            assert cells == [measured[dim, code, factor] for factor in "12346"]

@@ -23,8 +23,7 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation.set_files import (
     corpus_ids,
     corpus_pages,
-    json_lines,
-    line_id,
+    lines_by_id,
     path_within,
     tsv_qrels,
 )
@@ -156,10 +155,7 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
     qrels, header = tsv_qrels(root / "qrels" / f"{split}.tsv")
     queries: dict[str, Query] = {}
     known: set[str] = set()
-    for where, line in json_lines(root / "queries.jsonl"):
-        key = line_id(line, where)
-        if key in known:
-            raise ConfigError(f"{where}: the query {key!r} comes twice")
+    for where, key, line in lines_by_id(root / "queries.jsonl", "query"):
         known.add(key)
         if header is not None and key == header[1]:
             raise ConfigError(f"{header[0]}: expected a whole number as relevance, for {key!r} is a query")

@@ -17,12 +17,28 @@ _ASCII_SPACE = " \t\r\f\v"  # an id may hold other white space, as U+2028 or U+0
 _SEVERAL_PAGES = (".pdf", ".tif", ".tiff")
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give each line that is not blank, with its file and number.
+def lines_by_id(path: Path, what: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Give each line that is not blank, with its place and its id: ``_id``, or ``id``.
+
+    Args:
+        path: a file of JSON lines.
+        what: what a line stands for, for errors.
 
     Raises:
-        ConfigError: a file that cannot be read, or a line that is no JSON object.
+        ConfigError: a file that cannot be read; a line that is no JSON object, or has no id that can be used; an id
+            that comes twice.
     """
+    seen: set[str] = set()
+    for where, line in _json_lines(path):
+        key = check_id(line.get("_id", line.get("id")), where)
+        if key in seen:
+            raise ConfigError(f"{where}: the {what} {key!r} comes twice")
+        seen.add(key)
+        yield where, key, line
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give each line that is not blank, with its file and number."""
     for number, text in enumerate(read_text(path).split("\n"), start=1):
         if not text.strip():
             continue
@@ -31,18 +47,6 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(line, dict):
             raise ConfigError(f"{where}: expected a JSON object")
         yield where, line
-
-
-def line_id(line: Mapping[str, Any], where: str) -> str:
-    """Give the id of a line: ``_id``, or ``id``.
-
-    Raises:
-        ConfigError: there is none, or one that cannot be used.
-
-    >>> line_id({"_id": "q1"}, "queries.jsonl:1")
-    'q1'
-    """
-    return check_id(line.get("_id", line.get("id")), where)
 
 
 def path_within(root: Path, value: object, where: str) -> Path:
@@ -110,13 +114,7 @@ def corpus_ids(root: Path) -> set[str]:
     Raises:
         ConfigError: a line that cannot be used, or an id that comes twice.
     """
-    seen: set[str] = set()
-    for where, line in json_lines(root / "corpus.jsonl"):
-        key = line_id(line, where)
-        if key in seen:
-            raise ConfigError(f"{where}: the page {key!r} comes twice")
-        seen.add(key)
-    return seen
+    return {key for _, key, _ in lines_by_id(root / "corpus.jsonl", "page")}
 
 
 def corpus_pages(root: Path) -> Iterator[Page]:
@@ -128,13 +126,8 @@ def corpus_pages(root: Path) -> Iterator[Page]:
         ConfigError: a line that cannot be used, an id that comes twice, or a page under two ids.
         PageError: a file that cannot be read, or a page it does not have.
     """
-    seen: set[str] = set()
     by_file: dict[Path, dict[int, tuple[str, str, str]]] = {}
-    for where, line in json_lines(root / "corpus.jsonl"):
-        key = line_id(line, where)
-        if key in seen:
-            raise ConfigError(f"{where}: the page {key!r} comes twice")
-        seen.add(key)
+    for where, key, line in lines_by_id(root / "corpus.jsonl", "page"):
         text = _text(line, where)
         kind = "pdf" if line.get("pdf") is not None else "image"
         if line.get(kind) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,16 +18,16 @@ SETTINGS_FILE: Final = "llama_index_retriever.json"
 _FORMAT = 1
 
 
-class Persisting:
+class Persisting(ABC):
     """What :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever` can write of itself."""
 
     _index: PageIndex
     _owns_index: bool
     _images_dir: Path | None
 
+    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Give the constructor's arguments that are plain data."""
-        raise NotImplementedError
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> Path:
         """Write the retriever's settings and where its index lies into ``llama_index_retriever.json``.
