@@ -12,14 +12,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ColQwen3Error, StoreError, StoreUnavailableError
+from colqwen3_retrievers.stores.extents import Extents, Int64, read_extents, read_state
 from colqwen3_retrievers.stores.schema import (
     APPLICATION_ID,
     FORMAT_VERSION,
@@ -36,41 +36,6 @@ FILE_NAME: Final = "catalogue.sqlite"
 
 _BUSY_SECONDS = 30.0
 _WAL_KEPT_BYTES = 64 * 2**20
-_ROWS_AT_ONCE = 1 << 16
-
-Int64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Extents:
-    """Where the committed pages of one generation lie, in the order of their keys: arrays of one length.
-
-    All are int64 but ``code_scales``, which is float64; ``code_rows`` is 0 where a page has no code.
-    """
-
-    generation: int
-    layout: int
-    keys: Int64
-    segments: Int64
-    starts: Int64
-    rows: Int64
-    crc32: Int64
-    code_starts: Int64
-    code_rows: Int64
-    code_crc32: Int64
-    code_scales: NDArray[np.float64]
-
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Extents:
-        """Give the pages at these positions."""
-        return Extents(self.generation, self.layout, *(array[index] for array in self.columns()))
-
-    def columns(self) -> list[NDArray[Any]]:
-        """Give the arrays."""
-        return [getattr(self, name) for name in _COLUMNS]
-
-
-_COLUMNS: Final = tuple(item.name for item in fields(Extents))[2:]
-_SELECTED: Final = "key, segment, start, rows, crc32, code_start, code_rows, code_crc32, code_scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +156,14 @@ class Catalogue:
         """
         with self._lock:
             known = self._extents
-        generation, layout = _state(connection)
+        generation, layout = read_state(connection)
         while known is not None and generation < known.generation:
             connection.rollback()
             connection.execute("BEGIN")
-            generation, layout = _state(connection)
+            generation, layout = read_state(connection)
         if known is not None and (generation, layout) == (known.generation, known.layout):
             return connection, known
-        fresh = _read_extents(connection, known if known is not None and known.layout == layout else None)
+        fresh = read_extents(connection, known if known is not None and known.layout == layout else None)
         with self._lock:
             if self._extents is None or self._extents.generation < fresh.generation:
                 self._extents = fresh
@@ -314,28 +279,6 @@ def read_segments(connection: sqlite3.Connection) -> dict[int, Segment]:
     """Give the segments by number, in order."""
     found = connection.execute("SELECT segment, name, rows, dead, codes, code_rows FROM segments ORDER BY segment")
     return {row[0]: Segment(*row) for row in found}
-
-
-def _read_extents(connection: sqlite3.Connection, known: Extents | None) -> Extents:
-    generation, layout = _state(connection)
-    after = int(known.keys[-1]) if known is not None and len(known.keys) else 0
-    sql = f"SELECT {_SELECTED} FROM pages WHERE key > ? ORDER BY key"  # noqa: S608 - a constant
-    found = connection.execute(sql, (after,))
-    blocks = [np.empty((0, len(_COLUMNS)))]
-    while rows := found.fetchmany(_ROWS_AT_ONCE):
-        blocks.append(np.array(rows, dtype=np.float64))  # which holds whole numbers up to 2**53
-    columns = [column.astype(np.int64) for column in np.concatenate(blocks).T[:-1]]
-    columns.append(np.concatenate(blocks)[:, -1].copy())
-    if known is not None:
-        gone = connection.execute("SELECT key FROM tombstones WHERE generation > ?", (known.generation,)).fetchall()
-        keep = ~np.isin(known.keys, np.array(gone, dtype=np.int64).ravel())
-        columns = [np.concatenate([old[keep], new]) for old, new in zip(known.columns(), columns, strict=True)]
-    return Extents(generation, layout, *columns)
-
-
-def _state(connection: sqlite3.Connection) -> tuple[int, int]:
-    generation, layout = connection.execute("SELECT generation, layout FROM state").fetchone()
-    return generation, layout
 
 
 def _version(connection: sqlite3.Connection, folder: Path) -> int:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector, PackedEmbeddings
 from colqwen3_retrievers.errors import DimensionError, StoreError
 from colqwen3_retrievers.stores import rows as table
-from colqwen3_retrievers.stores.catalogue import Catalogue, Extents, Segment, read_segments, select_keys
+from colqwen3_retrievers.stores.catalogue import Catalogue, Segment, read_segments, select_keys
+from colqwen3_retrievers.stores.extents import Extents
 from colqwen3_retrievers.stores.protocol import GroupBy, Match, Record, check_ids, check_search
 from colqwen3_retrievers.stores.reading import StoreFiles, best
 from colqwen3_retrievers.stores.token_files import ROW_TYPE, FileGoneError

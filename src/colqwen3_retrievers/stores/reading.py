@@ -17,7 +17,8 @@ from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.kernels import default_kernel, default_scan
 from colqwen3_retrievers.kernels.scan import CodeScan, bit_scan
 from colqwen3_retrievers.late_interaction import Kernel, maxsim
-from colqwen3_retrievers.stores.catalogue import Extents, Segment
+from colqwen3_retrievers.stores.catalogue import Segment
+from colqwen3_retrievers.stores.extents import Extents
 from colqwen3_retrievers.stores.protocol import GroupBy
 from colqwen3_retrievers.stores.rows import Place
 from colqwen3_retrievers.stores.token_files import CODE_TYPE, ROW_TYPE, Float16, RowFiles, chunks

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from colqwen3_retrievers.codes import query_codes
 from colqwen3_retrievers.datatypes import Float32, PackedEmbeddings
-from colqwen3_retrievers.stores.catalogue import Extents, Segment
+from colqwen3_retrievers.stores.catalogue import Segment
+from colqwen3_retrievers.stores.extents import Extents
 from colqwen3_retrievers.stores.protocol import GroupBy
 from colqwen3_retrievers.stores.reading import StoreFiles, best
 
