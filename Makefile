@@ -48,8 +48,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every table of benchmarks/ anew, in hours; WRITE=--write puts them into their files. Who waits actively is measured as
-# it would run by itself: the policy above is for tests. The peers stand in an environment of their own.
+# Every table of benchmarks/ anew, in hours; WRITE=--write puts them into their files, but for store.md, which has more
+# to say than its tables. Who waits actively is measured as it would run by itself: the policy above is for tests. The
+# peers stand in an environment of their own.
 bench: $(READY) $(PEERS_READY)
 	$(TIMED) $(PEERS)/bin/python benchmarks/encoding.py $(WRITE)
 	$(TIMED) $(PEERS)/bin/python benchmarks/encoding_time.py $(WRITE)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import store_data
 from held_out import held_out
+from reporting import machine
 from store_data import clustered
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
@@ -188,11 +189,13 @@ def main() -> None:
     )
     text = f"""# One vector a page as a first stage
 
-Made by `python benchmarks/bridge.py --pages {options.pages} --synthetic {options.synthetic} --write`. For each query,
-pages are ordered by one vector (cosine), and the first 20, 50 and 100 are candidates: "10 best" is the share of the
-ten best pages by exact MaxSim that are among them, "the best" how often the first is, "a relevant one" how often a
-page that holds every word of the query is. What is random is the mean of {len(SEEDS)} seeds; single seeds differ by a
-few hundredths. Time is encoding and comparing, pages and queries together, and noisy.
+Made by `python benchmarks/bridge.py --cache DIR --pages {options.pages} --synthetic {options.synthetic} --write` on
+{machine("numpy", "scipy")}.
+
+For each query, pages are ordered by one vector (cosine), and the first 20, 50 and 100 are candidates: "10 best" is the
+share of the ten best pages by exact MaxSim that are among them, "the best" how often the first is, "a relevant one" how
+often a page that holds every word of the query is. What is random is the mean of {len(SEEDS)} seeds; single seeds
+differ by a few hundredths. Time is encoding and comparing, pages and queries together, and noisy.
 
 The choice: `fde` with 2,048 numbers is the default of `SingleVectorSettings`. On real pages of `tiny` it finds more
 than `directions`, which there does little better than chance, though it is weak itself; on synthetic pages of clear

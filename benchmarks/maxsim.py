@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, nargs="*", default=(1000, 5000, 20_000))
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="50 pages")
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/maxsim.md")
     options = parser.parse_args()

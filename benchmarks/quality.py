@@ -26,7 +26,7 @@ class Row(NamedTuple):
     dim: int
     code: str
     kilobytes: float
-    recall_1: float
+    success_1: float
     ndcg_5: float
 
 
@@ -53,7 +53,7 @@ def table(rows: list[Row]) -> str:
     found = {(row.dim, row.code, row.factor): row for row in rows}
     for dim, code in dict.fromkeys((row.dim, row.code) for row in rows):
         cells = [
-            f"{row.kilobytes:.1f} KB · {row.ndcg_5:.3f} · {row.recall_1:.3f}"
+            f"{row.kilobytes:.1f} KB · {row.ndcg_5:.3f} · {row.success_1:.3f}"
             for factor in factors
             if (row := found[dim, code, factor])
         ]
@@ -62,14 +62,14 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw nDCG@5 and recall@1 against bytes a page."""
+    """Draw nDCG@5 and success@1 against bytes a page."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharex=True, sharey=True, layout="constrained")
-    for axis, name, title in zip(axes, ("ndcg_5", "recall_1"), ("nDCG@5", "recall@1"), strict=True):
+    for axis, name, title in zip(axes, ("ndcg_5", "success_1"), ("nDCG@5", "success@1"), strict=True):
         for dim, colour in COLOURS.items():
             for code, marker in MARKERS.items():
                 line = sorted((r for r in rows if (r.dim, r.code) == (dim, code)), key=lambda r: r.kilobytes)
@@ -98,7 +98,7 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = read_rows(HERE / "compression.md")
     draw(rows, options.out)
-    print("KB a page · nDCG@5 · recall@1\n")
+    print("KB a page · nDCG@5 · success@1\n")
     print(table(rows))
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from reporting import machine
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, SimilarityMap, similarity_map
 from colqwen3_retrievers.compression import pool_tokens
@@ -259,17 +260,20 @@ def main() -> None:
     text = report(encoder, options.cache, options.pages)
     print(text)
     if options.write:
-        about = INTRODUCTION.format(pages=options.pages, model=f"tiny {encoder.info.fingerprint[:12]}")
+        about = INTRODUCTION.format(
+            pages=options.pages, model=f"tiny {encoder.info.fingerprint[:12]}", machine=machine("numpy")
+        )
         Path(__file__).with_suffix(".md").write_text(about + "\n" + text + "\n", encoding="utf-8")
 
 
 INTRODUCTION = """# Which region answered
 
-Made by `python benchmarks/regions.py --cache DIR --pages {pages} --write` with {model}: {pages} held-out
-pages of each of three seeds, up to three words a page that are printed on it once. A word is found when its
-centre lies inside the first box and the box covers at most four times the visual tokens that the word's ink
-touches. "Median area" is the box over those tokens. The rule was chosen on the first pages (left four columns)
-and checked on the second (right four).
+Made by `python benchmarks/regions.py --cache DIR --pages {pages} --write` on {machine}.
+
+With {model}: {pages} held-out pages of each of three seeds, up to three words a page that are printed on it
+once. A word is found when its centre lies inside the first box and the box covers at most four times the
+visual tokens that the word's ink touches. "Median area" is the box over those tokens. The rule was chosen
+on the first pages (left four columns) and checked on the second (right four).
 
 What made boxes too wide: `tiny` compares a word with paper at about 0.2, with print of any kind at 0.7, and
 with its own picture at 0.95. The median of a page is mostly paper, so 0.7 of the way from it to the maximum

@@ -23,6 +23,7 @@ from colqwen3_retrievers.families import (
     tell_family,
 )
 from colqwen3_retrievers.hub_files import HubFiles
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.safetensors_table import (
     LocalFiles,
     TensorRecord,
@@ -115,8 +116,8 @@ def locate(model: str | os.PathLike[str], *, revision: str | None = None, weight
     name = os.fspath(model)
     if name == "tiny":
         return TINY
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if user_path(name).is_dir():
+        return user_path(name)
     if Path(name).exists():
         raise CheckpointError(f"{name}: a file, not a checkpoint folder")
     if Path(name).is_absolute():
@@ -150,7 +151,7 @@ def open_checkpoint(
     name = os.fspath(model)
     folder = locate(name, revision=revision, weights=weights)
     config = _read_config(folder, name)
-    local = weights or name == "tiny" or Path(name).expanduser().is_dir() or _has_weights(folder, name)
+    local = weights or name == "tiny" or user_path(name).is_dir() or _has_weights(folder, name)
     files: WeightFiles = LocalFiles(folder) if local else HubFiles(name, folder.name)  # a snapshot's is its commit
     source = read_tensor_table(folder, name, remote=None if local else files)
     projections = {part for tensor in source for part in tensor.split(".") if part in PROJECTION_NAMES}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from colqwen3_retrievers.adding import progress_bar
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.page_images import KeptImage, PageImages
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.stores import MultiVectorStore, Record, is_qdrant, open_store
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import check_addable, check_info
@@ -213,7 +214,7 @@ def _place(store: MultiVectorStore) -> str | None:
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(path).expanduser().absolute()
+    return user_path(path).absolute()
 
 
 def _same(record: Record, there: Record | None) -> bool:

@@ -24,6 +24,7 @@ from colqwen3_retrievers.documents import Hit, Query
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
 from colqwen3_retrievers.images import read_image_bytes
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.similarity_maps import SimilarityMap, similarity_map
 from colqwen3_retrievers.stores import Record
 
@@ -41,6 +42,44 @@ POOLED: Final = "pooled"
 
 _UNFIT: Final = re.compile(r"[^\w.-]+")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def without_evidence(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a search told of the regions that answered it: it says nothing of another one.
+
+    Args:
+        metadata: of a node or document.
+
+    Returns:
+        A copy without :data:`BOXES`, :data:`HEATMAP` and :data:`POOLED`, where the last, which is always beside the
+        others, tells that they are ours; a page's own keys of these names stay.
+
+    >>> without_evidence({"year": 2024, "boxes": [], "pooled": False}), without_evidence({"boxes": 3})
+    ({'year': 2024}, {'boxes': 3})
+    """
+    ours = isinstance(metadata.get(POOLED), bool) and (BOXES in metadata or HEATMAP in metadata)
+    return {key: value for key, value in metadata.items() if not ours or key not in (BOXES, HEATMAP, POOLED)}
+
+
+def picture_folder(given: str | os.PathLike[str], name: str) -> Path:
+    """Give the absolute path of a folder for pictures.
+
+    Args:
+        given: by a user; ``~`` is the home folder.
+        name: of the argument, for errors.
+
+    Raises:
+        ConfigError: it can be no folder's.
+
+    >>> picture_folder("", "heatmaps")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: heatmaps: expected a folder, got ''
+    """
+    if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str) or not os.fspath(given):
+        raise ConfigError(f"{name}: expected a folder, got {given!r}")
+    if "\0" in os.fspath(given):
+        raise ConfigError(f"{name}: a path has no NUL: {os.fspath(given)!r}")
+    return user_path(given).absolute()
 
 
 def page_map(query: MultiVector, page: MultiVector | None) -> SimilarityMap | None:
@@ -114,8 +153,9 @@ class Evidence:
         """Check."""
         if isinstance(self.boxes, bool) or not isinstance(self.boxes, int) or self.boxes < 0:
             raise ConfigError(f"boxes: expected a whole number from 0, got {self.boxes!r}")
-        if self.heatmaps is not None and (not isinstance(self.heatmaps, str | os.PathLike) or not str(self.heatmaps)):
-            raise ConfigError(f"heatmaps: expected a folder or None, got {self.heatmaps!r}")
+        if self.heatmaps is not None:
+            picture_folder(self.heatmaps, "heatmaps")
+            object.__setattr__(self, "heatmaps", os.fspath(self.heatmaps))  # plain data, for settings
 
     @property
     def wanted(self) -> bool:
@@ -215,7 +255,7 @@ class Evidence:
                 _log.warning("page %r is given without an overlay: %s", name, exc)
                 page = None
             if page is not None:
-                told[HEATMAP] = str(self._written(found, page, name, Path(self.heatmaps).expanduser().absolute()))
+                told[HEATMAP] = str(self._written(found, page, name, picture_folder(self.heatmaps, "heatmaps")))
         return {**told, POOLED: found.pooled} if told else {}
 
     def _written(self, found: SimilarityMap, page: Image.Image, name: str, folder: Path) -> Path:

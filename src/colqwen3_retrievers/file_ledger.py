@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.paths import user_path
 
 FILE_NAME: Final = "files.sqlite"
 """The ledger in an index's folder."""
@@ -252,7 +253,7 @@ def open_ledger(
         if folder is None:
             raise ConfigError(f"{location}: give ledger=, a file to note in what was synced, or images_dir=")
         file = folder / FILE_NAME
-    path = Path(file).expanduser().absolute()
+    path = user_path(file).absolute()
     if own is None:  # the same collection, however it is talked to
         scheme, _, rest = location.partition("://")
         location = f"qdrant://{rest.partition('?')[0]}" if scheme in ("qdrant", "qdrants") else location

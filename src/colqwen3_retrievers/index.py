@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.page_images import ImageMode, PageImages
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.row_candidates import RowCandidates
 from colqwen3_retrievers.stores import MultiVectorStore, Record, open_store
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
@@ -67,7 +68,7 @@ class PageIndex(Writing, RowCandidates):
             if encoder is not None:
                 check_info(store.info, encoder.info, store.location)
         beside = store.folder / "images" if isinstance(store, EmbeddedStore) else None
-        folder = beside if images_dir is None else Path(images_dir).expanduser().absolute()
+        folder = beside if images_dir is None else user_path(images_dir).absolute()
         return cls(store, encoder, PageImages(folder, images), owns_store=owned)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from colqwen3_retrievers.console import json_filter, tell
@@ -17,6 +16,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.page_files import find_page_files
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.stores import is_qdrant
 
 PASSWORD_VARIABLE = "COLQWEN3_PDF_PASSWORD"  # noqa: S105 - the name of a variable
@@ -189,7 +189,7 @@ def _password(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(PASSWORD_VARIABLE) or None
     try:
-        password = Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        password = user_path(file).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as exc:
         raise ConfigError(f"--password-file: {file}: cannot be read: {exc.strerror or exc}") from exc
     except ValueError:

@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
@@ -18,6 +17,7 @@ from colqwen3_retrievers.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, PageError
 from colqwen3_retrievers.page_keys import content_key, pixel_key, settings_key
+from colqwen3_retrievers.paths import user_path
 
 DEFAULT_MAX_BYTES = 512 * 2**20
 """Bytes of token embeddings kept in memory by default: about 320 pages of 1,280 tokens of dim 320."""
@@ -91,7 +91,7 @@ class PageEmbeddingCache:
         if folder is not None and (not isinstance(folder, str | os.PathLike) or not os.fspath(folder)):
             raise ConfigError(f"folder: expected a path, got {folder!r}")
         self.encoder = encoder
-        self.folder = None if folder is None else Path(folder).expanduser().absolute()
+        self.folder = None if folder is None else user_path(folder).absolute()
         default = DEFAULT_MAX_BYTES if self.folder is None else DEFAULT_MAX_DISK_BYTES
         self.max_bytes = default if max_bytes is None else max_bytes
         self._lock = threading.Lock()

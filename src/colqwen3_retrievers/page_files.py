@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
+from colqwen3_retrievers.paths import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Endings of the image files that are read, in any case."""
@@ -186,7 +187,7 @@ def _absolute(path: PagePath) -> Path:
         raise ConfigError(f"paths: expected a non-empty path, got {path!r}")
     if "://" in str(path):
         raise ConfigError(f"{path}: a URL is not fetched; download it and give the file")
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would replace links by their targets
+    return Path(os.path.abspath(user_path(path)))  # noqa: PTH100 - resolve() would replace links by their targets
 
 
 def _source(path: Path, root: Path) -> str:

@@ -110,6 +110,17 @@ def _check_file(file: PageFile) -> None:
         raise PageError("not a regular file", source=file.source)
     if status.st_size == 0:
         raise PageError("the file is empty (0 bytes)", source=file.source)
+    check_name(file)
+
+
+def check_name(file: PageFile) -> None:
+    """Refuse a file whose name is no text, and so can be no page's source.
+
+    Raises:
+        PageError: it is not valid Unicode.
+
+    >>> check_name(PageFile(Path("/scans/a.png"), "a.png"))
+    """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in file.source):
         raise PageError("the file name is not valid Unicode", source=file.source)
 

@@ -20,7 +20,7 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
-from colqwen3_retrievers.evidence import file_stem, indexed_picture, page_map, write_picture
+from colqwen3_retrievers.evidence import file_stem, indexed_picture, page_map, picture_folder, write_picture
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.similarity_maps import POOLED_NOTE, SimilarityMap
 from colqwen3_retrievers.stores import Record
@@ -84,6 +84,7 @@ def run_search(options: argparse.Namespace) -> int:
         options.wrong("--heatmap: expected a folder")
     if options.heatmap_tokens and options.heatmap is None:
         options.wrong("--heatmap-tokens: needs --heatmap, which says where to")
+    folder = None if options.heatmap is None else picture_folder(options.heatmap, "--heatmap")
     query = Query(options.query or None, options.image)
     where = json_filter(options.where) if options.where else None
     with contextlib.ExitStack() as stack:
@@ -104,8 +105,8 @@ def run_search(options: argparse.Namespace) -> int:
         if not hits:
             _tell_unknown_names(index, where)
         drawing = None
-        if options.heatmap is not None:
-            drawing = HitDrawing(index, asked, Path(options.heatmap).expanduser(), tokens=options.heatmap_tokens)
+        if folder is not None:
+            drawing = HitDrawing(index, asked, folder, tokens=options.heatmap_tokens)
             drawing.draw(hits)
     if options.json:
         told = {} if drawing is None else drawing.told
@@ -120,7 +121,7 @@ def describe(page: Page) -> str:
     'a.pdf, page 7 (iv)'
     """
     label = f" ({page.label})" if page.label and page.label != str(page.number) else ""
-    return f"{page.source or page.id}, page {page.number}{label}"
+    return " ".join(f"{page.source or page.id}, page {page.number}{label}".split())  # one line whatever the file's name
 
 
 def _tell_unknown_names(index: PageIndex, where: dict[str, Any] | None) -> None:

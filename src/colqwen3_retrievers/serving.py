@@ -17,13 +17,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from colqwen3_retrievers.checkpoint import Checkpoint, open_checkpoint
 from colqwen3_retrievers.engines.vllm_folder import NEEDED_BY_VLLM, config_overrides, write_folder
 from colqwen3_retrievers.errors import ConfigError, EngineError
 from colqwen3_retrievers.families import FAMILIES, VISUAL_TOKEN_SIDE, Family, get_family
 from colqwen3_retrievers.options import VLLMOptions
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.serving_templates import CHAT_TEMPLATES
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -75,12 +75,12 @@ def served_model(
         EngineError: ``folder`` cannot be written.
     """
     name = os.fspath(model)
-    local = name == "tiny" or Path(name).expanduser().exists()
+    local = name == "tiny" or user_path(name).exists()
     if local or folder is not None or name.count("/") != 1:
         checkpoint = open_checkpoint(name, family=family, revision=None if local else revision)
         where = checkpoint.folder.absolute()
         if folder is not None:
-            where = Path(folder).expanduser().absolute()
+            where = user_path(folder).absolute()
             write_folder(checkpoint, where)
         missing = [file for file in NEEDED_BY_VLLM if not (where / file).exists()]
         if missing:

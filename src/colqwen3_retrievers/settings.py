@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from colqwen3_retrievers.engines import Engine
 from colqwen3_retrievers.errors import ConfigError, EngineError, require
 from colqwen3_retrievers.families import VISUAL_TOKEN_SIDE, get_family
 from colqwen3_retrievers.options import EngineOptions, ServerOptions, TorchOptions, VLLMOptions
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.rendering import EncoderInput, Renderer
 from colqwen3_retrievers.tokens import PromptTokenizer
 
@@ -97,7 +97,7 @@ class EncoderSettings:
             raise ConfigError(f"model: expected a hub name or a folder, got {model!r}")
         options, urls, key = choose_engine(engine, url, api_key, device)
         name = str(os.fspath(model))
-        folder = Path(name).expanduser()
+        folder = user_path(name)
         if name != "tiny" and folder.is_dir():
             name = str(folder.absolute())  # it is the same folder wherever the process, or an index's reader, stands
         return cls(model=name, engine=options, url=urls, api_key=key, device=device, **others)

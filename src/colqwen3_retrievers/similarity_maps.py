@@ -13,6 +13,7 @@ whatever sizes the two have.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,10 +101,10 @@ class SimilarityMap:
         >>> [(round(box.left, 2), box.top, box.right, box.bottom, box.score) for box in found]
         [(0.67, 0.5, 1.0, 1.0, 1.0)]
         """
-        if top < 1 or not 0 <= threshold <= 1:
-            raise ConfigError(f"boxes: expected top from 1 and threshold in 0..1, got {top} and {threshold}")
-        if size is not None and min(size) < 1:
-            raise ConfigError(f"size: expected (width, height) in pixels from 1, got {size}")
+        if not _is_whole(top) or top < 1 or not _is_share(threshold):
+            raise ConfigError(f"boxes: expected top from 1 and threshold in 0..1, got {top!r} and {threshold!r}")
+        if size is not None and not _is_size(size):
+            raise ConfigError(f"size: expected (width, height) in pixels from 1, got {size!r}")
         level, peak = _level(self.values), float(self.values.max())
         if peak - level < 1e-6:
             return []
@@ -136,8 +137,8 @@ class SimilarityMap:
         >>> SimilarityMap(values, values[None], ("a",)).of_token(0).tokens
         ('a',)
         """
-        if not 0 <= token < len(self.per_token):
-            raise ConfigError(f"token: expected 0 to {len(self.per_token) - 1}, got {token}")
+        if not _is_whole(token) or not 0 <= token < len(self.per_token):
+            raise ConfigError(f"token: expected 0 to {len(self.per_token) - 1}, got {token!r}")
         names = None if self.tokens is None else self.tokens[token : token + 1]
         return SimilarityMap(self.per_token[token], self.per_token[token : token + 1], names, self.pooled)
 
@@ -157,16 +158,19 @@ class SimilarityMap:
             A new RGB image of the upright page's size. On a pooled page a line in its lower left corner says so.
 
         Raises:
-            ConfigError: no such token, an opacity outside 0..1, or a negative number of boxes.
+            ConfigError: no such token, an opacity outside 0..1, a negative number of boxes, or no PIL image.
 
         >>> page, values = Image.new("RGB", (64, 32), "white"), np.float32([[0, 1]])
         >>> SimilarityMap(values, values[None]).overlay(page).size
         (64, 32)
         """
-        if not 0 <= opacity <= 1:
-            raise ConfigError(f"opacity: expected 0 to 1, got {opacity}")
-        if boxes < 0:
-            raise ConfigError(f"boxes: expected a number from 0, got {boxes}")
+        if not _is_share(opacity):
+            raise ConfigError(f"opacity: expected 0 to 1, got {opacity!r}")
+        if not _is_whole(boxes) or boxes < 0:
+            raise ConfigError(f"boxes: expected a whole number from 0, got {boxes!r}")
+        if not isinstance(image, Image.Image) or min(image.size) < 1:
+            got = f"one of {image.size}" if isinstance(image, Image.Image) else type(image).__name__
+            raise ConfigError(f"image: expected a PIL image with pixels, got {got}")
         if token is not None:
             return self.of_token(token).overlay(image, opacity=opacity, boxes=boxes)
         mixed = to_rgb(image)  # an image of its own
@@ -197,7 +201,7 @@ def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
         The map over the page's grid of visual tokens.
 
     Raises:
-        ConfigError: the page has no grid of visual tokens (a text or a video).
+        ConfigError: the page has no grid of visual tokens (a text or a video), or an argument is no multi-vector.
         DimensionError: the two differ in dim.
 
     Source: the interpretability maps of ColPali, Faysse et al. 2024 (arXiv 2407.01449), section 5.3.
@@ -207,6 +211,9 @@ def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
     >>> similarity_map(MultiVector(unit[3:]), page).values.tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
+    for name, given in (("query", query), ("page", page)):
+        if not isinstance(given, MultiVector):
+            raise ConfigError(f"similarity_map: {name}: expected a MultiVector, got {type(given).__name__}")
     if page.grid is None or page.visual is None:
         raise ConfigError("similarity_map: the page has no grid of visual tokens; it is a text or a video")
     if query.dim != page.dim:
@@ -262,6 +269,23 @@ def _colour(page: Image.Image, heat: Float32, opacity: float) -> None:
         share = smooth.point(shares)
         smooth.putpalette(palette)
         page.paste(smooth.convert("RGB"), (0, top), share)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(0 <= value <= 1)
+
+
+def _is_size(size: object) -> bool:
+    """Whether something is a width and a height."""
+    return (
+        isinstance(size, Sequence)
+        and len(size) == 2
+        and all(isinstance(side, int | float | np.number) and 1 <= side < np.inf for side in size)
+    )
 
 
 def _tokens_that_matter(query: MultiVector) -> list[int]:

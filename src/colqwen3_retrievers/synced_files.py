@@ -15,6 +15,7 @@ from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.file_ledger import FileEntry, device_of
 from colqwen3_retrievers.page_files import ONE_ROOT, PageFile, PagePath, find_page_files
 from colqwen3_retrievers.page_images import PageImages
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.stores import MultiVectorStore
 
 MOVED: Final = "give moved=True (--moved) if it was moved and changed"
@@ -233,7 +234,7 @@ def _absolute(item: Any) -> Path:
     """Give what :func:`find_page_files` makes of a path; it refuses what is none."""
     if not isinstance(item, str | os.PathLike) or "://" in str(item) or not os.fspath(item):
         find_page_files([item])
-    return Path(os.path.abspath(Path(item).expanduser()))  # noqa: PTH100 - resolve() would follow links
+    return Path(os.path.abspath(user_path(item)))  # noqa: PTH100 - resolve() would follow links
 
 
 def _exists(path: Path, item: PagePath) -> bool:

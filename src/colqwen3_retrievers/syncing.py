@@ -14,7 +14,7 @@ from colqwen3_retrievers.errors import PageError
 from colqwen3_retrievers.file_ledger import FileEntry, FileLedger, device_of, digest_of, looks_at
 from colqwen3_retrievers.page_files import ONE_ROOT, PageFile, caused_by
 from colqwen3_retrievers.page_images import PageImages
-from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.pages import check_name, load_pages
 from colqwen3_retrievers.stores import MultiVectorStore
 from colqwen3_retrievers.synced_files import MOVED, FoundFiles, NotSynced, page_ids, reason_of
 
@@ -160,6 +160,7 @@ class FileSync:
         """Read the pages of all files that are not what they were."""
         for file in files:
             try:
+                check_name(file)
                 digest, looks = digest_of(file.path, source=file.source)
                 device = device_of(file.path)
             except (PageError, OSError) as exc:

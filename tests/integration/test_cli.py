@@ -219,6 +219,27 @@ def test_why_nothing_is_drawn_is_said(scans: Path, tmp_path: Path, capsys: pytes
     assert len(list((tmp_path / "why").iterdir())) == 1
 
 
+def test_a_folder_that_can_be_none_is_told_before_the_search(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["search", "revenue", "--index", str(scans), "--json", "--heatmap", "~no-such-user/maps"]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert shown.err.startswith("colqwen3: ~no-such-user/maps: ")
+    assert main(["search", "revenue", "--index", "~no-such-user/index"]) == 1
+    assert capsys.readouterr().err.startswith("colqwen3: ~no-such-user/index: ")
+
+
+def test_a_ranking_is_a_line_a_page(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((320, 256), 60).save(tmp_path / "a\nb.png")
+    small = ["--model", "tiny", "--max-visual-tokens", "100", "--device", "cpu", "--images", "reference"]
+    assert main(["index", str(tmp_path / "a\nb.png"), "--index", str(scans), *small]) == 0
+    capsys.readouterr()
+    assert main(["search", "revenue", "--index", str(scans)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert any(line.endswith("a b.png, page 1") for line in lines)
+
+
 def test_a_long_name_makes_a_file_all_the_same(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"{'𠮷' * 60}.png"  # four bytes each
     shutil.copy(tmp_path / "one.png", tmp_path / name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import PageIndex
 from colqwen3_retrievers.demo import DEMO_QUESTIONS
@@ -107,3 +107,13 @@ def test_what_can_be_told_beforehand_costs_no_earlier_report(
         run_demo(out, **given)
     assert (out / "report.html").read_text() == "of an earlier run"
     assert (out / "documents" / "mine.png").is_file()
+
+
+def test_a_strip_of_a_page_has_its_place_in_the_report(tmp_path: Path) -> None:
+    strip = tmp_path / "strip"
+    strip.mkdir()
+    page = Image.new("RGB", (60, 9000), "white")
+    ImageDraw.Draw(page).text((5, 4500), "yak", fill="black", font=ImageFont.load_default(16))
+    page.save(strip / "receipt.png")
+    run_demo(tmp_path / "out", [str(strip)], questions=["yak"])
+    assert "receipt.png" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -254,3 +254,38 @@ def test_a_comparison_over_other_pages_has_to_be_asked_for(
     assert "index" not in out  # both were made in passing
     assert main(["eval", "--compare", a, b, "--allow-other-set", "--json", a]) == 1
     assert "it is read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"_id": "bad", "image": "scans/nope.png"}, "there is no file 'scans/nope.png'"),
+        ({"_id": "bad"}, "expected an image, a pdf or a text"),
+        ({"_id": "bad", "image": "seen.png", "page": 0}, "expected a page number from 1"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--allow-unknown"]])
+def test_a_line_that_cannot_be_used_is_told_before_anything_is_encoded(
+    line: dict[str, Any], message: str, more: list[str], data: Path, encoded: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    picture(1).save(data / "seen.png")
+    with (data / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert main(["eval", str(data), *TINY, "--index", str(tmp_path / "new"), *more]) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert "corpus.jsonl:4" in told
+    assert encoded == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_how_queries_were_encoded_is_compared(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(tmp_path / "a.json"), str(tmp_path / "b.json")
+    make_index(tmp_path / "index", TEXTS)
+    asked = ["eval", str(data), "--index", str(tmp_path / "index"), "--as-is", "-k", "1"]
+    assert main([*asked, "--dtype", "float32", "--json", a]) == 0
+    assert main([*asked, "--dtype", "bfloat16", "--json", b]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--compare", a, b]) == 0
+    assert "dtype: A 'float32', B 'bfloat16'" in capsys.readouterr().out

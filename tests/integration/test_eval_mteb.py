@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from colqwen3_retrievers import MultiVector, Page
+from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page
 from colqwen3_retrievers.cli import main
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
@@ -172,6 +172,14 @@ def test_the_meta_tells_settings_apart(encoder: HashingEncoder) -> None:
     with MtebSearch(encoder) as search, MtebSearch(encoder, exact=True) as exact:
         assert search.mteb_model_meta.experiment_kwargs != exact.mteb_model_meta.experiment_kwargs
         assert search.mteb_model_meta.embed_dim == encoder.info.dim
+
+
+def test_the_meta_tells_precisions_apart() -> None:
+    metas = []
+    for dtype in ("float32", "bfloat16"):
+        with ColQwen3Encoder("tiny", device="cpu", dtype=dtype) as one, MtebSearch(one) as search:
+            metas.append(search.mteb_model_meta.experiment_kwargs)
+    assert metas[0] | {"dtype": "bfloat16"} == metas[1] != metas[0]
 
 
 def test_vidore_is_known_by_name_and_other_names_are_refused(encoder: HashingEncoder) -> None:

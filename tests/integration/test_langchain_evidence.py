@@ -365,3 +365,32 @@ def test_a_preview_of_a_web_page_is_never_its_image(remote: tuple[str, list[str]
     article = Document("An article.", metadata={"image": f"{url}/0.png"})
     assert [block["type"] for block in docs_to_content_blocks([article], allow_remote=[HOST])] == ["text"]
     assert asked == []
+
+
+def test_what_one_question_was_told_does_not_go_into_a_store(pages: PageIndex, tmp_path: Path) -> None:
+    found = [Document("revenue", id="x", metadata={"boxes": [], "pooled": False, "heatmap": "a.png", "year": 2024})]
+    own = [Document("profit", id="y", metadata={"boxes": 3})]
+    ColQwen3VectorStore(pages).add_documents([*found, *own])
+    kept = {record.page.id: set(record.page.metadata) for record in pages.get(["x", "y"])}
+    assert not TOLD & kept["x"]
+    assert "year" in kept["x"]
+    assert "boxes" in kept["y"]
+
+
+def test_a_reranker_leaves_nothing_of_another_question(pages: PageIndex, tmp_path: Path) -> None:
+    found = ColQwen3Retriever(index=pages, k=4, boxes=1, heatmaps=tmp_path / "maps").invoke(piece(2))
+    ranked = ColQwen3Reranker(index=pages, top_n=None, boxes=1).compress_documents(found, "revenue")
+    assert len(ranked) == 4
+    assert all("heatmap" not in document.metadata for document in ranked)
+    assert sum("boxes" in document.metadata for document in ranked) == 3
+
+
+def test_pages_without_a_picture_are_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = HashingEncoder()
+    with PageIndex.open(tmp_path / "index", encoder, images="none") as made:
+        made.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2))
+        found = ColQwen3Retriever(index=made, k=2).invoke(piece(2))
+        ranked = ColQwen3Reranker(index=made, boxes=1, heatmaps=tmp_path / "maps").compress_documents(found, "revenue")
+    encoder.threads.shutdown()
+    assert [set(document.metadata) & TOLD for document in ranked] == [{"boxes", "pooled"}] * 2
+    assert not caplog.records

@@ -323,3 +323,31 @@ def test_the_encoder_fetches_when_it_may(encoder: ColQwen3Encoder, folder: Path,
     with pytest.raises(EncodeError, match="status 404") as caught:
         encoder.encode_images([folder / "0.png", f"{url}/9.png"], allow_remote=[HOST])
     assert caught.value.index == 1
+
+
+def test_what_one_question_was_told_does_not_go_into_an_index(index: PageIndex, tmp_path: Path) -> None:
+    found = ColQwen3Retriever(index, similarity_top_k=3, boxes=1, heatmaps=tmp_path / "maps").retrieve(piece(tmp_path))
+    assert any(set(given.node.metadata) >= HIDDEN for given in found)
+    with PageIndex.open(tmp_path / "again", index.encoder) as other:
+        ColQwen3Retriever.from_nodes(found, other)
+        assert len(other) == 3
+        for record in other.get(other.ids()):
+            assert not HIDDEN & set(record.page.metadata)
+        own = TextNode(text="ours", metadata={"boxes": 3, "pooled": "yes"})
+        ColQwen3Retriever.from_nodes([own], other)
+        assert other.get([own.node_id])[0].page.metadata["boxes"] == 3
+
+
+def test_a_reranker_leaves_nothing_of_another_question(encoder: ColQwen3Encoder, folder: Path) -> None:
+    old = {"boxes": [], "heatmap": "old.png", "pooled": False, "year": 2024}
+    nodes: list[BaseNode] = [ImageNode(image_path=str(folder / f"{n}.png"), metadata=dict(old)) for n in range(2)]
+    nodes.append(TextNode(text="revenue", metadata=dict(old)))
+    given = [NodeWithScore(node=node) for node in nodes]
+    ranked = ColQwen3Reranker(encoder=encoder, boxes=1).postprocess_nodes(given, query_str="revenue")
+    assert len(ranked) == 3
+    for one in ranked:
+        assert one.node.metadata["year"] == 2024
+        assert HIDDEN & set(one.node.metadata) == ({"boxes", "pooled"} if isinstance(one.node, ImageNode) else set())
+    assert all(node.metadata == old for node in nodes)  # as they were handed in
+    plain = ColQwen3Reranker(encoder=encoder).postprocess_nodes(given, query_str="revenue")
+    assert all(one.node.metadata == old for one in plain)

@@ -15,7 +15,7 @@ PACKAGE = Path(colqwen3_retrievers.__file__).parent
 
 # Higher may import lower. Within a floor of the design the order is spelled out by decimals; equals may not meet.
 FLOORS = {
-    "lazy": 0.0, "errors": 0.0, "images": 0.1, "datatypes": 0.2, "documents": 0.3,
+    "lazy": 0.0, "errors": 0.0, "paths": 0.1, "images": 0.1, "datatypes": 0.2, "documents": 0.3,
     "late_interaction": 1.0, "compression": 1.0, "single_vector": 1.1, "families": 1.0, "options": 1.0, "futures": 1.0,
     "safetensors_table": 1.0, "hub_files": 1.0, "engine_choice": 1.1,
     "codes": 1.1, "page_files": 1.1, "remote_images": 1.0, "pdf": 1.2, "video": 1.2, "pages": 1.3,

@@ -234,11 +234,25 @@ def test_pages_that_are_gone_or_have_no_regions_have_no_map(index: PageIndex, en
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"boxes": -1}, {"boxes": True}, {"boxes": 1.5}, {"boxes": None}, {"heatmaps": ""}, {"heatmaps": 3}]
+    "wrong",
+    [
+        {"boxes": -1},
+        {"boxes": True},
+        {"boxes": 1.5},
+        {"boxes": None},
+        {"heatmaps": ""},
+        {"heatmaps": 3},
+        {"heatmaps": "a\0b"},
+    ],
 )
 def test_a_bad_argument_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Evidence(**wrong)
+
+
+def test_a_home_folder_of_nobody_is_named() -> None:
+    with pytest.raises(ConfigError, match="~no-such-user/maps"):
+        Evidence(heatmaps="~no-such-user/maps")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

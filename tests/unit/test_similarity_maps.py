@@ -273,3 +273,36 @@ def test_half_precision_in_a_store_moves_no_box(dtype: type[np.floating[Any]]) -
     assert np.abs(exact.values - stored.values).max() < 1e-3
     where = [[(b.left, b.top, b.right, b.bottom) for b in made.boxes(top=1)] for made in (exact, stored)]
     assert where[0] == where[1]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda found, image: found.boxes(top=2.5),
+        lambda found, image: found.boxes(top="3"),
+        lambda found, image: found.boxes(threshold="x"),
+        lambda found, image: found.boxes(size=(100,)),
+        lambda found, image: found.boxes(size=100),
+        lambda found, image: found.boxes(size=(float("nan"), 1)),
+        lambda found, image: found.of_token(1.0),
+        lambda found, image: found.overlay(image, boxes=1.5),
+        lambda found, image: found.overlay(image, token=1.5),
+        lambda found, image: found.overlay(image, opacity="x"),
+        lambda found, image: found.overlay(image, opacity=float("nan")),
+        lambda found, image: found.overlay("page.png"),
+        lambda found, image: found.overlay(Image.new("RGB", (0, 5))),
+        lambda found, image: similarity_map("revenue", page()),
+        lambda found, image: similarity_map(MultiVector(UNIT[[1]]), image),
+    ],
+)
+def test_what_is_no_argument_is_named(ask: Any) -> None:
+    found = similarity_map(MultiVector(UNIT[[1, 6]], tokens=("a", "b")), page())
+    with pytest.raises(ConfigError, match="expected"):
+        ask(found, Image.new("RGB", (30, 20)))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    found = similarity_map(MultiVector(UNIT[[1, 6]], tokens=("a", "b")), page())
+    assert found.boxes([30, 20], top=np.int64(1), threshold=np.float32(0.5)) == found.boxes(
+        (30, 20), top=1, threshold=0.5
+    )

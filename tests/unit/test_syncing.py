@@ -875,3 +875,16 @@ def test_a_pdf(tmp_path: Path, index: PageIndex, encoder: HashingEncoder) -> Non
     Image.new("RGB", (24, 16), "red").save(tmp_path / "a.pdf")
     assert index.sync(tmp_path / "a.pdf", max_pixels=384) == Synced(updated=1, removed=1)
     assert encoder.encoded == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+def test_a_name_that_is_no_text_is_told_and_the_others_are_read(
+    tmp_path: Path, index: PageIndex, reports: Path
+) -> None:
+    shutil.copy(os.fsencode(reports / "a.png"), os.fsencode(reports) + b"/caf\xe9.png")
+    done = index.sync([reports])
+    assert (done.added, len(done.failed)) == (5, 1)
+    assert done.failed[0].reason == "the file name is not valid Unicode"
+    with pytest.raises(PageError, match="the file name is not valid Unicode"):
+        index.add_files([reports])
+    assert index.ids() == ALL

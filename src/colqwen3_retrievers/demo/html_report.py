@@ -16,6 +16,8 @@ from colqwen3_retrievers.similarity_maps import POOLED_NOTE, Box
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
 
+_MOST_HEIGHT = 8_000
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --frame: #c81e1e;
   --good: #15803d; --bad: #b42318; }
@@ -153,6 +155,8 @@ def _region(box: Box) -> str:
 
 def _jpeg(picture: Image.Image, width: int) -> str:
     height = max(1, round(picture.height * width / picture.width))
+    if height > _MOST_HEIGHT:  # a strip: JPEG ends at 65,500 pixels, and the page is stretched to its place anyway
+        width, height = max(1, round(width * _MOST_HEIGHT / height)), _MOST_HEIGHT
     buffer = io.BytesIO()
     picture.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

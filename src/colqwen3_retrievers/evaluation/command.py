@@ -52,7 +52,7 @@ def run_eval(options: argparse.Namespace, make_encoder: MakeEncoder, say: Say) -
         return _compare(options, say)
     if mode == "--mteb":
         return _mteb(options, make_encoder, say)
-    # All that can be refused is refused here, before anything is encoded.
+    # All that can be refused without opening a page is refused here, before anything is encoded.
     asked = parse_measures(options.k or DEFAULT_CUTOFFS, options.measure or ())
     check_depth(asked, options.depth)
     judged = read_judged_set(options.data, split=options.split or "test")
@@ -122,12 +122,16 @@ def _mteb(options: argparse.Namespace, make_encoder: MakeEncoder, say: Say) -> i
 def _check_pages(options: argparse.Namespace, judged: JudgedSet) -> None:
     if options.index is None and not judged.has_corpus:
         raise ConfigError(f"{options.data}: no corpus.jsonl and no corpus folder; give --index")
-    if options.as_is or options.allow_unknown:
+    if options.as_is:
+        return
+    listed = judged.listed_ids()  # which checks every line of the list
+    if options.allow_unknown:
         return
     unknown = judged.absent(page for query in judged.qrels for page in judged.relevant(query))
     if unknown:
         raise ConfigError(
-            f"{options.data}: {len(unknown)} relevant pages are not in the corpus: {', '.join(unknown[:3])}; "
+            f"{options.data}: {len(unknown)} relevant pages are not in the corpus: {', '.join(unknown[:3])}"
+            f"{'' if listed is not None else ' (those of a corpus folder are called a.pdf#page=3)'}; "
             "--allow-unknown counts them as missed"
         )
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 
 from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.datatypes import EncoderInfo
@@ -15,6 +14,7 @@ from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchErr
 from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measuring import encode_queries
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.stores import Record, is_qdrant
 from colqwen3_retrievers.stores.catalogue import FILE_NAME
 
@@ -48,7 +48,7 @@ def is_there(place: str) -> bool:
     False
     """
     if not is_qdrant(place):
-        return (Path(place).expanduser() / FILE_NAME).exists()
+        return (user_path(place) / FILE_NAME).exists()
     try:
         with PageIndex.open(place, read_only=True):
             return True

@@ -6,10 +6,12 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
+from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, Measures, parse_measures
@@ -122,10 +124,23 @@ def evaluate(
     got = judge(run, judged.qrels, k=k, measures=measures)
     settings = {
         "set": judged.name, "index": index.location, "pages": len(held), "queries": len(made), "depth": deep,
-        "exact": exact, "encoder": index.info.to_dict(),
+        "exact": exact, **how_encoded(index.encoder), "encoder": index.info.to_dict(),
     }  # fmt: skip
     seconds = {"load": loaded - start, "encode": encoded - loaded, "search": searched - encoded}
     return Evaluation(got.measures, got.per_query, got.run, got.qrels, got.unjudged, tuple(unknown), settings, seconds)
+
+
+def how_encoded(encoder: PageEncoder) -> dict[str, Any]:
+    """Give what bears on numbers and is no part of an index's own settings, as far as an encoder tells.
+
+    >>> from colqwen3_retrievers import ColQwen3Encoder
+    >>> how_encoded(ColQwen3Encoder("tiny", engine="torch", dtype="bfloat16"))["dtype"]
+    'bfloat16'
+    """
+    if not isinstance(encoder, ColQwen3Encoder):
+        return {}
+    told = encoder.to_dict()
+    return {name: told[name] for name in ("engine", "device", "dtype")}
 
 
 def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> list[MultiVector]:

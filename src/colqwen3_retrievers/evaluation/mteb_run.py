@@ -13,6 +13,7 @@ from typing import Any
 from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.errors import CheckpointError, ColQwen3Error, ConfigError, MissingExtraError, require
 from colqwen3_retrievers.evaluation.mteb_search import MtebSearch
+from colqwen3_retrievers.paths import user_path
 
 
 @dataclass
@@ -68,7 +69,7 @@ def run_mteb(
     mteb = require("mteb", "mteb")
     benchmarks = _tasks(mteb, names)
     try:
-        cache = mteb.ResultCache(Path(results).expanduser()) if results is not None else None
+        cache = mteb.ResultCache(user_path(results)) if results is not None else None
     except OSError as exc:
         raise ConfigError(f"results {results}: cannot be made: {exc.strerror or exc}") from exc
     run = MtebRun()

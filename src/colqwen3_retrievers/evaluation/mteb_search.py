@@ -17,6 +17,7 @@ from colqwen3_retrievers.adding import PageEncoder
 from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
 from colqwen3_retrievers.documents import Page, Query
 from colqwen3_retrievers.errors import ConfigError, require
+from colqwen3_retrievers.evaluation.measuring import how_encoded
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, PageSubmitter
 
@@ -156,6 +157,7 @@ class MtebSearch:
         settings = {
             "dim": info.dim, "pool_factor": info.pool_factor, "pool_method": info.pool_method,
             "max_visual_tokens": info.max_visual_tokens, "include_text": info.include_text, "exact": self._exact,
+            **how_encoded(self._encoder),
         }  # fmt: skip
         return meta.create_empty(
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, PageError
@@ -108,13 +108,23 @@ def tsv_qrels(path: Path) -> tuple[dict[str, dict[str, int]], tuple[str, str] | 
     return qrels, header
 
 
+class _Line(NamedTuple):
+    """A page that ``corpus.jsonl`` lists; ``path`` is None for a text alone."""
+
+    key: str
+    text: str
+    where: str
+    path: Path | None
+    number: int
+
+
 def corpus_ids(root: Path) -> set[str]:
-    """Give the ids that ``corpus.jsonl`` lists; no page is read.
+    """Give the ids that ``corpus.jsonl`` lists; its lines are checked, and no page is read.
 
     Raises:
-        ConfigError: a line that cannot be used, or an id that comes twice.
+        ConfigError: a line that cannot be used, an id that comes twice, or a page under two ids.
     """
-    return {key for _, key, _ in lines_by_id(root / "corpus.jsonl", "page")}
+    return {line.key for line in _corpus_lines(root)}
 
 
 def corpus_pages(root: Path) -> Iterator[Page]:
@@ -123,30 +133,40 @@ def corpus_pages(root: Path) -> Iterator[Page]:
     A line's own title and text become the page's text, in place of the text layer a PDF may have.
 
     Raises:
-        ConfigError: a line that cannot be used, an id that comes twice, or a page under two ids.
+        ConfigError: as :func:`corpus_ids`.
         PageError: a file that cannot be read, or a page it does not have.
     """
     by_file: dict[Path, dict[int, tuple[str, str, str]]] = {}
+    for key, text, where, path, number in _corpus_lines(root):
+        if path is None:
+            yield Page(id=key, text=text)
+        elif path.suffix.lower() in _SEVERAL_PAGES:
+            by_file.setdefault(path, {})[number] = (key, text, where)
+        else:
+            yield from _wanted(root, path, {number: (key, text, where)})
+    for path, wanted in by_file.items():
+        yield from _wanted(root, path, wanted)
+
+
+def _corpus_lines(root: Path) -> Iterator[_Line]:
+    seen: set[tuple[Path, int]] = set()
     for where, key, line in lines_by_id(root / "corpus.jsonl", "page"):
         text = _text(line, where)
         kind = "pdf" if line.get("pdf") is not None else "image"
         if line.get(kind) is None:
             if not text:
                 raise ConfigError(f"{where}: expected an image, a pdf or a text")
-            yield Page(id=key, text=text)
+            yield _Line(key, text, where, None, 1)
             continue
         path = path_within(root, line[kind], where)
         number = line.get("page", 1)
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"{where}: expected a page number from 1, got {number!r}")
         if path.suffix.lower() in _SEVERAL_PAGES:
-            if number in by_file.setdefault(path, {}):
+            if (path, number) in seen:
                 raise ConfigError(f"{where}: {line[kind]} page {number} is there under another id")
-            by_file[path][number] = (key, text, where)
-        else:
-            yield from _wanted(root, path, {number: (key, text, where)})
-    for path, wanted in by_file.items():
-        yield from _wanted(root, path, wanted)
+            seen.add((path, number))
+        yield _Line(key, text, where, path, number)
 
 
 def _wanted(root: Path, path: Path, wanted: dict[int, tuple[str, str, str]]) -> Iterator[Page]:

@@ -15,7 +15,7 @@ from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.evidence import indexed_picture
-from colqwen3_retrievers.langchain.documents import document_to_page
+from colqwen3_retrievers.langchain.documents import document_image, document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, OptionalIndexField, open_index
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.remote_images import AllowRemote
@@ -82,13 +82,18 @@ class DocumentEmbeddings:
     def picture(self, document: Document, name: str, allow_remote: AllowRemote = False) -> Image.Image | None:
         """Open the picture that a document's embeddings were made of: the index's, where they are the index's.
 
+        Returns:
+            None for a page of the index of which neither it nor the document has a picture.
+
         Raises:
             ConfigError: it is at a web address that may not be fetched.
             PageError: it cannot be read, or has changed since it was indexed.
         """
         known = self._records([document], vectors=False)
         kept = indexed_picture(known[0]) if known else None
-        return document_to_page(document, name, allow_remote).image if kept is None else kept
+        if kept is not None or (known and document_image(document, allow_remote) is None):
+            return kept
+        return document_to_page(document, name, allow_remote).image
 
     def _known(self, documents: Sequence[Document]) -> dict[int, MultiVector]:
         """Embeddings the index has, by place."""

@@ -12,6 +12,7 @@ from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.remote_images import checked_remote
 from colqwen3_retrievers.stores.embedded import EmbeddedStore
 
@@ -21,7 +22,7 @@ def _location(index: PageIndex | str | Path | None) -> str | None:
         return None if index is None else index.location
     if isinstance(index, str) and "://" in index:
         return index
-    return str(Path(index).expanduser().absolute())
+    return str(user_path(index).absolute())
 
 
 def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
@@ -30,7 +31,7 @@ def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
 
 def _folder(cache: PageEmbeddingCache | str | Path | None) -> str | None:
     folder = cache.folder if isinstance(cache, PageEmbeddingCache) else cache
-    return None if folder is None else str(Path(folder).expanduser().absolute())
+    return None if folder is None else str(user_path(folder).absolute())
 
 
 IndexField: TypeAlias = Annotated[PageIndex | str | Path, PlainSerializer(_location, when_used="json")]
@@ -68,7 +69,7 @@ def open_index(
     if not isinstance(index, PageIndex):
         return PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=True)
     # A copy of ours with other settings is made with the index that was opened here and the arguments it was opened by.
-    if images_dir is not None and Path(images_dir).expanduser().absolute() != index.images_dir:
+    if images_dir is not None and user_path(images_dir).absolute() != index.images_dir:
         raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
     if encoder is not None and encoder is not index.encoder:
         raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")

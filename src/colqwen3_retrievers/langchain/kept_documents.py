@@ -8,6 +8,7 @@ from langchain_core.documents import Document
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import without_evidence
 from colqwen3_retrievers.langchain.documents import (
     EVIDENCE,
     KEPT,
@@ -52,7 +53,7 @@ def document_to_kept_page(document: Document, id: str, name: str, allow_remote: 
             text = document.page_content  # nothing but its name is still a text
         if image is None and not text.strip():
             raise ConfigError("neither a text nor an image (metadata 'image_path' or 'image')")
-        metadata = {key: value for key, value in document.metadata.items() if key != KEPT}
+        metadata = {key: value for key, value in without_evidence(document.metadata).items() if key != KEPT}
         if image is not None:
             metadata = {key: value for key, value in metadata.items() if key not in ("image", "image_path")}
         same = _same_page(document, metadata, id, image, text)

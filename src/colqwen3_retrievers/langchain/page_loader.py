@@ -18,6 +18,7 @@ from colqwen3_retrievers.images import open_image
 from colqwen3_retrievers.langchain.documents import page_to_document
 from colqwen3_retrievers.page_files import OnError, PagePath
 from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS, load_pages
+from colqwen3_retrievers.paths import user_path
 
 
 class PageLoader(BaseLoader):
@@ -67,7 +68,7 @@ class PageLoader(BaseLoader):
         self.root = root
         self.max_pixels = max_pixels
         self.on_error = on_error
-        self.images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
+        self.images_dir = None if images_dir is None else user_path(images_dir).absolute()
         self._password = password
 
     def lazy_load(self) -> Iterator[Document]:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
-from colqwen3_retrievers.evidence import Evidence
+from colqwen3_retrievers.evidence import Evidence, without_evidence
 from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
@@ -245,8 +245,10 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
     def _evidence(
         self, documents: list[Document], embedded: Mapping[int, MultiVector], query: MultiVector
-    ) -> Callable[[int], dict[str, Any]]:
+    ) -> Callable[[int], dict[str, Any]] | None:
         made = Evidence(self.boxes, self.heatmaps)
+        if not made.wanted:
+            return None
 
         def told(place: int) -> dict[str, Any]:
             name = documents[place].id or f"document {place}"
@@ -272,7 +274,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         sums: dict[int, float],
         failures: Mapping[int, Exception],
         n_query_tokens: int,
-        evidence: Callable[[int], dict[str, Any]] = lambda place: {},
+        evidence: Callable[[int], dict[str, Any]] | None = None,
     ) -> list[Document]:
         ranked: list[Document] = []
         for place in sorted(sums, key=lambda place: -sums[place]):  # stable: ties as they came
@@ -280,7 +282,12 @@ class ColQwen3Reranker(BaseDocumentCompressor):
             if self.score_threshold is None or score >= self.score_threshold:
                 if len(ranked) == self.top_n:
                     break
-                ranked.append(_copy(documents[place], {RELEVANCE_SCORE: score, **evidence(place)}))
+                document = documents[place]
+                if evidence is not None:  # what another question was told goes first
+                    document = document.model_copy(
+                        update={"metadata": {**without_evidence(document.metadata), **evidence(place)}}
+                    )
+                ranked.append(_copy(document, {RELEVANCE_SCORE: score}))
         if self.on_error == "keep":
             ranked += [_copy(documents[place], {RERANK_ERROR: str(failures[place])}) for place in sorted(failures)]
         return ranked[: self.top_n]

@@ -17,6 +17,7 @@ from llama_index.core.schema import (
 
 from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evidence import without_evidence
 
 PAGE_ID: Final = "page_id"
 """Metadata key of the page's id, which nodes from an index carry."""
@@ -65,7 +66,7 @@ def page_with_record(node: BaseNode, page: Page, text: str, position: int) -> Pa
         image=page.image_source,
         text=page.text,
         metadata={
-            **node.metadata,
+            **without_evidence(node.metadata),
             NODE_RECORD: {"ref_doc_id": ref_doc_id(node), "node": json.dumps(record, sort_keys=True)},
         },
     )

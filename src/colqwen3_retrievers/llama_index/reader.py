@@ -21,6 +21,7 @@ from colqwen3_retrievers.llama_index.nodes import page_fields
 from colqwen3_retrievers.page_files import PagePath
 from colqwen3_retrievers.page_images import PageImages
 from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS, load_pages
+from colqwen3_retrievers.paths import user_path
 
 _OURS = (PAGE_ID, "page", "page_label", "sha256")
 """Metadata that a directory reader's may not replace: the pipeline's caches and the citations stand on them."""
@@ -165,9 +166,9 @@ class PageReader(BasePydanticReader):
 
     def _folder(self) -> Path:
         if self.image_dir is not None:
-            return Path(self.image_dir).expanduser().absolute()
+            return user_path(self.image_dir).absolute()
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(cache).expanduser().absolute() / "colqwen3-retrievers" / "pages"
+        return user_path(cache).absolute() / "colqwen3-retrievers" / "pages"
 
 
 def _document(page: Page, path: Path | None, extra_info: dict[str, Any]) -> Document:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import (
@@ -29,13 +28,14 @@ from colqwen3_retrievers.datatypes import MultiVector
 from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
-from colqwen3_retrievers.evidence import Evidence, indexed_picture
+from colqwen3_retrievers.evidence import Evidence, indexed_picture, without_evidence
 from colqwen3_retrievers.index import PageIndex
 from colqwen3_retrievers.late_interaction import relevance
 from colqwen3_retrievers.llama_index.candidates import Candidates
 from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.reranker_tools import Tools, check_together, reported
 from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.server_scores import server_scores
 from colqwen3_retrievers.stores import Record
@@ -202,12 +202,12 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     @field_serializer("index")
     def _dump_index(self, index: PageIndex | str | None) -> str | None:
         location = index.location if isinstance(index, PageIndex) else index
-        return location if location is None or "://" in location else str(Path(location).expanduser().absolute())
+        return location if location is None or "://" in location else str(user_path(location).absolute())
 
     @field_serializer("cache")
     def _dump_cache(self, cache: PageEmbeddingCache | str | None) -> str | None:
         folder = cache.folder if isinstance(cache, PageEmbeddingCache) else cache
-        return None if folder is None else str(Path(folder).expanduser().absolute())
+        return None if folder is None else str(user_path(folder).absolute())
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle as settings: no weights, no embeddings; a copy in another process loads the model once there."""
@@ -312,7 +312,10 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         for place, given in ranked:
             picture = partial(self._picture, given.node, candidates.kept.get(place))
             told = evidence.of_page(query, candidates.vectors.get(place), picture, given.node_id)
-            shown.append(NodeWithScore(node=with_technical(given.node, told), score=given.score))
+            node = given.node.model_copy(
+                update={"metadata": without_evidence(given.node.metadata)}
+            )  # of another question
+            shown.append(NodeWithScore(node=with_technical(node, told), score=given.score))
         return shown
 
     def _picture(self, node: BaseNode, record: Record | None) -> Image.Image | None:

@@ -31,6 +31,7 @@ from colqwen3_retrievers.llama_index.filters import where_of
 from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.retriever_settings import Persisting
 from colqwen3_retrievers.llama_index.retriever_writing import Writing
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import GroupBy
 
@@ -117,9 +118,9 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         self._group_by: GroupBy | None = group_by
         self._window = window
         self._inline_images = inline_images
-        self._evidence = Evidence(boxes, None if heatmaps is None else os.fspath(heatmaps))
+        self._evidence = Evidence(boxes, heatmaps)
         self._owns_index = not isinstance(index, PageIndex)
-        self._images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
+        self._images_dir = None if images_dir is None else user_path(images_dir).absolute()
         if isinstance(index, PageIndex):
             for name, given in (("encoder", encoder), ("images_dir", images_dir)):
                 if given is not None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 from colqwen3_retrievers.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.paths import user_path
 
 SETTINGS_FILE: Final = "llama_index_retriever.json"
 """The file :meth:`ColQwen3Retriever.persist` writes."""
@@ -82,7 +83,7 @@ class Persisting(ABC):
             index.close()
             raise
         made._owns_index = True
-        made._images_dir = None if images_dir is None else Path(images_dir).expanduser().absolute()
+        made._images_dir = None if images_dir is None else user_path(images_dir).absolute()
         return made
 
 

@@ -41,6 +41,7 @@ from colqwen3_retrievers.datatypes import EncoderInfo
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
 from colqwen3_retrievers.kernels.scan import CodeScan
 from colqwen3_retrievers.late_interaction import Kernel
+from colqwen3_retrievers.paths import user_path
 from colqwen3_retrievers.stores import compaction
 from colqwen3_retrievers.stores import rows as table
 from colqwen3_retrievers.stores.catalogue import (
@@ -123,7 +124,7 @@ class EmbeddedStore(EmbeddedReader):
             raise ConfigError(f"code_bits: expected 8 or 1, got {code_bits!r}")
         if code_factor is not None and (isinstance(code_factor, bool) or code_factor < 1):
             raise ConfigError(f"code_factor: expected a whole number from 1, got {code_factor!r}")
-        self._folder = Path(folder).expanduser().absolute()  # the process may change its folder, the store may not
+        self._folder = user_path(folder).absolute()  # the process may change its folder, the store may not
         self._read_only = read_only
         self._given = info
         self._write_lock = threading.RLock()
