@@ -119,6 +119,7 @@ def check_name(file: PageFile) -> None:
     Raises:
         PageError: it is not valid Unicode.
 
+    >>> from pathlib import Path
     >>> check_name(PageFile(Path("/scans/a.png"), "a.png"))
     """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in file.source):
