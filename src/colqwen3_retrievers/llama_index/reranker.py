@@ -312,10 +312,9 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         for place, given in ranked:
             picture = partial(self._picture, given.node, candidates.kept.get(place))
             told = evidence.of_page(query, candidates.vectors.get(place), picture, given.node_id)
-            node = given.node.model_copy(
-                update={"metadata": without_evidence(given.node.metadata)}
-            )  # of another question
-            shown.append(NodeWithScore(node=with_technical(node, told), score=given.score))
+            plain = without_evidence(given.node.metadata)  # what another question was told goes first
+            node = with_technical(given.node.model_copy(update={"metadata": plain}), told)
+            shown.append(NodeWithScore(node=node, score=given.score))
         return shown
 
     def _picture(self, node: BaseNode, record: Record | None) -> Image.Image | None:
