@@ -19,68 +19,63 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent
 
+SERVER_TESTS = [f"tests/unit/engines/server/test_{name}.py" for name in ("faults", "probe", "scoring", "safety")]
+
 # From the repository's root; a folder stands for all that is in it.
 NEEDS = {
     "torch": [
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
-        "tests/unit/test_checkpoint.py", "tests/unit/test_encoder.py", "tests/unit/test_rendering.py",
-        "src/colqwen3_retrievers/model.py", "src/colqwen3_retrievers/engines/torch.py",
-        "src/colqwen3_retrievers/attention.py", "src/colqwen3_retrievers/text_trunk.py",
-        "src/colqwen3_retrievers/vision_tower.py", "src/colqwen3_retrievers/torch_settings.py",
-        "src/colqwen3_retrievers/packed_linear.py",
-        "tests/unit/test_llama_index_embedding.py", "tests/unit/test_llama_index_retriever.py",
-        "tests/unit/test_llama_index_reranker.py", "tests/unit/test_llama_index_writing.py",
-        "src/colqwen3_retrievers/kernels", "tests/unit/test_page_cache.py",
-        "tests/unit/test_langchain_retriever.py", "tests/unit/test_langchain_reranker.py", "tests/fault_server.py",
-        "tests/frameworks/page_folder.py", "tests/frameworks/evidence_pages.py",
-        "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
-        "tests/unit/test_server_safety.py",
+        "src/colqwen3_retrievers/engines/torch", "src/colqwen3_retrievers/vectors/kernels",
+        "tests/unit/models/test_checkpoint.py", "tests/unit/models/test_rendering.py",
+        "tests/unit/encoding/test_encoder.py", "tests/unit/cache/test_page_cache.py",
+        "tests/unit/llama_index/test_embedding.py", "tests/unit/llama_index/test_retriever.py",
+        "tests/unit/llama_index/test_reranker.py", "tests/unit/llama_index/test_writing.py",
+        "tests/unit/langchain/test_retriever.py", "tests/unit/langchain/test_reranker.py",
+        "tests/frameworks/page_folder.py", "tests/frameworks/evidence_pages.py", "tests/fault_server.py",
+        *SERVER_TESTS,
     ],
-    "httpx": [
-        "tests/unit/test_server_faults.py", "tests/unit/test_server_probe.py", "tests/unit/test_server_scoring.py",
-        "tests/unit/test_server_safety.py",
-    ],
+    "httpx": SERVER_TESTS,
     "ir_measures": [
-        "tests/unit/test_evaluation.py", "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval*.py",
+        "tests/unit/evaluation/test_measures.py", "src/colqwen3_retrievers/evaluation",
+        "tests/integration/test_eval*.py",
     ],
     "mteb": ["tests/integration/test_eval_mteb.py"],
-    "triton": ["src/colqwen3_retrievers/kernels/triton_scan.py", "tests/contracts/test_fused_kernel.py"],
+    "triton": ["src/colqwen3_retrievers/vectors/kernels/triton_scan.py", "tests/contracts/test_fused_kernel.py"],
     "scipy": [
-        "tests/unit/test_compression.py", "src/colqwen3_retrievers/compression.py", "tests/unit/test_evaluation.py",
-        "src/colqwen3_retrievers/evaluation", "tests/integration/test_eval.py", "tests/integration/test_eval_index.py",
+        "tests/unit/vectors/test_compression.py", "src/colqwen3_retrievers/vectors/compression.py",
+        "tests/unit/evaluation/test_measures.py", "src/colqwen3_retrievers/evaluation",
+        "tests/integration/test_eval.py", "tests/integration/test_eval_index.py",
     ],
     "pypdfium2": [
-        "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
-        "tests/unit/test_llama_index_reader.py",
+        "tests/unit/pages/test_loading.py", "tests/unit/pages/test_pdf.py", "tests/unit/pages/test_files.py",
+        "tests/unit/llama_index/test_reader.py",
     ],
     "reportlab": [
-        "tests/unit/test_llama_index_reader.py",
-        "tests/bad_pages.py", "tests/unit/test_pages.py", "tests/unit/test_pdf.py", "tests/unit/test_page_files.py",
-        "tests/unit/test_demo_documents.py", "src/colqwen3_retrievers/demo", "tests/unit/test_video.py",
-        "tests/unit/test_images.py",
+        "tests/unit/llama_index/test_reader.py", "tests/bad_pages.py", "tests/unit/pages",
+        "tests/unit/demo", "src/colqwen3_retrievers/demo",
     ],
-    "av": ["tests/unit/test_video.py"],
+    "av": ["tests/unit/pages/test_video.py"],
     "websockets": ["tests/integration/test_report_in_chromium.py"],
     "vllm": [  # an environment of its own: make test-vllm
         "tests/contracts/test_vllm_engine.py", "tests/integration/test_vllm_plugin.py",
-        "src/colqwen3_retrievers/engines/vllm_model.py", "tests/contracts/test_server_engine.py",
+        "src/colqwen3_retrievers/engines/vllm/model.py", "tests/contracts/test_server_engine.py",
         "tests/integration/test_server.py",
     ],
     "llama_index": [
-        "tests/unit/test_llama_index_*.py", "src/colqwen3_retrievers/llama_index",
-        "tests/integration/test_llama_index*.py", "tests/contracts/llama_index_contract.py",
+        "tests/unit/llama_index", "src/colqwen3_retrievers/llama_index",
+        "tests/integration/llama_index", "tests/contracts/llama_index_contract.py",
         "tests/frameworks/llama_index_models.py", "tests/frameworks/page_folder.py",
     ],
     "qdrant_client": [
-        "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_*.py", "tests/unit/test_qdrant_*.py",
-        "tests/unit/test_copying.py", "tests/integration/test_qdrant.py", "src/colqwen3_retrievers/stores/qdrant*.py",
+        "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_*.py", "tests/unit/stores/qdrant",
+        "tests/unit/index/test_copy.py", "tests/integration/test_qdrant.py", "src/colqwen3_retrievers/stores/qdrant",
     ],
     "qdrant_edge": [
         "tests/contracts/test_qdrant_store.py", "tests/contracts/qdrant_edge_engine.py",
-        "tests/unit/test_qdrant_filters.py", "tests/integration/test_qdrant.py",
+        "tests/unit/stores/qdrant/test_filters.py", "tests/integration/test_qdrant.py",
     ],
     "langchain_core": [
-        "tests/unit/test_langchain_*.py", "src/colqwen3_retrievers/langchain", "tests/integration/test_langchain*.py",
+        "tests/unit/langchain", "src/colqwen3_retrievers/langchain", "tests/integration/langchain",
     ],
 }  # fmt: skip
 

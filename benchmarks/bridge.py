@@ -23,10 +23,10 @@ from reporting import machine
 from store_data import clustered
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.kernels import default_kernel
-from colqwen3_retrievers.row_candidates import pooled_rows
-from colqwen3_retrievers.single_vector import SingleVectorSettings, single_vectors
+from colqwen3_retrievers.index.row_candidates import pooled_rows
+from colqwen3_retrievers.vectors.kernels import default_kernel
+from colqwen3_retrievers.vectors.multi_vector import Float32
+from colqwen3_retrievers.vectors.single_vector import SingleVectorSettings, single_vectors
 
 CANDIDATES = (20, 50, 100)
 SEEDS = (0, 1, 2)  # of what a method draws, and of synthetic pages: figures are means over them

@@ -20,10 +20,10 @@ from held_out import HeldOut, held_out
 from reporting import machine
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.codes import binarise, quantise_rows, unbinarise
-from colqwen3_retrievers.compression import PoolingMethod, pool_tokens, truncate
-from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.kernels import default_kernel
+from colqwen3_retrievers.vectors.codes import binarise, quantise_rows, unbinarise
+from colqwen3_retrievers.vectors.compression import PoolingMethod, pool_tokens, truncate
+from colqwen3_retrievers.vectors.kernels import default_kernel
+from colqwen3_retrievers.vectors.multi_vector import Float32
 
 FACTORS = (1, 2, 3, 4, 6)
 DIMS = (128, 64, 32)

@@ -19,8 +19,8 @@ from reporting import machine, publish, table
 from torch.profiler import ProfilerActivity, profile
 
 from colqwen3_retrievers import Page
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.engines.torch import TorchEngine
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
 
 KERNELS = {
     "attention": ("scaled_dot_product",),

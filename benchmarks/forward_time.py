@@ -12,9 +12,9 @@ from unittest import mock
 
 import torch
 
-from colqwen3_retrievers import model, vision_tower
-from colqwen3_retrievers.engines.torch import TorchEngine
-from colqwen3_retrievers.rendering import EncoderInput
+from colqwen3_retrievers.engines.torch import model, vision_tower
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
+from colqwen3_retrievers.models.rendering import EncoderInput
 
 UPLOAD, VISION, TEXT, PROJECTION, HOST, REST = PARTS = (
     "upload and patches", "vision", "text", "projection", "copy to the host", "rest",

@@ -28,14 +28,14 @@ from random_checkpoint import DIM, config_of, write_checkpoint
 from reporting import machine, publish, table
 
 from colqwen3_retrievers import ColQwen3Encoder, PackedEmbeddings, Page, Query, TorchOptions, maxsim
-from colqwen3_retrievers.checkpoint import Checkpoint, open_checkpoint
-from colqwen3_retrievers.codes import BLOCK, query_codes
-from colqwen3_retrievers.engines.torch import TorchEngine, settle_device, settle_dtype
-from colqwen3_retrievers.kernels import default_scan, torch_kernel
-from colqwen3_retrievers.kernels.gpu_scan import DeviceScan, fused_works
-from colqwen3_retrievers.kernels.scan import CodeScan, numpy_scan
-from colqwen3_retrievers.rendering import EncoderInput, Renderer
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.engines.torch.engine import TorchEngine, settle_device, settle_dtype
+from colqwen3_retrievers.models.checkpoint import Checkpoint, open_checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
+from colqwen3_retrievers.vectors.codes import BLOCK, query_codes
+from colqwen3_retrievers.vectors.kernels import default_scan, torch_kernel
+from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan, fused_works
+from colqwen3_retrievers.vectors.kernels.scan import CodeScan, numpy_scan
 
 PAGES = {640: (1280, 2048), 1280: (2048, 2560)}
 """Visual tokens of a page, and the pixels of the scan it is resized from."""

@@ -26,9 +26,9 @@ import store_data
 from reporting import machine, publish, table
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, PackedEmbeddings, Page, maxsim, open_store
-from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.kernels import default_kernel
-from colqwen3_retrievers.stores import MultiVectorStore, Record
+from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
+from colqwen3_retrievers.vectors.kernels import default_kernel
+from colqwen3_retrievers.vectors.multi_vector import Float32
 
 ROOT = Path(__file__).parents[1]
 DIM, TOKENS, K = 128, 256, 10
@@ -76,7 +76,7 @@ def distributed(folder: Path, info: EncoderInfo) -> Iterator[MultiVectorStore]:
 
 
 def _drop(collection: str) -> None:
-    from colqwen3_retrievers.stores.qdrant_connection import connect, parse_address
+    from colqwen3_retrievers.stores.qdrant.connection import connect, parse_address
 
     address = parse_address(f"{os.environ['QDRANT_URL'].rstrip('/')}/{collection}")
     client = connect(address, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60)

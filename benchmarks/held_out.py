@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from colqwen3_retrievers.datatypes import Float32, PackedEmbeddings
+from colqwen3_retrievers.vectors.multi_vector import Float32, PackedEmbeddings
 
 ROOT = Path(__file__).parents[1]
 SEED = 5

@@ -24,9 +24,9 @@ from peers import installed
 from reporting import in_turn, machine, publish, ratio, table
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.kernels import torch_kernel
-from colqwen3_retrievers.late_interaction import numpy_kernel
+from colqwen3_retrievers.vectors.kernels import torch_kernel
+from colqwen3_retrievers.vectors.late_interaction import numpy_kernel
+from colqwen3_retrievers.vectors.multi_vector import Float32
 
 QUERY_TOKENS = 25
 OURS = "**ours, torch**"

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder
-from colqwen3_retrievers.checkpoint import Checkpoint, open_checkpoint
+from colqwen3_retrievers.models.checkpoint import Checkpoint, open_checkpoint
 
 PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|><|endoftext|>"
 PADS = "<|endoftext|>" * 10

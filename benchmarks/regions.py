@@ -27,8 +27,8 @@ from PIL import Image
 from reporting import machine
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, SimilarityMap, similarity_map
-from colqwen3_retrievers.compression import pool_tokens
-from colqwen3_retrievers.similarity_maps import _level, _regions
+from colqwen3_retrievers.retrieval.similarity_maps import _level, _regions
+from colqwen3_retrievers.vectors.compression import pool_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

@@ -27,12 +27,12 @@ import torch
 from store_data import Corpus
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, PackedEmbeddings, Page, maxsim
-from colqwen3_retrievers.codes import binarise, page_code, quantise, query_codes, unbinarise
-from colqwen3_retrievers.compression import pool_tokens
-from colqwen3_retrievers.datatypes import Float32
-from colqwen3_retrievers.kernels import default_kernel, default_scan
-from colqwen3_retrievers.stores import Record
-from colqwen3_retrievers.stores.embedded import EmbeddedStore
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.codes import binarise, page_code, quantise, query_codes, unbinarise
+from colqwen3_retrievers.vectors.compression import pool_tokens
+from colqwen3_retrievers.vectors.kernels import default_kernel, default_scan
+from colqwen3_retrievers.vectors.multi_vector import Float32
 
 K = 10
 ROUNDS = 5

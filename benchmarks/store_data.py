@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from colqwen3_retrievers.datatypes import Float32, PackedEmbeddings
+from colqwen3_retrievers.vectors.multi_vector import Float32, PackedEmbeddings
 
 ROOT = Path(__file__).parents[1]
 CROP = (416, 320)  # 13 x 10 visual tokens and the prompt's 13: pages a busy core can encode by the thousand

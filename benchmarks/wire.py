@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import Page, ServerOptions
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.engines.server_client import ServerClient
-from colqwen3_retrievers.engines.server_probe import Findings, message_text, request_template
-from colqwen3_retrievers.engines.server_wire import message_body, picture_part, png
-from colqwen3_retrievers.rendering import EncoderInput, Renderer
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.engines.server.client import ServerClient
+from colqwen3_retrievers.engines.server.probe import Findings, message_text, request_template
+from colqwen3_retrievers.engines.server.wire import message_body, picture_part, png
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 
 FORMATS = {
     "bytes, float16 (ours)": {"encoding_format": "bytes", "embed_dtype": "float16", "endianness": "little"},

@@ -26,15 +26,15 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the factory of random checkpoints
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, PackedEmbeddings, TorchOptions, maxsim
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.codes import page_code, query_codes
-from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.engines.torch import TorchEngine, settle_device
-from colqwen3_retrievers.kernels import torch_kernel
-from colqwen3_retrievers.kernels.gpu_scan import DeviceScan, fused_works
-from colqwen3_retrievers.kernels.scan import bit_scan, numpy_scan
-from colqwen3_retrievers.rendering import Renderer
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.engines.torch.engine import TorchEngine, settle_device
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.rendering import Renderer
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.vectors.codes import page_code, query_codes
+from colqwen3_retrievers.vectors.kernels import torch_kernel
+from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan, fused_works
+from colqwen3_retrievers.vectors.kernels.scan import bit_scan, numpy_scan
 from tests.checkpoints import FAMILY_NAMES, make_checkpoint
 
 

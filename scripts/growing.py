@@ -177,8 +177,8 @@ def measure(dim: int, pages: int = 400) -> None:
     import qdrant_edge as edge
 
     from colqwen3_retrievers import MultiVector, Page
-    from colqwen3_retrievers.stores import Record
-    from colqwen3_retrievers.stores.qdrant_points import make_point
+    from colqwen3_retrievers.stores.protocol import Record
+    from colqwen3_retrievers.stores.qdrant.points import make_point
 
     rng = np.random.default_rng(0)
 

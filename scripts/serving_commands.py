@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colqwen3_retrievers.families import FAMILIES
-from colqwen3_retrievers.serving import serve_command, show_command
-from colqwen3_retrievers.serving_templates import CHAT_TEMPLATES
+from colqwen3_retrievers.engines.vllm.serving import serve_command, show_command
+from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES
+from colqwen3_retrievers.models.families import FAMILIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"
 START = "<!-- commands: written by scripts/serving_commands.py; a test compares them -->\n"

@@ -25,11 +25,11 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.engines.torch import TorchEngine
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.errors import EngineError
-from colqwen3_retrievers.rendering import EncoderInput, VisualSpan, fit_size
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput, VisualSpan, fit_size
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from colqwen3_retrievers.options import VLLMOptions
-from colqwen3_retrievers.serving import serve_command
+from colqwen3_retrievers.engines.options import VLLMOptions
+from colqwen3_retrievers.engines.vllm.serving import serve_command
 
 START_SECONDS = 600.0
 """Far beyond the fifteen seconds that a tiny checkpoint takes on a quiet machine, for a machine may be busy."""

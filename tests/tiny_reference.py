@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from safetensors.torch import load_file
 from transformers import Qwen3VLConfig
 
-from colqwen3_retrievers.checkpoint import TINY
+from colqwen3_retrievers.models.checkpoint import TINY
 from tests.checkpoints import TinyCheckpoint
 
 

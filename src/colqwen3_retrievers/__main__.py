@@ -2,7 +2,7 @@
 
 import sys
 
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
 from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreError, StoreMismatchError
-from colqwen3_retrievers.stores import MultiVectorStore, Record
+from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
 
 DIM = 16
 INFO = EncoderInfo("ab12", "test", "tomoro", DIM, 1, 1280, False, 1)

@@ -22,8 +22,8 @@ def test_it_finds_what_numpy_finds() -> None:
     run(
         """
 import numpy as np
-from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
-from colqwen3_retrievers.kernels.scan import bit_scan, numpy_scan
+from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan
+from colqwen3_retrievers.vectors.kernels.scan import bit_scan, numpy_scan
 from tests.contracts.test_scans import bit_codes, codes, queries
 
 scan = DeviceScan("cpu", fused=True)
@@ -48,7 +48,7 @@ def test_codes_beyond_two_gigabytes() -> None:
     run(
         """
 import numpy as np, torch
-from colqwen3_retrievers.kernels.triton_scan import page_maxima
+from colqwen3_retrievers.vectors.kernels.triton_scan import page_maxima
 
 codes = np.zeros((2**31 // 136 // 8 * 8 + 80, 136), dtype=np.int8)
 rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_memory_stays_within_its_bound() -> None:
     run(
         """
 import numpy as np
-from colqwen3_retrievers.kernels import gpu_scan
+from colqwen3_retrievers.vectors.kernels import gpu_scan
 from tests.contracts.test_scans import codes, most_held, queries
 
 scan = gpu_scan.DeviceScan("cpu", fused=True)
@@ -88,7 +88,7 @@ def test_it_is_launched_on_the_device_of_the_codes_once_it_was_seen_to_work() ->
     run(
         """
 import warnings, torch
-from colqwen3_retrievers.kernels import gpu_scan, triton_scan
+from colqwen3_retrievers.vectors.kernels import gpu_scan, triton_scan
 
 warnings.simplefilter("error")
 assert gpu_scan.fused_works(torch.device("cpu"), 136) and gpu_scan.fused_works(torch.device("cpu"), 328)
@@ -119,7 +119,7 @@ def test_the_compiled_kernel_reads_eight_bytes_at_a_time() -> None:
 import re
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from colqwen3_retrievers.kernels import triton_scan
+from colqwen3_retrievers.vectors.kernels import triton_scan
 
 fn = triton_scan._page_maxima
 known = dict(codes="*i8", starts="*i64", lengths="*i64", tokens="*i8", best="*i32")
@@ -147,7 +147,7 @@ def test_programs_of_one_page_are_neighbours() -> None:
     run(
         """
 import torch
-from colqwen3_retrievers.kernels import triton_scan
+from colqwen3_retrievers.vectors.kernels import triton_scan
 
 launch = triton_scan._page_maxima
 class OnePage:

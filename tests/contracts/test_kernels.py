@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colqwen3_retrievers.datatypes import PackedEmbeddings
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.kernels import torch_kernel
-from colqwen3_retrievers.late_interaction import Kernel, maxsim, numpy_kernel, top_k
+from colqwen3_retrievers.vectors.kernels import torch_kernel
+from colqwen3_retrievers.vectors.late_interaction import Kernel, maxsim, numpy_kernel, top_k
+from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 
 def unit_rows(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
@@ -254,7 +254,7 @@ class TorchContract(KernelContract):
 class TestTorchCPUKernel(TorchContract):
     def test_workers_use_one_thread_each(self) -> None:
         torch = pytest.importorskip("torch")
-        from colqwen3_retrievers.kernels.torch import TorchKernel
+        from colqwen3_retrievers.vectors.kernels.torch import TorchKernel
 
         before = torch.get_num_threads()
         try:
@@ -302,8 +302,8 @@ class TestTorchCPUKernelWithWorkers(TorchContract):
         code = """
 import os, warnings
 import numpy as np, torch
-from colqwen3_retrievers.datatypes import PackedEmbeddings
-from colqwen3_retrievers.kernels import torch_kernel
+from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
+from colqwen3_retrievers.vectors.kernels import torch_kernel
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
 kernel, documents = torch_kernel("cpu"), PackedEmbeddings.pack([np.eye(4)] * 9)

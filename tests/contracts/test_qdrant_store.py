@@ -14,9 +14,9 @@ import pytest
 from qdrant_client import QdrantClient
 
 from colqwen3_retrievers import EncoderInfo, open_store
-from colqwen3_retrievers.stores import MultiVectorStore
-from colqwen3_retrievers.stores.qdrant import QdrantStore
-from colqwen3_retrievers.stores.qdrant_connection import connect, parse_address
+from colqwen3_retrievers.stores.protocol import MultiVectorStore
+from colqwen3_retrievers.stores.qdrant.connection import connect, parse_address
+from colqwen3_retrievers.stores.qdrant.store import QdrantStore
 from tests.contracts.qdrant_edge_engine import EdgeEngine
 from tests.contracts.qdrant_grpc import serving_grpc
 from tests.contracts.qdrant_server import serving

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
-from colqwen3_retrievers.codes import BLOCK, QueryCodes, code_width, page_code, query_codes, unpacked_code
-from colqwen3_retrievers.compression import l2_normalise
-from colqwen3_retrievers.datatypes import PackedEmbeddings
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.kernels import default_scan, device_scan
-from colqwen3_retrievers.kernels.scan import CodeScan, bit_scan, numpy_scan
-from colqwen3_retrievers.stores import Record
-from colqwen3_retrievers.stores.embedded import EmbeddedStore
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.codes import BLOCK, QueryCodes, code_width, page_code, query_codes, unpacked_code
+from colqwen3_retrievers.vectors.compression import l2_normalise
+from colqwen3_retrievers.vectors.kernels import default_scan, device_scan
+from colqwen3_retrievers.vectors.kernels.scan import CodeScan, bit_scan, numpy_scan
+from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 
 def queries(seed: int, lengths: list[int], dim: int) -> QueryCodes:
@@ -196,7 +196,7 @@ class TestDeviceScan(ScanContract):
     @pytest.fixture
     def scan(self) -> CodeScan:
         pytest.importorskip("torch")
-        from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
+        from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan
 
         return DeviceScan("cpu", fused=False)
 
@@ -237,7 +237,7 @@ class TestDeviceScan(ScanContract):
     @pytest.mark.parametrize("bits", [8, 1])
     def test_memory_stays_within_its_bound(self, scan: CodeScan, bits: int, monkeypatch) -> None:
         """Pages and query tokens without number are scanned in turns."""
-        from colqwen3_retrievers.kernels import gpu_scan
+        from colqwen3_retrievers.vectors.kernels import gpu_scan
 
         dim, lengths = 64, [3, 27, 1, 9] * 15
         asked, given = queries(14, [25] * 12, dim), (codes if bits == 8 else bit_codes)(15, lengths, dim)
@@ -253,7 +253,7 @@ class TestDeviceScan(ScanContract):
 
     def test_without_a_triton_that_works_it_warns_once(self, scan: CodeScan) -> None:
         """On a CPU Triton has no driver, as it has none on a GPU where no C compiler is found."""
-        from colqwen3_retrievers.kernels import gpu_scan
+        from colqwen3_retrievers.vectors.kernels import gpu_scan
 
         asked, given = queries(1, [3], 24), codes(2, [4], 24)
         right = scan(asked, *given)
@@ -295,14 +295,14 @@ class TestCudaScan(ScanContract):
     def scan(self, fused: bool) -> CodeScan:
         if fused:
             pytest.importorskip("triton")
-        from colqwen3_retrievers.kernels.gpu_scan import DeviceScan
+        from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan
 
         return DeviceScan(_last_device(), fused=fused)
 
     def test_memory_stays_within_its_bound(self, scan: CodeScan) -> None:
         import torch
 
-        from colqwen3_retrievers.kernels import gpu_scan
+        from colqwen3_retrievers.vectors.kernels import gpu_scan
 
         asked, given = queries(14, [25] * 64, 128), codes(15, [27] * 20_000, 128)
         scan(asked, *given)

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from colqwen3_retrievers import Page, Query
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.engines.torch import TorchEngine
-from colqwen3_retrievers.families import Family
-from colqwen3_retrievers.rendering import EncoderInput, Renderer
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.families import Family
+from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 from tests.checkpoints import make_checkpoint
 from tests.contracts.engine_contract import SENTENCE, assert_exact, pictures
 from tests.reference import QUERY, image_prompt, reference_embeddings

@@ -24,8 +24,8 @@ from colqwen3_retrievers.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from colqwen3_retrievers.stores import MultiVectorStore
-from colqwen3_retrievers.stores.embedded import FIRST_SEGMENT, EmbeddedStore
+from colqwen3_retrievers.stores.embedded.store import FIRST_SEGMENT, EmbeddedStore
+from colqwen3_retrievers.stores.protocol import MultiVectorStore
 from tests.contracts.store_contract import DIM, INFO, StoreContract, record, tokens
 
 
@@ -60,7 +60,7 @@ def run_python(code: str, *arguments: object, **options: Any) -> subprocess.Comp
 
 PRELUDE = """
 import os, sys; sys.path.insert(0, os.getcwd())
-from colqwen3_retrievers.stores.embedded import EmbeddedStore
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from tests.contracts.store_contract import INFO, record, tokens
 """
 
@@ -322,7 +322,7 @@ def test_reading_where_nothing_can_be_written(tmp_path: Path) -> None:
         for path in [folder, *folder.iterdir()]:
             path.chmod(0o555 if path.is_dir() else 0o444)
         code = """
-        from colqwen3_retrievers.late_interaction import numpy_kernel
+        from colqwen3_retrievers.vectors.late_interaction import numpy_kernel
         query = tokens(0)  # imports what it needs while that can still be read
         os.setuid(65534)
         with EmbeddedStore(sys.argv[1], read_only=True, kernel=numpy_kernel) as store:

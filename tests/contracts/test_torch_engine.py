@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from transformers.activations import GELUTanh
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions, attention, packed_linear, text_trunk
-from colqwen3_retrievers.model import ColQwen3Model
-from colqwen3_retrievers.rendering import EncoderInput
-from colqwen3_retrievers.torch_settings import HeldSetting
+from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions
+from colqwen3_retrievers.engines.torch import attention, packed_linear, text_trunk
+from colqwen3_retrievers.engines.torch.model import ColQwen3Model
+from colqwen3_retrievers.models.rendering import EncoderInput
+from colqwen3_retrievers.vectors.kernels.torch_settings import HeldSetting
 from tests.checkpoints import make_checkpoint
 from tests.contracts.engine_contract import SENTENCE, EngineContract, pictures
 from tests.reference import QUERY, image_prompt, reference_embeddings

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from colqwen3_retrievers import ColQwen3Encoder
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.documents import Page, Query, Video
-from colqwen3_retrievers.engines.vllm import VLLMEngine, settle_dtype
+from colqwen3_retrievers.engines.options import VLLMOptions
+from colqwen3_retrievers.engines.vllm.engine import VLLMEngine, settle_dtype
 from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError, InputTooLongError
-from colqwen3_retrievers.options import VLLMOptions
-from colqwen3_retrievers.rendering import EncoderInput, Renderer
-from colqwen3_retrievers.tokens import PromptTokenizer
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
+from colqwen3_retrievers.pages.page import Page, Query, Video
 from tests.checkpoints import FAMILY_NAMES, TinyCheckpoint, make_checkpoint
 from tests.contracts.engine_contract import SENTENCE, EngineContract, pictures
 from tests.reference import QUERY, image_prompt, reference_embeddings
@@ -245,7 +245,7 @@ import os, signal, subprocess, sys, time
 import numpy as np
 from colqwen3_retrievers import ColQwen3Encoder
 from colqwen3_retrievers.errors import EngineError
-from colqwen3_retrievers.options import VLLMOptions
+from colqwen3_retrievers.engines.options import VLLMOptions
 from tests.contracts.engine_contract import SENTENCE, pictures
 
 def children():

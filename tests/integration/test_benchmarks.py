@@ -58,9 +58,9 @@ def test_the_parts_of_a_forward_pass_are_told_apart(tmp_path: Path) -> None:
     from gpu import mixed
     from random_checkpoint import write_checkpoint
 
-    from colqwen3_retrievers import attention, model
-    from colqwen3_retrievers.checkpoint import open_checkpoint
-    from colqwen3_retrievers.engines.torch import TorchEngine
+    from colqwen3_retrievers.engines.torch import attention, model
+    from colqwen3_retrievers.engines.torch.engine import TorchEngine
+    from colqwen3_retrievers.models.checkpoint import open_checkpoint
 
     write_checkpoint(tmp_path, "small")
     checkpoint = open_checkpoint(tmp_path)
@@ -88,7 +88,7 @@ def test_the_parts_of_a_forward_pass_are_told_apart(tmp_path: Path) -> None:
 def test_a_batch_that_was_halved_says_so() -> None:
     from gpu import Pages, config_of
 
-    from colqwen3_retrievers.rendering import EncoderInput, VisualSpan
+    from colqwen3_retrievers.models.rendering import EncoderInput, VisualSpan
 
     class Engine:
         n_halvings = 0

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
+from colqwen3_retrievers.cli.search import HitDrawing
 from colqwen3_retrievers.demo import write_demo_documents
-from colqwen3_retrievers.search_command import HitDrawing
-from colqwen3_retrievers.similarity_maps import POOLED_NOTE
+from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE
 from tests.checkpoints import make_checkpoint
 
 

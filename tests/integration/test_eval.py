@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
 from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
 from tests.checkpoints import make_checkpoint
 

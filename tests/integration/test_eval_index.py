@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
 from tests.checkpoints import make_checkpoint
 from tests.hashing import picture
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
 from tests.hashing import HashingEncoder, picture

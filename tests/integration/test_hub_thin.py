@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from colqwen3_retrievers.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
 from tests.checkpoints import make_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
-from colqwen3_retrievers.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
 found = open_checkpoint("owner/tiny", weights=False)
 print(found.fingerprint, found.family.name, found.dim, any(r.file.exists() for r in found.tensors.values()))
 """

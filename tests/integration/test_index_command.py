@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from colqwen3_retrievers import PageIndex
-from colqwen3_retrievers.cli import main
+from colqwen3_retrievers.cli.main import main
 
 SMALL = ["--model", "tiny", "--max-visual-tokens", "64", "--device", "cpu"]
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page, PageIndex, open_store
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
-from colqwen3_retrievers.late_interaction import maxsim
-from colqwen3_retrievers.stores import Record
-from colqwen3_retrievers.stores.qdrant_collection import QdrantOptions
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.stores.qdrant.collection import QdrantOptions
+from colqwen3_retrievers.vectors.late_interaction import maxsim
 from tests.contracts.qdrant_edge_engine import EdgeEngine, to_query
 from tests.contracts.qdrant_server import QdrantServer, serving
 from tests.contracts.store_contract import INFO as CONTRACT

@@ -19,7 +19,7 @@ from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from colqwen3_retrievers.demo.run import run_demo
-from colqwen3_retrievers.similarity_maps import FRAME_COLOUR
+from colqwen3_retrievers.retrieval.similarity_maps import FRAME_COLOUR
 
 NAMES = (os.environ.get("CHROME_PATH", ""), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in NAMES if name and (path := shutil.which(name))), None)

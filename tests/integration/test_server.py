@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, ServerOptions, VLLMOptions, similarity_map
+from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import EngineError
-from colqwen3_retrievers.server_scores import server_scores
 from tests.server_process import CPU_ENVIRONMENT, ServerProcess
 
 WORDS = [

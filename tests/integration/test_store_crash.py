@@ -26,10 +26,11 @@ import numpy as np
 import pytest
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
-from colqwen3_retrievers.kernels.scan import numpy_scan
-from colqwen3_retrievers.late_interaction import numpy_kernel
-from colqwen3_retrievers.stores import Record, compaction, two_stage
-from colqwen3_retrievers.stores.embedded import EmbeddedStore
+from colqwen3_retrievers.stores.embedded import compaction, two_stage
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.kernels.scan import numpy_scan
+from colqwen3_retrievers.vectors.late_interaction import numpy_kernel
 
 ROOT = Path(__file__).parents[2]
 DIM = 16
@@ -105,7 +106,7 @@ def held(store: EmbeddedStore) -> Model:
 def small_files() -> None:
     """Let files be rewritten and begun anew within a few turns."""
     compaction.DEAD_BYTES, compaction.SEGMENT_BYTES, two_stage.EXACT_PAGES = 2000, 12_000, 10
-    from colqwen3_retrievers.stores import embedded_reader
+    from colqwen3_retrievers.stores.embedded import reader as embedded_reader
 
     embedded_reader.EXACT_PAGES = 10
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector
-from colqwen3_retrievers.checkpoint import TINY, open_checkpoint
+from colqwen3_retrievers.models.checkpoint import TINY, open_checkpoint
 
 WORDS = [
     "harbour", "velocity", "mushroom", "Plymouth", "28,415", "treaty", "copper", "invoice", "glacier", "Wednesday",

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers.checkpoint import open_checkpoint
-from colqwen3_retrievers.engines.vllm_folder import architecture, write_folder
-from colqwen3_retrievers.engines.vllm_plugin import ARCHITECTURES, NAME
-from colqwen3_retrievers.families import FAMILIES
-from colqwen3_retrievers.rendering import IMAGE_PLACEHOLDER
+from colqwen3_retrievers.engines.vllm.folder import architecture, write_folder
+from colqwen3_retrievers.engines.vllm.plugin import ARCHITECTURES, NAME
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.families import FAMILIES
+from colqwen3_retrievers.models.rendering import IMAGE_PLACEHOLDER
 from tests.checkpoints import TinyCheckpoint, make_checkpoint
 from tests.contracts.engine_contract import MIN_COSINE, SENTENCE, pictures
 from tests.reference import QUERY, image_prompt, reference_embeddings
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyCheckpoint
 
 def test_every_familys_architecture_is_registered() -> None:
     [found] = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == NAME]
-    assert found.value == "colqwen3_retrievers.engines.vllm_plugin:register"
+    assert found.value == "colqwen3_retrievers.engines.vllm.plugin:register"
     for family in FAMILIES.values():
         assert set(family.architectures) <= set(ARCHITECTURES)
         assert {ARCHITECTURES[name] for name in family.architectures} == {ARCHITECTURES[architecture(family)]}

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from colqwen3_retrievers.families import get_family
-from colqwen3_retrievers.stores.qdrant_collection import MAX_FLOATS, QdrantOptions
-from colqwen3_retrievers.stores.qdrant_search import FEWEST_CANDIDATES
+from colqwen3_retrievers.models.families import get_family
+from colqwen3_retrievers.stores.qdrant.collection import MAX_FLOATS, QdrantOptions
+from colqwen3_retrievers.stores.qdrant.search import FEWEST_CANDIDATES
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "growing.py"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from colqwen3_retrievers.datatypes import EncoderInfo
-from colqwen3_retrievers.similarity_maps import POOLED_NOTE, Box
+from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE, Box
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
 

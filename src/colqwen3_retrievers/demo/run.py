@@ -13,14 +13,14 @@ from PIL import Image
 
 from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
 from colqwen3_retrievers.demo.html_report import Answer, ShownPage, write_report
-from colqwen3_retrievers.documents import Hit, Page, Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import file_stem
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.page_files import find_page_files
-from colqwen3_retrievers.pages import load_pages
-from colqwen3_retrievers.similarity_maps import Box, similarity_map
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.files import find_page_files
+from colqwen3_retrievers.pages.loading import load_pages
+from colqwen3_retrievers.pages.page import Hit, Page, Query
+from colqwen3_retrievers.retrieval.evidence import file_stem
+from colqwen3_retrievers.retrieval.similarity_maps import Box, similarity_map
 
 N_SHOWN = 3
 """Pages shown for each question."""

@@ -89,7 +89,7 @@ def _scanned(typed: Path) -> list[bytes]:
     import numpy as np
     from PIL import Image, ImageFilter
 
-    from colqwen3_retrievers.pages import load_pages
+    from colqwen3_retrievers.pages.loading import load_pages
 
     noise = np.random.default_rng(1987)
     files = []

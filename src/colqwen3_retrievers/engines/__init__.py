@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from colqwen3_retrievers.datatypes import Float32
-    from colqwen3_retrievers.rendering import EncoderInput
+    from colqwen3_retrievers.models.rendering import EncoderInput
+    from colqwen3_retrievers.vectors.multi_vector import Float32
 
 
 class Engine(Protocol):

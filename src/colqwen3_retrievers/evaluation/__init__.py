@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.evaluation.judged import read_judged_set as read_judged_set
     from colqwen3_retrievers.evaluation.measuring import evaluate as evaluate
     from colqwen3_retrievers.evaluation.measuring import judge as judge
-    from colqwen3_retrievers.evaluation.mteb_run import MtebRun as MtebRun
-    from colqwen3_retrievers.evaluation.mteb_run import run_mteb as run_mteb
+    from colqwen3_retrievers.evaluation.mteb import MtebRun as MtebRun
+    from colqwen3_retrievers.evaluation.mteb import run_mteb as run_mteb
     from colqwen3_retrievers.evaluation.mteb_search import MtebSearch as MtebSearch
     from colqwen3_retrievers.evaluation.results import Evaluation as Evaluation
     from colqwen3_retrievers.evaluation.trec import read_qrels as read_qrels
@@ -31,7 +31,7 @@ _WHERE = {
     "Evaluation": "results",
     "JudgedSet": "judged",
     "MeasureComparison": "comparison",
-    "MtebRun": "mteb_run",
+    "MtebRun": "mteb",
     "MtebSearch": "mteb_search",
     "compare": "comparison",
     "evaluate": "measuring",
@@ -39,7 +39,7 @@ _WHERE = {
     "read_judged_set": "judged",
     "read_qrels": "trec",
     "read_run": "trec",
-    "run_mteb": "mteb_run",
+    "run_mteb": "mteb",
     "write_qrels": "trec",
     "write_run": "trec",
 }

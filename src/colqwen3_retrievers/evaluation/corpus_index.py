@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from colqwen3_retrievers.adding import PageEncoder
-from colqwen3_retrievers.datatypes import EncoderInfo
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError, StoreUnavailableError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measuring import encode_queries
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.paths import user_path
-from colqwen3_retrievers.stores import Record, is_qdrant
-from colqwen3_retrievers.stores.catalogue import FILE_NAME
+from colqwen3_retrievers.index.page_adder import PageEncoder
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.stores.embedded.catalogue import FILE_NAME
+from colqwen3_retrievers.stores.location import is_qdrant
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 _AT_ONCE = 64
 
@@ -105,7 +106,7 @@ def corpus_index(
     Raises:
         ConfigError: see :func:`compare_with_corpus`.
         EncodeError: a query or a page cannot be encoded; queries are tried before pages are added.
-        StoreError: see :meth:`~colqwen3_retrievers.index.PageIndex.open`.
+        StoreError: see :meth:`~colqwen3_retrievers.index.page_index.PageIndex.open`.
     """
     there = is_there(place)
     info = None

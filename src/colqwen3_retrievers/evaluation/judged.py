@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from colqwen3_retrievers.documents import Page, Query
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation.set_files import (
     corpus_ids,
@@ -28,8 +27,9 @@ from colqwen3_retrievers.evaluation.set_files import (
     tsv_qrels,
 )
 from colqwen3_retrievers.evaluation.trec import Qrels, check_id, check_relevance
-from colqwen3_retrievers.page_files import error_policy, find_page_files
-from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.pages.files import error_policy, find_page_files
+from colqwen3_retrievers.pages.loading import load_pages
+from colqwen3_retrievers.pages.page import Page, Query
 
 
 @dataclass(frozen=True)

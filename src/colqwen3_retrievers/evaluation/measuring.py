@@ -8,16 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from colqwen3_retrievers.adding import PageEncoder
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, Measures, parse_measures
 from colqwen3_retrievers.evaluation.results import Evaluation
 from colqwen3_retrievers.evaluation.trec import Qrels, Run, check_relevance, check_score
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_adder import PageEncoder
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 
 def judge(run: Run, qrels: Qrels, *, k: Sequence[int] = DEFAULT_CUTOFFS, measures: Sequence[str] = ()) -> Evaluation:

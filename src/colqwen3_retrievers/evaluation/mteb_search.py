@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
-from colqwen3_retrievers.adding import PageEncoder
-from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
-from colqwen3_retrievers.documents import Page, Query
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, PageSubmitter
 from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.evaluation.measuring import how_encoded
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.page_cache import PageEmbeddingCache, PageSubmitter
+from colqwen3_retrievers.index.page_adder import PageEncoder
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
 
 _MOST_CACHED = 64 * 2**30  # bytes; and half of what is free where that is less: the index needs the rest
 

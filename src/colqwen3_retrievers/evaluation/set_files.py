@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.evaluation.files import parse_json, read_text
 from colqwen3_retrievers.evaluation.trec import check_id, parse_relevance
-from colqwen3_retrievers.pages import load_pages
+from colqwen3_retrievers.pages.loading import load_pages
+from colqwen3_retrievers.pages.page import Page
 
 _ASCII_SPACE = " \t\r\f\v"  # an id may hold other white space, as U+2028 or U+00A0
 _SEVERAL_PAGES = (".pdf", ".tif", ".tiff")

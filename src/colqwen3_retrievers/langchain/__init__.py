@@ -13,7 +13,7 @@ from colqwen3_retrievers.lazy import lazy_names
 if TYPE_CHECKING:
     from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks as docs_to_content_blocks
     from colqwen3_retrievers.langchain.embeddings import ColQwen3Embeddings as ColQwen3Embeddings
-    from colqwen3_retrievers.langchain.page_keys import page_key_encoder as page_key_encoder
+    from colqwen3_retrievers.langchain.index_keys import page_key_encoder as page_key_encoder
     from colqwen3_retrievers.langchain.page_loader import PageLoader as PageLoader
     from colqwen3_retrievers.langchain.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.langchain.retriever import ColQwen3Retriever as ColQwen3Retriever
@@ -28,7 +28,7 @@ _WHERE = {
     "PageLoader": "page_loader",
     "create_page_retriever_tool": "retriever_tool",
     "docs_to_content_blocks": "content_blocks",
-    "page_key_encoder": "page_keys",
+    "page_key_encoder": "index_keys",
 }
 
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies

@@ -12,9 +12,9 @@ from langchain_core.documents import Document
 from langchain_core.messages.content import ContentBlock, ImageContentBlock, TextContentBlock
 
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
-from colqwen3_retrievers.images import ImageSource, chat_image
 from colqwen3_retrievers.langchain.documents import document_citation, document_image, document_text
-from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.pages.images import ImageSource, chat_image
+from colqwen3_retrievers.pages.remote_images import AllowRemote
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def docs_to_content_blocks(
             :func:`~colqwen3_retrievers.langchain.documents.document_image` for where their images may lie.
         max_images: most images, those of the first documents; None sends all.
         allow_remote: whether images known by a web address are fetched, to be sent as bytes; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Returns:
         Standard content blocks, in the order of the documents.

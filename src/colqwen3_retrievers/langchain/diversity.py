@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from colqwen3_retrievers.datatypes import Float32, MultiVector
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.late_interaction import Kernel, maxsim, numpy_kernel
+from colqwen3_retrievers.vectors.late_interaction import Kernel, maxsim, numpy_kernel
+from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector
 
 
 def most_diverse(

@@ -10,16 +10,16 @@ from typing import Any
 from langchain_core.documents import Document
 from PIL import Image
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Page
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
-from colqwen3_retrievers.evidence import indexed_picture
 from colqwen3_retrievers.langchain.documents import document_image, document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, OptionalIndexField, open_index
-from colqwen3_retrievers.page_cache import PageEmbeddingCache
-from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.retrieval.evidence import indexed_picture
 from colqwen3_retrievers.stores.protocol import Record, check_info
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 
 class DocumentEmbeddings:

@@ -13,11 +13,11 @@ from typing import Any, Final
 from langchain_core.documents import Document
 from PIL import Image
 
-from colqwen3_retrievers.documents import Hit, Page
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import BOXES, HEATMAP, POOLED
-from colqwen3_retrievers.images import ImageSource
-from colqwen3_retrievers.remote_images import AllowRemote, local_image
+from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.page import Hit, Page
+from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
+from colqwen3_retrievers.retrieval.evidence import BOXES, HEATMAP, POOLED
 
 SCORE: Final = "score"
 """Metadata key of the retrieval score: the MaxSim sum, a Python float."""
@@ -98,7 +98,7 @@ def hits_to_documents(
     Args:
         hits: of one search, with or without neighbours.
         scores: whether ``metadata["score"]`` tells the MaxSim sum.
-        evidence: more metadata by page id; see :meth:`~colqwen3_retrievers.evidence.Evidence.of_hits`.
+        evidence: more metadata by page id; see :meth:`~colqwen3_retrievers.retrieval.evidence.Evidence.of_hits`.
 
     Returns:
         The hits in order, each followed by its neighbouring pages that are no hits themselves and were not listed
@@ -192,7 +192,7 @@ def document_image(document: Document, allow_remote: AllowRemote = False) -> Ima
         document: with ``metadata["image_path"]``, a file; or ``metadata["image"]``, which is base64, a data URL, bytes,
             a PIL image, or a LangChain or OpenAI image content block. The path comes first.
         allow_remote: whether a content block's web address is fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Returns:
         A path, bytes or a PIL image; None when there is none. A bare web address under ``image`` counts as none, as

@@ -14,16 +14,16 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Page, Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.langchain.documents import document_to_page
 from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, pickled
-from colqwen3_retrievers.page_files import IMAGE_SUFFIXES
-from colqwen3_retrievers.remote_images import AllowRemote
-from colqwen3_retrievers.single_vector import Method, SingleVectorSettings, single_vectors
+from colqwen3_retrievers.pages.files import IMAGE_SUFFIXES
+from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
+from colqwen3_retrievers.vectors.single_vector import Method, SingleVectorSettings, single_vectors
 
 _logger = logging.getLogger(__name__)
 
@@ -38,8 +38,9 @@ _PAGE_NAME: Final = re.compile(
 class ColQwen3Embeddings(BaseModel, Embeddings):
     """Makes one vector of each text, page image or query, for any single-vector store as first stage.
 
-    Token embeddings are cut down to one vector by :mod:`~colqwen3_retrievers.single_vector`, which costs quality: let
-    :class:`~colqwen3_retrievers.langchain.reranker.ColQwen3Reranker` put what the store finds in the order of MaxSim,
+    Token embeddings are cut down to one vector by :mod:`~colqwen3_retrievers.vectors.single_vector`, which costs
+    quality: let :class:`~colqwen3_retrievers.langchain.reranker.ColQwen3Reranker` put what the store finds in the order
+        of MaxSim,
     or use :class:`~colqwen3_retrievers.langchain.vector_store.ColQwen3VectorStore`, which needs no bridge. Vectors have
     length 1: cosine and inner product rank alike. Nothing is loaded before the first item.
 
@@ -57,10 +58,10 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         encoder: a ready encoder, in place of ``model`` and ``device``.
         method: ``"fde"`` or ``"directions"``.
         dimensions: components of a vector.
-        nearest: see :class:`~colqwen3_retrievers.single_vector.SingleVectorSettings`.
+        nearest: see :class:`~colqwen3_retrievers.vectors.single_vector.SingleVectorSettings`.
         seed: the same.
         allow_remote: whether images of documents known by the web address of a content block are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
         show_progress: whether to draw a progress bar (on a terminal); not in async calls.
 
     Raises:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, PlainSerializer
 
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.page_cache import PageEmbeddingCache
-from colqwen3_retrievers.paths import user_path
-from colqwen3_retrievers.remote_images import checked_remote
-from colqwen3_retrievers.stores.embedded import EmbeddedStore
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.remote_images import checked_remote
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
 
 def _location(index: PageIndex | str | Path | None) -> str | None:
@@ -48,7 +48,7 @@ CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainS
 
 
 RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(checked_remote)]
-"""Which web addresses may be fetched: see :data:`~colqwen3_retrievers.remote_images.AllowRemote`."""
+"""Which web addresses may be fetched: see :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`."""
 
 
 def open_index(

@@ -6,9 +6,7 @@ from typing import Any, Final
 
 from langchain_core.documents import Document
 
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import without_evidence
 from colqwen3_retrievers.langchain.documents import (
     EVIDENCE,
     KEPT,
@@ -18,7 +16,9 @@ from colqwen3_retrievers.langchain.documents import (
     document_image,
     document_text,
 )
-from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.retrieval.evidence import without_evidence
 
 _OWN: Final = {"source", "page", "page_label", "citation", "sha256", *STALE, *EVIDENCE}
 """Keys that :func:`~colqwen3_retrievers.langchain.documents.page_to_document` makes from the page itself."""

@@ -12,13 +12,13 @@ from pathlib import Path
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.images import open_image
 from colqwen3_retrievers.langchain.documents import page_to_document
-from colqwen3_retrievers.page_files import OnError, PagePath
-from colqwen3_retrievers.pages import DEFAULT_MAX_PIXELS, load_pages
-from colqwen3_retrievers.paths import user_path
+from colqwen3_retrievers.pages.files import OnError, PagePath
+from colqwen3_retrievers.pages.images import open_image
+from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.paths import user_path
 
 
 class PageLoader(BaseLoader):
@@ -31,7 +31,7 @@ class PageLoader(BaseLoader):
     embedders see neither, for they are given ``page_content``. One page at a time is held.
 
     Args:
-        paths: files, folders or patterns, as for :func:`~colqwen3_retrievers.pages.load_pages`.
+        paths: files, folders or patterns, as for :func:`~colqwen3_retrievers.pages.loading.load_pages`.
         root: what sources are relative to; by default a folder itself, and a file's folder.
         max_pixels: most pixels of a rendered page.
         on_error: ``"raise"``; ``"skip"``, which logs a warning and goes on; or a function called with the PageError.

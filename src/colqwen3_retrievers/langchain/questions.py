@@ -9,8 +9,8 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 
-from colqwen3_retrievers.documents import Query
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.pages.page import Query
 
 Outcome = list[Document] | Exception
 """What came of a question."""

@@ -16,18 +16,18 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Query
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ConfigError, EncodeError
-from colqwen3_retrievers.evidence import Evidence, without_evidence
-from colqwen3_retrievers.kernels import default_kernel
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, RemoteField, pickled
 from colqwen3_retrievers.langchain.future_group import FutureGroup
-from colqwen3_retrievers.late_interaction import maxsim, relevance
-from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
-from colqwen3_retrievers.server_scores import server_scores
+from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.retrieval.evidence import Evidence, without_evidence
+from colqwen3_retrievers.vectors.kernels import default_kernel
+from colqwen3_retrievers.vectors.late_interaction import maxsim, relevance
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 RERANK_ERROR = "rerank_error"
 """Metadata key under which ``on_error="keep"`` says why a document has no score."""
@@ -62,10 +62,10 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         on_error: when a document cannot be read or encoded: ``"raise"``; ``"skip"``, which leaves it out with a warning
             in the log; ``"keep"``, which puts it behind the scored ones, the reason in ``metadata["rerank_error"]``.
         boxes: most regions that answered, a document: ``metadata["boxes"]``, see
-            :class:`~colqwen3_retrievers.evidence.Evidence`; texts get none.
+            :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`; texts get none.
         heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a page with the map over it.
         allow_remote: whether images known by the web address of a content block are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. Else such a document cannot be encoded.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`. Else such a document cannot be encoded.
         scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
             with a url, which encode every document anew on each call: no vectors travel, no ``index`` or ``cache``
             helps.

@@ -20,10 +20,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.evidence import Evidence
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
@@ -37,13 +34,16 @@ from colqwen3_retrievers.langchain.questions import (
     shown_query,
     sorted_out,
 )
+from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.retrieval.evidence import Evidence
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 
 class ColQwen3Retriever(BaseRetriever):
-    """Finds pages by late interaction in a :class:`~colqwen3_retrievers.index.PageIndex`.
+    """Finds pages by late interaction in a :class:`~colqwen3_retrievers.index.page_index.PageIndex`.
 
     ``invoke(query, k=..., filter=...)`` overrides the fields for one call; ``batch`` encodes all its queries together
-    and reads the index once. A query is a text, or a :class:`~colqwen3_retrievers.documents.Query` for an image.
+    and reads the index once. A query is a text, or a :class:`~colqwen3_retrievers.pages.page.Query` for an image.
     Documents are those of :func:`~colqwen3_retrievers.langchain.documents.page_to_document`: ``metadata["score"]`` is
     the MaxSim sum, which orders the pages of one query and says nothing across queries.
 
@@ -58,7 +58,7 @@ class ColQwen3Retriever(BaseRetriever):
         window: pages before and after each of them in its source, which follow it in the list, without a score; their
             ``metadata["neighbour_of"]`` is the id of the page they stand beside. ``filter`` does not bear on them.
         boxes: most regions that answered, a page: ``metadata["boxes"]``, best first, in shares of the page; see
-            :class:`~colqwen3_retrievers.evidence.Evidence`. Neighbours have theirs too, texts have none.
+            :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`. Neighbours have theirs too, texts have none.
         heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a page with the map over it.
 
     Raises:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 
 
 class PageQuestion(BaseModel):
@@ -43,7 +43,7 @@ def create_page_retriever_tool(
         description: when the model should use it.
         max_images: most images in one answer; the text of the others is handed over. None sends all.
         allow_remote: whether images known by a web address are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Returns:
         A tool for ``create_agent`` and ``bind_tools``, with a native async half. A question that is empty or too long

@@ -11,13 +11,13 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from colqwen3_retrievers.documents import Page, Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.images import ImageSource
+from colqwen3_retrievers.index.search import Question, to_encode
 from colqwen3_retrievers.langchain.kept_documents import document_to_kept_page
-from colqwen3_retrievers.remote_images import AllowRemote, local_image
-from colqwen3_retrievers.searching import Question, to_encode
+from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 
 
 def texts_to_documents(

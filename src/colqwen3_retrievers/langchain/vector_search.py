@@ -11,19 +11,19 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
-from colqwen3_retrievers.datatypes import MultiVector, as_token_embeddings
-from colqwen3_retrievers.documents import Hit
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import Evidence
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.kernels import default_kernel
+from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.index.search import Question, in_order, to_encode
 from colqwen3_retrievers.langchain.diversity import check_lambda, most_diverse
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.langchain.store_inputs import check_question, refuse
-from colqwen3_retrievers.late_interaction import relevance
-from colqwen3_retrievers.searching import Question, in_order, to_encode
+from colqwen3_retrievers.pages.page import Hit
+from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import check_search
+from colqwen3_retrievers.vectors.kernels import default_kernel
+from colqwen3_retrievers.vectors.late_interaction import relevance
+from colqwen3_retrievers.vectors.multi_vector import MultiVector, as_token_embeddings
 
 GroupBy = Literal["source"]
 Where = Mapping[str, Any]
@@ -34,7 +34,7 @@ _EVIDENCE = ("boxes", "heatmaps")
 class PageVectorSearch(VectorStore):
     """What a vector store over a page index can be asked.
 
-    In every method ``query`` is a text, a :class:`~colqwen3_retrievers.documents.Query`, an image (PIL, ``Path`` or
+    In every method ``query`` is a text, a :class:`~colqwen3_retrievers.pages.page.Query`, an image (PIL, ``Path`` or
     bytes) or a multi-vector; ``filter`` is in the language of :mod:`~colqwen3_retrievers.stores.where`, over the keys
     of the documents' metadata; ``group_by="source"`` gives the best document of each source. Among ``kwargs``, and so
     in ``as_retriever(search_kwargs=...)``, ``boxes`` and ``heatmaps`` ask for the regions that answered, as in

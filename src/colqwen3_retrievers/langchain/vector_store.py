@@ -14,10 +14,9 @@ from typing import Any, Self
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.images import ImageSource
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import page_to_document
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.langchain.store_inputs import (
@@ -28,12 +27,13 @@ from colqwen3_retrievers.langchain.store_inputs import (
     texts_to_documents,
 )
 from colqwen3_retrievers.langchain.vector_search import PageVectorSearch
-from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.stores.protocol import check_info
 
 
 class ColQwen3VectorStore(PageVectorSearch):
-    """A vector store over a :class:`~colqwen3_retrievers.index.PageIndex`: texts and page images by late interaction.
+    """A vector store over a ``PageIndex``: texts and page images by late interaction.
 
     Scores of ``similarity_search_with_score`` are MaxSim sums, higher is better, and are comparable for one query only;
     relevance scores are (1 + mean MaxSim) / 2, within 0..1. Documents come back with the content and metadata they were
@@ -191,7 +191,7 @@ class ColQwen3VectorStore(PageVectorSearch):
                 the metadata are kept as ISO text.
             ids: one for each document, before the documents' own; random where there is none.
             allow_remote: whether an image block's web address is fetched, and the image kept; see
-                :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+                :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
             batch_size: documents encoded and committed together; each such batch is kept wholly or not at all.
             show_progress: whether to draw a progress bar (on a terminal).
             **kwargs: none.

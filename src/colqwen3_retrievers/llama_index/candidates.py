@@ -10,15 +10,15 @@ from typing import Self
 
 from llama_index.core.schema import BaseNode, NodeWithScore
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Query
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.nodes import page_from_node, page_of
 from colqwen3_retrievers.llama_index.reranker_tools import Tools
-from colqwen3_retrievers.page_cache import PageEmbeddingCache
-from colqwen3_retrievers.remote_images import AllowRemote
-from colqwen3_retrievers.stores import Record
+from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 
 @dataclass(slots=True, eq=False)

@@ -24,14 +24,14 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Page, Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
-from colqwen3_retrievers.images import ImageSource
 from colqwen3_retrievers.llama_index.nodes import page_from_node
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
-from colqwen3_retrievers.single_vector import Method, SingleVectorSettings, single_vectors
+from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
+from colqwen3_retrievers.vectors.single_vector import Method, SingleVectorSettings, single_vectors
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ class ColQwen3Embedding(MultiModalEmbedding):
 
     One vector cannot hold what a multi-vector says: take it to find candidates, and let a :class:`ColQwen3Reranker`
     order them by MaxSim. Where a whole index may be ours, :class:`ColQwen3Retriever` finds more in fewer bytes. How the
-    vector is made is described at :class:`~colqwen3_retrievers.single_vector.SingleVectorSettings`; vectors of other
-    settings, or of another model, do not compare.
+    vector is made is described at :class:`~colqwen3_retrievers.vectors.single_vector.SingleVectorSettings`; vectors of
+    other settings, or of another model, do not compare.
 
     As a transformation it gives each node the vector of its picture, or else of its text. ``VectorStoreIndex`` by
     itself would embed the text beside a picture, so let it come first::
@@ -64,7 +64,7 @@ class ColQwen3Embedding(MultiModalEmbedding):
         method: ``"fde"`` or ``"directions"``.
         embed_batch_size: inputs handed to the encoder together, 1 to 2,048; it cuts its own batches.
         allow_remote: whether nodes' pictures known by a web address only are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
         num_workers: LlamaIndex's: batches under way at a time in async calls.
         callback_manager: LlamaIndex's.
 

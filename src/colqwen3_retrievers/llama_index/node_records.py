@@ -15,9 +15,9 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import without_evidence
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.retrieval.evidence import without_evidence
 
 PAGE_ID: Final = "page_id"
 """Metadata key of the page's id, which nodes from an index carry."""

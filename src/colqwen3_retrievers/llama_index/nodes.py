@@ -27,11 +27,11 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from colqwen3_retrievers.documents import Hit, Page, Query
 from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.images import open_header, read_image_bytes
 from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, recorded_fields
-from colqwen3_retrievers.remote_images import AllowRemote, local_image
+from colqwen3_retrievers.pages.images import open_header, read_image_bytes
+from colqwen3_retrievers.pages.page import Hit, Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def page_from_node(node: BaseNode, allow_remote: AllowRemote = False) -> Page:
     Args:
         node: ``ImageNode``, ``ImageDocument``, ``Node`` with an image resource, ``TextNode``, ``IndexNode`` and so on.
         allow_remote: whether a picture known by a web address is fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Returns:
         A page with the node's id (of a document's node, the document's: :func:`page_of`), its picture (base64,
@@ -224,7 +224,7 @@ def image_of(node: BaseNode, allow_remote: AllowRemote = False) -> Path | bytes 
     """Give a node's picture, unopened: the bytes of base64 and ``data:`` URLs, or a path; None when there is none.
 
     A file comes before a URL. A URL that may be fetched gives its bytes; see
-    :func:`~colqwen3_retrievers.remote_images.fetch_image`.
+    :func:`~colqwen3_retrievers.pages.remote_images.fetch_image`.
 
     Raises:
         PageError: base64 that is none, or a picture that could not be fetched.

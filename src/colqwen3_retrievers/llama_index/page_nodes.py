@@ -24,7 +24,7 @@ from llama_index.core.schema import (
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID, SOURCE_KEYS
 from colqwen3_retrievers.llama_index.nodes import document_node_id, has_image, page_from_node, page_of, plain_text
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class PageNodes(TransformComponent):
     Args:
         on_error: a picture that cannot be read: ``"raise"``, or ``"skip"`` its node with a warning in the log.
         allow_remote: whether a picture known by a web address only is fetched, and then carried in base64; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Raises:
         EncodeError: with ``"raise"``, a picture that cannot be read, or that is only known by a URL which may not

@@ -24,21 +24,21 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from PIL import Image
 
-from colqwen3_retrievers.datatypes import MultiVector
-from colqwen3_retrievers.documents import Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ConfigError, EncodeError, require
-from colqwen3_retrievers.evidence import Evidence, indexed_picture, without_evidence
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.late_interaction import relevance
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.candidates import Candidates
 from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.reranker_tools import Tools, check_together, reported
-from colqwen3_retrievers.page_cache import PageEmbeddingCache, result_at
-from colqwen3_retrievers.paths import user_path
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
-from colqwen3_retrievers.server_scores import server_scores
-from colqwen3_retrievers.stores import Record
+from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.retrieval.evidence import Evidence, indexed_picture, without_evidence
+from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.vectors.late_interaction import relevance
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 _log = logging.getLogger(__name__)
 
@@ -67,17 +67,17 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         on_error: a node that cannot be encoded (broken picture, nothing in it): ``"raise"``, ``"skip"`` it, or
             ``"keep"`` it after the others, without a score. Skipping and keeping are logged as warnings.
         cache: where token embeddings are kept between calls: a folder, which other processes may share and which is
-            there the next time; or a ready :class:`~colqwen3_retrievers.page_cache.PageEmbeddingCache`, whose encoder
-            is then taken. None keeps them in memory.
+            there the next time; or a ready :class:`~colqwen3_retrievers.cache.page_cache.PageEmbeddingCache`, whose
+            encoder is then taken. None keeps them in memory.
         cache_bytes: most bytes of token embeddings kept; 0 keeps none; None takes 512 MB in memory, 8 GB in a folder.
         scoring: ``"client"`` compares token embeddings here; ``"server"`` leaves scoring to the servers of an encoder
             with a url, which encode every node anew on each call: no vectors travel, no ``index`` or ``cache`` helps.
         boxes: most regions that answered, a node: ``metadata["boxes"]``, see
-            :class:`~colqwen3_retrievers.evidence.Evidence`; pages without regions, such as texts, get none.
+            :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`; pages without regions, such as texts, get none.
         heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a node's page with the map over
             it. Neither key is shown to language or embedding models.
         allow_remote: whether pictures known by a web address only are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. Else such a node cannot be encoded.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`. Else such a node cannot be encoded.
         embed_batch_size: most nodes under way at a time, at least 1, for long lists of large pictures; None starts all
             of them. The encoder cuts its own batches in either case.
         show_progress: whether to draw a progress bar (on a terminal).

@@ -12,10 +12,10 @@ from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.index import PageIndex
-from colqwen3_retrievers.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.stores.protocol import check_info
 
 

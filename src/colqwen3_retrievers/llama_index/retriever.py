@@ -22,17 +22,17 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from colqwen3_retrievers.documents import Hit, Query
-from colqwen3_retrievers.encoder import ColQwen3Encoder
+from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evidence import Evidence
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.filters import where_of
 from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.retriever_settings import Persisting
 from colqwen3_retrievers.llama_index.retriever_writing import Writing
-from colqwen3_retrievers.paths import user_path
-from colqwen3_retrievers.remote_images import AllowRemote
+from colqwen3_retrievers.pages.page import Hit, Query
+from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy
 
 
@@ -62,7 +62,7 @@ class ColQwen3Retriever(Writing, Persisting, BaseRetriever):
         window: pages before and after each result that follow it in the list, in their order and without a score.
         inline_images: whether nodes carry the picture in base64 too, for whoever cannot read the index's files.
         boxes: most regions that answered, a node: ``metadata["boxes"]``, best first, in shares of the page; see
-            :class:`~colqwen3_retrievers.evidence.Evidence`. Neighbours have theirs too, texts have none.
+            :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`. Neighbours have theirs too, texts have none.
         heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a node's page with the map over
             it. Neither key is shown to language or embedding models.
         callback_manager: LlamaIndex's.

@@ -13,13 +13,13 @@ from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document, IndexNode, NodeWithScore, TransformComponent
 from llama_index.core.settings import Settings
 
-from colqwen3_retrievers.documents import Page, json_object
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
-from colqwen3_retrievers.index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.document_nodes import with_steady_ids
 from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, page_with_record, source_of
 from colqwen3_retrievers.llama_index.nodes import has_image, page_from_node, plain_text
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.page import Page, json_object
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Writing:
                 ``IndexNode`` refers to stays in this retriever's ``object_map``; it is not written.
             on_error: a node that cannot be read or encoded: ``"raise"``, or ``"skip"`` it with a warning in the log.
             allow_remote: whether a picture known by a web address only is fetched, and kept in the index; see
-                :data:`~colqwen3_retrievers.remote_images.AllowRemote`.
+                :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
             show_progress: whether to draw a progress bar (on a terminal).
             batch_size: nodes encoded and committed together.
 

@@ -15,9 +15,9 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.tools import AsyncBaseTool, ToolMetadata, ToolOutput
 
 from colqwen3_retrievers.errors import ConfigError, PageError
-from colqwen3_retrievers.images import chat_image
 from colqwen3_retrievers.llama_index.nodes import image_of, label_of, plain_text
-from colqwen3_retrievers.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.images import chat_image
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class PageRetrieverTool(AsyncBaseTool):
         node_postprocessors: rerankers and so on, in order.
         max_images: most images, those of the first pages; None sends all. The others are named, with their text.
         allow_remote: whether pictures known by a web address are fetched; see
-            :data:`~colqwen3_retrievers.remote_images.AllowRemote`. A node whose picture is not is named, with its text.
+            :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`. A node whose picture is not is named, with its
+            text.
 
     Raises:
         ConfigError: an argument that cannot be used; when called, an empty question.

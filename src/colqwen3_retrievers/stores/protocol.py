@@ -1,24 +1,21 @@
 """What a store of multi-vectors is: the records it keeps and what it promises, whatever engine lies behind.
 
 A store holds what the encoder made and gives back final MaxSim scores of what it holds; it opens no picture and needs
-no model. :class:`~colqwen3_retrievers.index.PageIndex` puts an encoder and page images around it.
+no model. :class:`~colqwen3_retrievers.index.page_index.PageIndex` puts an encoder and page images around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
 
-from colqwen3_retrievers.datatypes import EncoderInfo, MultiVector
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreMismatchError
+from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.where import Filter, Where
-
-COMPARED: Final = ("fingerprint", "family", "dim", "pool_factor", "pool_method", "include_text", "rendering_version")
-"""Fields of an :class:`EncoderInfo` that must agree before two multi-vectors may be compared."""
+from colqwen3_retrievers.vectors.multi_vector import COMPARED, EncoderInfo, MultiVector
 
 GroupBy = Literal["source"]
 """What hits may be grouped by."""
@@ -166,7 +163,8 @@ def check_info(stored: EncoderInfo, given: EncoderInfo, location: str) -> None:
     """Refuse an encoder whose multi-vectors cannot be compared with the stored ones. The model's name does not matter.
 
     Raises:
-        StoreMismatchError: naming each field of :data:`COMPARED` that differs, with both values.
+        StoreMismatchError: naming each field of :data:`~colqwen3_retrievers.vectors.multi_vector.COMPARED` that
+            differs, with both values.
 
     >>> a = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> check_info(a, EncoderInfo("ab12", "/models/tiny", "tomoro", 64, 1, 1280, False, 1), "my-index")

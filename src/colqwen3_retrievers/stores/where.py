@@ -42,8 +42,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from colqwen3_retrievers.documents import Page
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.values import Value, facts, scalar
 
 Where = Mapping[str, Any]

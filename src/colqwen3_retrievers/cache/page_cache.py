@@ -1,0 +1,354 @@
+"""Multi-vectors of pages seen before, in memory or on disk: what keeps a page from being encoded again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, Self, runtime_checkable
+
+from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
+from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, PageError
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
+
+DEFAULT_MAX_BYTES = 512 * 2**20
+"""Bytes of token embeddings kept in memory by default: about 320 pages of 1,280 tokens of dim 320."""
+
+DEFAULT_MAX_DISK_BYTES = 8 * 2**30
+"""The same on disk: about 5,000 such pages."""
+
+_MOST_UNWRITTEN = 512 * 2**20  # bytes that wait for a slow disk; what comes beyond is given, and not kept
+_log = logging.getLogger("colqwen3_retrievers.cache")
+
+
+@runtime_checkable
+class PageSubmitter(Protocol):
+    """What the cache asks of an encoder; :class:`~colqwen3_retrievers.encoding.encoder.ColQwen3Encoder` does it."""
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What shapes its multi-vectors."""
+        ...
+
+    def submit_pages(self, pages: Iterable[Page], /) -> Future[list[MultiVector]]:
+        """Start encoding pages."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _UnderWay:
+    """A page being encoded, and everybody who waits for it."""
+
+    waiting: list[Future[MultiVector]] = field(default_factory=list)
+    encoding: Future[list[MultiVector]] | None = None
+
+
+class PageEmbeddingCache:
+    """Encodes pages, each content once; the least recently used are forgotten beyond a number of bytes.
+
+    Two pages are the same when an encoder would see the same: the picture, and the text where it counts. Ids, sources
+    and metadata do not matter. May be used from any number of threads; a page that two ask for at the same time is
+    encoded once.
+
+    In memory, pictures in files are told apart by the bytes of the file. On disk, they are told by their pixels, so
+    that a page of a PDF is known again as the picture an index keeps of it; and an entry belongs to the settings that
+    shaped it (fingerprint and revision of the model, dim, pooling, bound of visual tokens, rendering version), so that
+    any number of encoders and processes may share a folder.
+
+    Args:
+        encoder: what encodes; the cache belongs to this encoder alone, its folder does not.
+        max_bytes: most bytes of token embeddings kept, from 0 (none are, yet what is under way is still shared); None
+            takes 512 MB in memory, 8 GB on disk.
+        folder: where they are kept, made when it is new; None keeps them in memory.
+
+    Raises:
+        ConfigError: ``max_bytes`` is not a whole number from 0, or ``folder`` is no path.
+        StoreError: the folder cannot be used, or what is in it is damaged or no cache.
+
+    >>> from colqwen3_retrievers import ColQwen3Encoder
+    >>> cache = PageEmbeddingCache(ColQwen3Encoder("tiny"), max_bytes=2**20)         # nothing is loaded yet
+    >>> len(cache), cache.nbytes, cache.get_or_encode([])
+    (0, 0, [])
+    """
+
+    def __init__(
+        self,
+        encoder: PageSubmitter,
+        max_bytes: int | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
+            raise ConfigError(f"max_bytes: expected a whole number from 0, got {max_bytes!r}")
+        if folder is not None and (not isinstance(folder, str | os.PathLike) or not os.fspath(folder)):
+            raise ConfigError(f"folder: expected a path, got {folder!r}")
+        self.encoder = encoder
+        self.folder = None if folder is None else user_path(folder).absolute()
+        default = DEFAULT_MAX_BYTES if self.folder is None else DEFAULT_MAX_DISK_BYTES
+        self.max_bytes = default if max_bytes is None else max_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, MultiVector] = OrderedDict()  # on disk: what is yet to be written
+        self._under_way: dict[str, _UnderWay] = {}
+        self._nbytes = 0
+        self._pid = os.getpid()
+        self._disk: DiskCache | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        if self.folder is not None:
+            self._disk = DiskCache(self.folder, self.max_bytes)
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
+
+    def get_or_encode(self, pages: Iterable[Page]) -> list[MultiVector]:
+        """Give the multi-vector of each page, in order; those not known are encoded and kept.
+
+        Raises:
+            EncodeError: a page cannot be read or encoded; ``.index`` says which.
+            ColQwen3Error: the fault is not a page's: the model cannot be loaded, the engine cannot compute.
+        """
+        futures = self.submit(pages)
+        try:
+            return [result_at(future, index) for index, future in enumerate(futures)]
+        finally:
+            for future in futures:  # after an error, nobody waits for the others
+                future.cancel()
+
+    def submit(self, pages: Iterable[Page]) -> list[Future[MultiVector]]:
+        """Start encoding the pages that are not known.
+
+        Opens image files to know them by their content, and the checkpoint at the first call: on an event loop, call
+        it in a thread and wait for the futures.
+
+        Returns:
+            A future for each page, in order. Each fails or is cancelled alone; cancelling all that wait for a page
+            cancels its encoding. :func:`result_at` gives its result or a clear error.
+        """
+        listed = list(pages)
+        if not listed:
+            return []
+        self._after_fork()
+        info = self.encoder.info
+        settings = "" if self._disk is None else settings_key(info)
+        return [self._submit(page, info.include_text, settings) for page in listed]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the token embeddings kept now; on disk, those of all who share the folder."""
+        self.flush()
+        return self._nbytes if self._disk is None else self._disk.nbytes
+
+    def __len__(self) -> int:
+        """Count the pages kept now; on disk, those of all who share the folder."""
+        self.flush()
+        return len(self._kept) if self._disk is None else len(self._disk)
+
+    def clear(self) -> None:
+        """Forget all that is kept, on disk for all who share the folder; what is under way goes on."""
+        self.flush()
+        if self._disk is not None:
+            self._disk.clear()
+        with self._lock:
+            self._kept.clear()
+            self._nbytes = 0
+
+    def flush(self) -> None:
+        """Wait until everything encoded so far is on disk; nothing to do in memory."""
+        self._after_fork()
+        if self._writer is not None:
+            self._writer.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Write what is left and let go of the folder; a cache in memory has nothing to close."""
+        if self._writer is not None and self._disk is not None:
+            self._after_fork()
+            self._writer.shutdown()
+            self._disk.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the encoder and where, or how much, is kept."""
+        if self.folder is not None:
+            return f"PageEmbeddingCache({self.encoder!r}, {self.max_bytes:,} bytes in {str(self.folder)!r})"
+        return f"PageEmbeddingCache({self.encoder!r}, {len(self)} pages, {self.nbytes:,} of {self.max_bytes:,} bytes)"
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In a forked child, drop what the parent's threads were doing: it would never end here."""
+        if os.getpid() == self._pid:
+            return
+        self._pid, self._lock, self._under_way = os.getpid(), threading.Lock(), {}
+        if self._writer is not None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
+            self._kept.clear()  # the parent writes it
+            self._nbytes = 0
+
+    def _submit(self, page: Page, include_text: bool, settings: str) -> Future[MultiVector]:
+        mine: Future[MultiVector] = Future()
+        try:
+            if self._disk is None:
+                key = content_key(page, include_text)
+            else:
+                key = f"{settings}:{pixel_key(page, include_text, self._disk)}"
+        except (PageError, ConfigError) as exc:
+            error = EncodeError(str(exc))
+            error.__cause__ = exc
+            mine.set_exception(error)
+            return mine
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None:
+                self._kept.move_to_end(key)
+                mine.set_result(known)
+                return mine
+            work = self._under_way.get(key)
+            first = work is None
+            if work is None:
+                work = self._under_way[key] = _UnderWay()
+            work.waiting.append(mine)
+        if first:
+            known = None if self._disk is None else self._disk.get(key)
+            if known is not None:
+                self._settle(key, work, known)
+                return mine
+            try:
+                encoding = self.encoder.submit_pages([page])
+            except BaseException as exc:
+                self._settle(key, work, exc)
+                raise
+            with self._lock:
+                work.encoding = encoding
+            encoding.add_done_callback(lambda done: self._finish(key, work, done))
+        mine.add_done_callback(lambda done: self._abandon(key, work, done))
+        return mine
+
+    def _take(self, key: str, work: _UnderWay) -> list[Future[MultiVector]]:
+        """End the wait for a page: whoever asks from now on finds it kept, or starts anew."""
+        with self._lock:
+            if self._under_way.get(key) is work:
+                del self._under_way[key]
+            waiting, work.waiting = work.waiting, []
+        return waiting
+
+    def _finish(self, key: str, work: _UnderWay, done: Future[list[MultiVector]]) -> None:
+        if done.cancelled():
+            self._settle(key, work, EngineError("the encoding of the page was cancelled"))
+        elif (error := done.exception()) is not None:
+            self._settle(key, work, error)
+        else:
+            made = done.result()[0]
+            self._keep(key, made)  # before the wait ends, so that nobody encodes it in between
+            self._settle(key, work, made)
+
+    def _settle(self, key: str, work: _UnderWay, outcome: MultiVector | BaseException) -> None:
+        """Give all who wait for a page what became of it."""
+        for waiter in self._take(key, work):
+            if not waiter.set_running_or_notify_cancel():
+                continue
+            if isinstance(outcome, MultiVector):
+                waiter.set_result(outcome)
+            else:
+                waiter.set_exception(outcome)
+
+    def _keep(self, key: str, multi_vector: MultiVector) -> None:
+        size = nbytes_of(multi_vector)
+        with self._lock:
+            if size > self.max_bytes or key in self._kept:
+                return
+            if self._writer is not None and self._nbytes + size > _MOST_UNWRITTEN:
+                _log.warning("%s: the disk is too slow, a page is not kept", self.folder)
+                return
+            self._kept[key] = multi_vector
+            self._nbytes += size
+            if self._writer is not None:
+                # Not here: this thread belongs to the encoder, which other pages wait for.
+                with contextlib.suppress(RuntimeError):  # closed, or the interpreter is going down
+                    self._writer.submit(self._write, key, multi_vector)
+                return
+            while self._nbytes > self.max_bytes:
+                self._nbytes -= nbytes_of(self._kept.popitem(last=False)[1])
+
+    def _write(self, key: str, multi_vector: MultiVector) -> None:
+        if self._disk is not None:
+            self._disk.put(key, multi_vector)
+        with self._lock:
+            if self._kept.pop(key, None) is not None:
+                self._nbytes -= nbytes_of(multi_vector)
+
+    def _abandon(self, key: str, work: _UnderWay, done: Future[MultiVector]) -> None:
+        """Stop encoding a page when the last one who waited for it has gone away."""
+        if not done.cancelled():
+            return
+        with self._lock:
+            if done in work.waiting:
+                work.waiting.remove(done)
+            if work.waiting or work.encoding is None:
+                return
+            if self._under_way.get(key) is work:
+                del self._under_way[key]  # the next one to ask starts anew
+        work.encoding.cancel()
+
+
+def result_at(future: Future[MultiVector], index: int) -> MultiVector:
+    """Wait for a page's multi-vector, or say which page of the call was at fault.
+
+    Args:
+        future: of :meth:`PageEmbeddingCache.submit`.
+        index: the page's position in the call, from 0.
+
+    Raises:
+        EncodeError: the page cannot be read or encoded; ``.index`` is ``index``.
+        ColQwen3Error: the fault is not the page's: the model cannot be loaded, the engine cannot compute.
+
+    >>> failed: Future[MultiVector] = Future()
+    >>> failed.set_exception(EncodeError("the text is empty"))
+    >>> result_at(failed, 3)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.EncodeError: input 3: the text is empty
+    """
+    try:
+        return future.result()
+    except EncodeError as exc:
+        # Each page is submitted by itself, so the encoder calls every one of them "input 0": its cause does not.
+        plain = exc.__cause__ if exc.index is not None and isinstance(exc.__cause__, ColQwen3Error) else exc
+        if isinstance(plain, EncodeError):
+            raise plain.at(index) from exc
+        raise EncodeError(f"input {index}: {plain}", index=index) from exc
+
+
+CacheOrFolder = PageEmbeddingCache | str | os.PathLike[str]
+"""A cache, or the folder of one."""
+
+
+@contextlib.contextmanager
+def opened_cache(cache: CacheOrFolder, encoder: object) -> Iterator[PageEmbeddingCache]:
+    """Give the cache itself; or open the one in a folder, and close it again.
+
+    Raises:
+        ConfigError: neither a cache nor a folder, or an encoder that cannot be submitted to.
+        StoreError: the folder cannot be used.
+
+    >>> from colqwen3_retrievers import ColQwen3Encoder
+    >>> ready = PageEmbeddingCache(ColQwen3Encoder("tiny"))
+    >>> with opened_cache(ready, ready.encoder) as cache:
+    ...     cache is ready
+    True
+    """
+    if isinstance(cache, PageEmbeddingCache):
+        yield cache
+        return
+    if not isinstance(encoder, PageSubmitter):
+        raise ConfigError(f"cache: a {type(encoder).__name__} has no submit_pages; give a PageEmbeddingCache")
+    with PageEmbeddingCache(encoder, folder=cache) as made:
+        yield made

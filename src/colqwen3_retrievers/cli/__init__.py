@@ -1,0 +1,1 @@
+"""The command line ``colqwen3``: one file a command."""

@@ -1,0 +1,192 @@
+"""The engine that asks vLLM servers: one, or several of the same model as one fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from colqwen3_retrievers.engines.options import ServerOptions
+from colqwen3_retrievers.engines.server.client import ServerClient
+from colqwen3_retrievers.engines.server.probe import OWN_MODEL, Findings, message_text, request_template, wrong_count
+from colqwen3_retrievers.engines.server.transport import Answer, RefusalError
+from colqwen3_retrievers.engines.server.wire import (
+    VIDEO_MARKS,
+    frame_times,
+    message_body,
+    needs_times,
+    picture_part,
+    pooling_settings,
+    text_body,
+)
+from colqwen3_retrievers.errors import ConfigError, DimensionError, InputTooLongError
+from colqwen3_retrievers.models.checkpoint import Checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput
+from colqwen3_retrievers.vectors.multi_vector import Float32
+
+BATCH_TOKENS = 1024
+"""Tokens of queries gathered into one request."""
+
+TEXTS_A_REQUEST = 16
+"""Most prompts in a request: the header that says where each one's rows lie must pass proxies, some at 4 kB."""
+
+
+def _check_length(item: EncoderInput, url: str, known: Findings) -> None:
+    """Refuse what a server says it does not take, as every engine does."""
+    limit = known.context_length
+    if limit is not None and len(item) > limit:
+        raise InputTooLongError(
+            f"an input has {len(item):,} tokens, {url} takes {limit:,} (--max-model-len)",
+            limit=limit,
+            actual=len(item),
+        )
+
+
+FIRST_ROWS = 1000
+"""Most first tokens of prompts whose rows are remembered of a server, to tell when it serves another model."""
+
+
+class ServerEngine:
+    """vLLM servers, asked for token embeddings over HTTP.
+
+    Nothing is sent before the first input. Each server is checked before it is asked for anything (see
+    :mod:`colqwen3_retrievers.engines.server.probe`), and again after it was gone. Calls may come from any number of
+    threads; a request ends within ``options.timeout`` whatever happens, see
+    :meth:`colqwen3_retrievers.engines.server.client.ServerClient.ask`.
+
+    Args:
+        checkpoint: what the servers serve; its config and tokenizer are used here, its weights at most for a check.
+        urls: the servers' addresses, at least one.
+        api_key: sent as a bearer token; in no repr, log or error.
+        options: see :class:`ServerOptions`.
+        max_pixels: most pixels of an image that will be sent; None takes the checkpoint's bound.
+
+    Raises:
+        ConfigError: no url.
+        CheckpointError: the tokenizer cannot be read.
+        MissingExtraError: httpx or tokenizers is not installed.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        urls: Sequence[str],
+        api_key: str | None = None,
+        options: ServerOptions | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        self.options = options or ServerOptions()
+        self.concurrency = self.options.concurrency
+        self.batch_tokens = BATCH_TOKENS
+        self._family = checkpoint.family
+        self._bare_videos: set[str] = set()
+        self._client = ServerClient(
+            checkpoint,
+            urls=urls,
+            api_key=api_key,
+            options=self.options,
+            max_pixels=max_pixels or checkpoint.max_pixels,
+        )
+
+    def __repr__(self) -> str:
+        """Name the servers."""
+        return f"ServerEngine({', '.join(self._client.urls)})"
+
+    def goes_alone(self, item: EncoderInput) -> bool:
+        """Say whether an input has a request of its own: pictures do, as vLLM takes one conversation a request."""
+        return item.pixels is not None
+
+    def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
+        """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`. Safe to call from many threads.
+
+        Raises:
+            InputTooLongError: a text is longer than the server takes.
+            EngineTimeoutError: a request took longer than ``options.timeout``.
+            EngineResponseError: an answer that is no token embeddings, or another status than 200.
+            ConfigError: a server serves something else, or sees something else than it should.
+            EngineError: no server can be reached.
+        """
+        results: dict[int, Float32] = {}
+        texts = [index for index, item in enumerate(inputs) if item.pixels is None]
+        for start in range(0, len(texts), TEXTS_A_REQUEST):
+            some = texts[start : start + TEXTS_A_REQUEST]
+            results.update(zip(some, self._embed_texts([inputs[index] for index in some]), strict=True))
+        for index, item in enumerate(inputs):
+            if item.pixels is not None:
+                results[index] = self._embed_picture(item)
+        return [results[index] for index in range(len(inputs))]
+
+    def close(self) -> None:
+        """Break off what is under way and close all connections; doing it again does nothing."""
+        self._client.close()
+
+    def _embed_texts(self, items: list[EncoderInput]) -> list[Float32]:
+        async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
+            for item in items:
+                _check_length(item, url, known)
+            settings = pooling_settings(known.model, self.options.embed_dtype)
+            body = text_body([item.token_ids for item in items], settings)
+            return url, known, await self._client.pool(url, body, sum(map(len, items)))
+
+        url, known, answer = self._client.ask(ask)
+        found = self._checked(items, url, answer)
+        return self._embed_texts(items) if self._is_another(url, known, items, found) else found
+
+    def _embed_picture(self, item: EncoderInput) -> Float32:
+        part = picture_part(item)  # once, here: packing takes longer than all else a client does
+        template = (self._family.video if item.is_video else self._family.image) or ""
+        times = {"media_io_kwargs": frame_times(item)} if item.is_video and needs_times(item) else {}
+
+        async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
+            settings = {
+                **pooling_settings(known.model, self.options.embed_dtype),
+                **request_template(known.dialect),
+                **times,
+            }
+            text = message_text(item, known.dialect, template, bare=url in self._bare_videos)
+            try:
+                return url, known, await self._client.pool(url, message_body(part, text, settings), len(item))
+            except RefusalError as exc:
+                if times and "media_io_kwargs" in exc.said:
+                    raise ConfigError(
+                        f"{url} does not take the times of a video's frames: start it with colqwen3 serve --videos, or "
+                        "--trust-request-mm-kwargs (without, at most 32 frames, one a second)"
+                    ) from exc
+                raise
+
+        url, known, answer = self._client.ask(ask)
+        if item.is_video and url not in self._bare_videos:
+            # vLLM beside transformers 5.10 and later keeps the marks around what it expands: seen once, remembered
+            (rows,) = self._client.rows(url, answer, 1)
+            if len(rows) == len(item) + VIDEO_MARKS:
+                self._bare_videos.add(url)
+                return self._embed_picture(item)
+        found = self._checked([item], url, answer)
+        return self._embed_picture(item) if self._is_another(url, known, [item], found) else found[0]
+
+    def _is_another(self, url: str, known: Findings, items: Sequence[EncoderInput], found: Sequence[Float32]) -> bool:
+        """Whether another model answered than was checked; the server is then checked anew before it is asked again.
+
+        No request need have failed meanwhile, as when it was restarted while nobody asked. Under a causal mask the row
+        of a prompt's first token depends on nothing else, so every answer brings what tells.
+        """
+        for item, rows in zip(items, found, strict=True) if self._family.causal else ():
+            token, row = int(item.token_ids[0]), rows[0] / max(float(np.linalg.norm(rows[0])), 1e-30)
+            seen = known.first_rows.get(token)
+            if seen is None and len(known.first_rows) < FIRST_ROWS:
+                known.first_rows[token] = row
+            elif seen is not None and float(seen @ row) < OWN_MODEL:
+                self._client.check_again(url, known)
+                return True
+        return False
+
+    def _checked(self, items: Sequence[EncoderInput], url: str, answer: Answer) -> list[Float32]:
+        """Read an answer, and hold each input's rows against its tokens."""
+        found = self._client.rows(url, answer, len(items))
+        for item, rows in zip(items, found, strict=True):
+            if len(rows) != len(item):
+                raise ConfigError(wrong_count(item, len(rows), url))
+            if rows.shape[1] != self._client.dim:
+                raise DimensionError(f"{url}: token embeddings", expected=self._client.dim, actual=rows.shape[1])
+        return found

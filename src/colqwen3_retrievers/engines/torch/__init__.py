@@ -1,0 +1,1 @@
+"""The in-process engine: the Qwen3-VL backbone and the projection in PyTorch."""

@@ -1,0 +1,205 @@
+"""The forward pass of Qwen3-VL's vision tower, over images of any sizes that lie end to end.
+
+The modules and parameters are transformers' own, and so are the results; only the way through them is shorter: patches
+go through a matrix product instead of a three-dimensional convolution, images of one size attend together, what
+depends on a grid alone is computed once, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from colqwen3_retrievers.engines.torch.attention import Packing, attend, rotate
+from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE
+
+MERGE = 2
+PATCH = VISUAL_TOKEN_SIDE // MERGE
+FRAMES_A_PATCH = 2
+_KEPT_PATCHES = 1 << 16  # of grids' tables: a dozen large page sizes
+
+
+def patches(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cut frames into the patches that the vision tower reads, normalised to -1..1.
+
+    Args:
+        pixels: uint8 (frames, height, width, 3), sides multiples of 32; a single frame fills both halves of a patch.
+        dtype: of the result; the numbers are made in float32.
+
+    Returns:
+        (frames/2 x height/16 x width/16, 3 x 2 x 16 x 16), 2 x 2 patches of one visual token side by side.
+    """
+    values = pixels.float().div_(255.0).sub_(0.5).div_(0.5).to(dtype)  # before a lone frame is doubled
+    if values.shape[0] == 1:
+        values = values.expand(FRAMES_A_PATCH, -1, -1, -1)
+    frames, height, width, _ = values.shape
+    cut = values.reshape(
+        frames // FRAMES_A_PATCH, FRAMES_A_PATCH,
+        height // VISUAL_TOKEN_SIDE, MERGE, PATCH,
+        width // VISUAL_TOKEN_SIDE, MERGE, PATCH, 3,
+    ).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)  # fmt: skip
+    return cut.reshape(-1, 3 * FRAMES_A_PATCH * PATCH * PATCH)
+
+
+class Grid(NamedTuple):
+    """Size of one image or video in patches.
+
+    Attributes:
+        steps: of time, 1 for an image.
+        rows: of patches, even.
+        cols: of patches, even.
+    """
+
+    steps: int
+    rows: int
+    cols: int
+
+    @property
+    def patches(self) -> int:
+        """Patches of one time step."""
+        return self.rows * self.cols
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> Grid:
+        """Give the grid of uint8 (frames, height, width, 3).
+
+        >>> Grid.of(torch.empty(1, 64, 96, 3))
+        Grid(steps=1, rows=4, cols=6)
+        """
+        frames, height, width, _ = pixels.shape
+        return cls(max(1, frames // FRAMES_A_PATCH), height // PATCH, width // PATCH)
+
+
+class _Tables(NamedTuple):
+    """What depends on a grid alone.
+
+    Attributes:
+        positions: (rows x cols, hidden), of the tower's dtype, added to the patches.
+        cos: float32 (rows x cols, head_dim / 2), of rotary angles.
+        sin: the same.
+    """
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class VisionTower:
+    """Runs a Qwen3-VL vision tower.
+
+    Not thread-safe: it keeps tables of the grids it has seen.
+
+    Args:
+        tower: transformers' ``Qwen3VLVisionModel``, whose parameters are used and whose ``forward`` is not.
+        implementation: of attention; see :func:`~colqwen3_retrievers.engines.torch.attention.attend`.
+    """
+
+    def __init__(self, tower: Any, implementation: str) -> None:
+        self._tower = tower
+        self._implementation = implementation
+        self._tables: OrderedDict[tuple[int, int], _Tables] = OrderedDict()
+
+    def __call__(self, shown: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Encode images and videos.
+
+        Args:
+            shown: uint8 (frames, height, width, 3) each, on the tower's device; those of one size side by side attend
+                together.
+
+        Returns:
+            Visual tokens end to end, (n_tokens, hidden size of the trunk), and for each of the trunk's first layers
+            what is added to them there (DeepStack, Meng et al. 2024, arXiv 2406.04334).
+        """
+        tower = self._tower
+        grids = [Grid.of(pixels) for pixels in shown]
+        tables = [self._tables_of(grid) for grid in grids]
+        hidden = torch.cat(
+            [self._embed(pixels, grid, table) for pixels, grid, table in zip(shown, grids, tables, strict=True)]
+        )
+        cos = torch.cat([table.cos for grid, table in zip(grids, tables, strict=True) for _ in range(grid.steps)])
+        sin = torch.cat([table.sin for grid, table in zip(grids, tables, strict=True) for _ in range(grid.steps)])
+        packing = Packing([grid.patches for grid in grids for _ in range(grid.steps)], hidden.device)
+        stacked: list[Tensor] = []
+        for number, block in enumerate(tower.blocks):
+            self._block(block, hidden, cos, sin, packing)
+            if number in tower.deepstack_visual_indexes:
+                merger = tower.deepstack_merger_list[len(stacked)]
+                stacked.append(_merge(merger, hidden))
+        return _merge(tower.merger, hidden), stacked
+
+    def _embed(self, pixels: Tensor, grid: Grid, table: _Tables) -> Tensor:
+        """Project the patches of one image or video and add their positions."""
+        projection = self._tower.patch_embed.proj
+        rows = patches(pixels, projection.weight.dtype)
+        embedded = functional.linear(rows, projection.weight.flatten(1), projection.bias)
+        embedded.view(grid.steps, grid.patches, -1).add_(table.positions)
+        return embedded
+
+    def _block(self, block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packing: Packing) -> None:
+        """Run one layer, in place."""
+        attention = block.attn
+        heads = hidden.new_empty(3, attention.num_heads, len(hidden), hidden.shape[-1] // attention.num_heads)
+        for piece in packing.pieces:
+            mixed = attention.qkv(block.norm1(hidden[piece])).view(-1, *heads.shape[:2], heads.shape[-1])
+            mixed = mixed.permute(1, 2, 0, 3)
+            rotate(mixed[:2], cos[piece], sin[piece], out=heads[:2, :, piece])
+            heads[2, :, piece] = mixed[2]
+        seen = attend(heads[0], heads[1], heads[2], packing, self._implementation)
+        for piece in packing.pieces:
+            rows = hidden[piece]
+            rows += attention.proj(seen[piece])
+            rows += block.mlp.linear_fc2(block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(rows))))
+
+    def _tables_of(self, grid: Grid) -> _Tables:
+        size = (grid.rows, grid.cols)
+        if size not in self._tables:
+            self._tables[size] = self._make_tables(grid)
+        self._tables.move_to_end(size)
+        while len(self._tables) > 1 and sum(rows * cols for rows, cols in self._tables) > _KEPT_PATCHES:
+            self._tables.popitem(last=False)
+        return self._tables[size]
+
+    def _make_tables(self, grid: Grid) -> _Tables:
+        """Resample the learned square of positions to a grid, bilinearly, corners on corners; take rotary angles."""
+        weight = self._tower.pos_embed.weight
+        side = self._tower.num_grid_per_side
+        square = weight.float().view(side, side, -1)
+        left, right, share = _taps(grid.cols, side, weight.device)
+        wide = torch.lerp(square[:, left], square[:, right], share[:, None])
+        above, below, share = _taps(grid.rows, side, weight.device)
+        sampled = torch.lerp(wide[above], wide[below], share[:, None, None])
+        frequencies = self._tower.rotary_pos_emb.inv_freq.float()
+        rows = torch.arange(grid.rows, device=weight.device)[:, None] * frequencies
+        cols = torch.arange(grid.cols, device=weight.device)[:, None] * frequencies
+        both = [rows[:, None].expand(-1, grid.cols, -1), cols[None].expand(grid.rows, -1, -1)]
+        angles = _in_merge_order(torch.cat(both, dim=-1))
+        return _Tables(_in_merge_order(sampled).to(weight.dtype), angles.cos(), angles.sin())
+
+
+def _taps(count: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Place ``count`` points evenly on a line of ``side``: the points on either side, and the second one's share."""
+    places = torch.arange(count, device=device, dtype=torch.float32) * (side - 1) / max(1, count - 1)
+    before = places.floor().long().clamp_(max=side - 1)
+    return before, (before + 1).clamp_(max=side - 1), places - before
+
+
+def _in_merge_order(table: Tensor) -> Tensor:
+    """Flatten (rows, cols, n) to (rows x cols, n), the 2 x 2 patches of one visual token side by side."""
+    rows, cols, _ = table.shape
+    blocks = table.view(rows // MERGE, MERGE, cols // MERGE, MERGE, -1)
+    return blocks.transpose(1, 2).reshape(rows * cols, -1)
+
+
+def _merge(merger: Any, hidden: Tensor) -> Tensor:
+    """Make visual tokens of patches, four to one."""
+    norm: nn.LayerNorm = merger.norm
+    if merger.use_postshuffle_norm:
+        four = norm(hidden.view(-1, merger.hidden_size))
+    else:
+        four = norm(hidden).view(-1, merger.hidden_size)
+    return merger.linear_fc2(merger.act_fn(merger.linear_fc1(four)))  # type: ignore[no-any-return]

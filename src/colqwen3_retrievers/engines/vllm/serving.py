@@ -1,0 +1,307 @@
+"""The command line of a vLLM server for a checkpoint: what its family needs, so that nobody has to know it.
+
+A server started otherwise answers too, with embeddings of another prompt, another size of image or without the
+projection's bias, and no error tells. What is here makes that impossible, or at least impossible to do quietly:
+
+- the architecture named is one that only this package's vLLM plugin knows: without the plugin vLLM does not start;
+- the chat template writes the family's exact prompts, for our client and for anybody's image or text message;
+- images are bounded as the family was trained; prefix caching and chunked prefill, which take rows away, are off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from colqwen3_retrievers.engines.options import VLLMOptions
+from colqwen3_retrievers.engines.vllm.folder import NEEDED_BY_VLLM, config_overrides, write_folder
+from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES
+from colqwen3_retrievers.errors import ConfigError, EngineError
+from colqwen3_retrievers.models.checkpoint import Checkpoint, open_checkpoint
+from colqwen3_retrievers.models.families import FAMILIES, VISUAL_TOKEN_SIDE, Family, get_family
+from colqwen3_retrievers.pages.paths import user_path
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+LAUNCHERS = ("vllm", "python")
+
+_NATIVE_CONTEXT = 262_144  # of Qwen3-VL; a hub checkpoint is not downloaded to read its own
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a command line is made for.
+
+    Attributes:
+        name: hub name or folder, as the server is told.
+        family: its row.
+        min_pixels: fewest pixels of an image.
+        max_pixels: most pixels of an image.
+        context_length: most tokens the model reads.
+    """
+
+    name: str
+    family: Family
+    min_pixels: int
+    max_pixels: int
+    context_length: int
+
+
+def served_model(
+    model: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+) -> ServedModel:
+    """Find out what a command line has to say about a checkpoint.
+
+    A hub model is not downloaded: vLLM will, on the machine that serves.
+
+    Args:
+        model: hub name, folder or ``"tiny"``.
+        family: its family; needed for a hub model that the family table does not name.
+        folder: where to lay out a folder with what vLLM needs beside the weights (links to them); the server is then
+            started from there. Needed when the checkpoint's own folder lacks it.
+        revision: branch, tag or commit of a hub model that is laid out in ``folder``.
+
+    Raises:
+        ConfigError: the family cannot be told, or files that vLLM needs are missing and no ``folder`` is given.
+        CheckpointError: a folder that is no checkpoint.
+        EngineError: ``folder`` cannot be written.
+    """
+    name = os.fspath(model)
+    local = name == "tiny" or user_path(name).exists()
+    if local or folder is not None or name.count("/") != 1:
+        checkpoint = open_checkpoint(name, family=family, revision=None if local else revision)
+        where = checkpoint.folder.absolute()
+        if folder is not None:
+            where = user_path(folder).absolute()
+            write_folder(checkpoint, where)
+        missing = [file for file in NEEDED_BY_VLLM if not (where / file).exists()]
+        if missing:
+            raise ConfigError(
+                f"{name}: vLLM needs {' and '.join(missing)}, which the checkpoint lacks; "
+                "name a folder for them (--folder DIR, folder=)"
+            )
+        return _from_checkpoint(checkpoint, str(where))
+    rows = [row for row in FAMILIES.values() if name in row.models]
+    if family is None and not rows:
+        raise ConfigError(f"{name}: not a model the family table names; give family= one of {', '.join(FAMILIES)}")
+    row = get_family(family) if family else rows[0]
+    return ServedModel(name, row, row.min_pixels, row.max_pixels, _NATIVE_CONTEXT)
+
+
+def _from_checkpoint(checkpoint: Checkpoint, where: str) -> ServedModel:
+    return ServedModel(
+        where, checkpoint.family, checkpoint.min_pixels, checkpoint.max_pixels, checkpoint.context_length
+    )
+
+
+def serve_command(
+    model: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    served_name: str | None = None,
+    dtype: str = "bfloat16",
+    max_visual_tokens: int | None = None,
+    videos: bool = False,
+    options: VLLMOptions | None = None,
+    launcher: str = "vllm",
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """Build the command line of a vLLM server for a checkpoint.
+
+    The API key is not part of it, since command lines are seen by everybody on a machine: the server reads
+    ``VLLM_API_KEY``, and asks for it on every path that encodes.
+
+    Args:
+        model: hub name, folder or ``"tiny"``.
+        family: its family, where the family table does not name the model.
+        folder: see :func:`served_model`.
+        revision: branch, tag or commit of a hub model.
+        host: address to listen on; vLLM's own default is every address.
+        port: from 1 to 65535.
+        served_name: the name clients ask for; None takes ``model``.
+        dtype: ``"bfloat16"``, ``"float16"`` (GPUs before Ampere), ``"float32"`` or ``"auto"``, with which vLLM makes a
+            float32 checkpoint float16; the projection stays float32.
+        max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
+        videos: whether clients may say the times of a video's frames, as ours does; vLLM can allow this only together
+            with all other settings of its image processor, so it is off unless asked for.
+        options: GPUs, memory, length; the same as of the in-process engine.
+        launcher: ``"vllm"`` for ``vllm serve``, or ``"python"`` for ``python -m vllm.entrypoints.openai.api_server``.
+        extra: further arguments for vLLM, as they stand.
+
+    Returns:
+        The arguments, the program first.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or a family that cannot be told.
+        CheckpointError: a folder that is no checkpoint.
+
+    >>> command = serve_command("TomoroAI/tomoro-colqwen3-embed-4b", port=8123)
+    >>> command[:5]
+    ['vllm', 'serve', 'TomoroAI/tomoro-colqwen3-embed-4b', '--runner', 'pooling']
+    """
+    options = options or VLLMOptions()
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"launcher {launcher!r}: expected {' or '.join(LAUNCHERS)}")
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65_536:
+        raise ConfigError(f"port: expected an integer from 1 to 65535, got {port!r}")
+    if any(part.partition("=")[0].replace("_", "-") == "--api-key" for part in extra):  # vLLM takes both spellings
+        raise ConfigError("--api-key: everybody on the machine sees a command line; set VLLM_API_KEY instead")
+    served = served_model(model, family=family, folder=folder, revision=revision)
+    max_pixels = _max_pixels(served, max_visual_tokens)
+    row = served.family
+    size = {"shortest_edge": min(served.min_pixels, max_pixels), "longest_edge": max_pixels}  # areas, despite the names
+    length = options.context_length(served.context_length, max_pixels // VISUAL_TOKEN_SIDE**2)
+    command = ["vllm", "serve", served.name]
+    if launcher == "python":
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served.name]
+    command += ["--runner", "pooling", "--served-model-name", served_name or os.fspath(model)]
+    if revision is not None and served.name == os.fspath(model):
+        command += ["--revision", revision]
+    command += ["--host", host, "--port", str(port), "--dtype", dtype, "--max-model-len", str(length)]
+    command += ["--hf-overrides", json.dumps(config_overrides(row))]
+    command += ["--mm-processor-kwargs", json.dumps({"size": size})]
+    command += ["--limit-mm-per-prompt", json.dumps({"image": 1, "video": 1 if row.video else 0})]
+    if videos:
+        if row.video is None:
+            raise ConfigError(f"videos: family {row.name} has no prompt for them")
+        command += ["--trust-request-mm-kwargs"]
+    command += [
+        "--chat-template",
+        str(CHAT_TEMPLATES / f"{row.name}.jinja"),
+        "--chat-template-content-format",
+        "openai",
+    ]
+    command += ["--no-enable-prefix-caching", "--no-enable-chunked-prefill"]
+    command += ["--middleware", "colqwen3_retrievers.engines.vllm.key.RequireKey"]
+    command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if options.tensor_parallel_size > 1:
+        command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    if options.enforce_eager:
+        command += ["--enforce-eager"]
+    return [*command, *extra]
+
+
+def _max_pixels(served: ServedModel, max_visual_tokens: int | None) -> int:
+    if max_visual_tokens is None:
+        return served.max_pixels
+    bound = served.max_pixels // VISUAL_TOKEN_SIDE**2
+    if not isinstance(max_visual_tokens, int) or isinstance(max_visual_tokens, bool) or max_visual_tokens < 1:
+        raise ConfigError(f"max_visual_tokens: expected an integer from 1, got {max_visual_tokens!r}")
+    if max_visual_tokens > bound:
+        raise ConfigError(f"max_visual_tokens {max_visual_tokens}: {served.name} reads at most {bound} a page")
+    return max_visual_tokens * VISUAL_TOKEN_SIDE**2
+
+
+def server_environment() -> dict[str, str]:
+    """Give the environment of a server: this process's, with the API key where vLLM looks for it.
+
+    ``VLLM_API_KEY`` is taken from ``COLQWEN3_API_KEY`` when only that is set, so that one variable serves both ends.
+    """
+    environment = dict(os.environ)
+    key = environment.get("COLQWEN3_API_KEY")
+    if key and not environment.get("VLLM_API_KEY"):
+        environment["VLLM_API_KEY"] = key
+    return environment
+
+
+def show_command(command: Sequence[str]) -> str:
+    r"""Write a command as one may paste it into a shell, an option a line.
+
+    >>> print(show_command(["vllm", "serve", "a model", "--port", "8000", "--enforce-eager"]))
+    vllm serve 'a model' \
+      --port 8000 \
+      --enforce-eager
+    """
+    lines: list[str] = []
+    for part in command:
+        if part.startswith("--") and lines:
+            lines.append(shlex.quote(part))
+        elif lines:
+            lines[-1] += " " + shlex.quote(part)
+        else:
+            lines.append(shlex.quote(part))
+    return " \\\n  ".join(lines)
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``colqwen3 serve`` to a parser."""
+    parser.add_argument("model", metavar="MODEL", help="hub name, folder or 'tiny'")
+    parser.add_argument("--run", action="store_true", help="start the server instead of printing its command line")
+    parser.add_argument("--family", choices=tuple(FAMILIES), help="of a model the family table does not name")
+    parser.add_argument(
+        "--folder", metavar="DIR", help="write what vLLM needs beside the weights, and serve from there"
+    )
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="(8000)")
+    parser.add_argument("--served-name", metavar="NAME", help="the name clients ask for (MODEL)")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the backbone (bfloat16)")
+    parser.add_argument("--max-visual-tokens", type=int, metavar="N", help="most visual tokens a page")
+    parser.add_argument("--videos", action="store_true", help="let clients say the times of a video's frames")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of one input")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs the model is cut over (1)")
+    parser.add_argument("--gpu-memory", type=float, default=VLLMOptions().gpu_memory_utilization, metavar="SHARE",
+                        help="share of each GPU's memory (0.9)")  # fmt: skip
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="vllm", help="vllm serve, or python -m ...")
+    parser.add_argument("--vllm-options", default="", metavar="TEXT", help="further options for vLLM, in one text")
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run ``colqwen3 serve``: print the server's command line, or become the server.
+
+    Args:
+        arguments: of a parser that :func:`add_serve_arguments` filled.
+
+    Returns:
+        0 after printing. With ``--run`` the process becomes the server's and this never returns.
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+        CheckpointError: a folder that is no checkpoint.
+        EngineError: vLLM is not installed here.
+    """
+    try:
+        extra = shlex.split(arguments.vllm_options)
+    except ValueError as exc:
+        raise ConfigError(f"--vllm-options: {exc}") from exc
+    command = serve_command(
+        arguments.model,
+        family=arguments.family,
+        folder=arguments.folder,
+        revision=arguments.revision,
+        host=arguments.host,
+        port=arguments.port,
+        served_name=arguments.served_name,
+        dtype=arguments.dtype,
+        max_visual_tokens=arguments.max_visual_tokens,
+        videos=arguments.videos,
+        options=VLLMOptions(
+            gpu_memory_utilization=arguments.gpu_memory,
+            tensor_parallel_size=arguments.gpus,
+            max_model_len=arguments.max_model_len,
+        ),
+        launcher=arguments.launcher,
+        extra=extra,
+    )
+    if not arguments.run:
+        sys.stdout.write(show_command(command) + "\n")
+        return 0
+    sys.stdout.flush()
+    try:
+        os.execvpe(command[0], command, server_environment())  # noqa: S606 - replacing this process is the point
+    except OSError as exc:
+        raise EngineError(f"{command[0]}: cannot be started: {exc.strerror}; is vLLM installed here?") from exc

@@ -1,0 +1,1 @@
+""":class:`PageIndex` and its parts: adding, syncing, searching, copying, page images."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is: its family, files, tensors, tokenizer and exact prompts."""

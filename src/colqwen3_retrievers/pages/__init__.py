@@ -1,0 +1,1 @@
+"""What is read: pages, files, images, PDFs, videos and remote images."""

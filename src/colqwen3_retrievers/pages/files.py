@@ -1,0 +1,239 @@
+"""Which files hold pages: files, folders and patterns to a list with unique names, without opening any."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
+from colqwen3_retrievers.pages.paths import user_path
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""Endings of the image files that are read, in any case."""
+
+FILE_KEYS: Final = frozenset({"file_name", "file_type", "page_count", "width", "height"})
+"""Metadata keys of pages read from files that say something of the file; any other key is a user's own."""
+
+ONE_ROOT: Final = "give a root= above both of them (--root on the command line)"
+"""What helps where two files would have the same source."""
+
+PagePath = str | os.PathLike[str]
+OnError = Literal["raise", "skip"] | Callable[[PageError], None]
+_Failure = TypeVar("_Failure", bound=ColQwen3Error)
+
+_LOG = logging.getLogger("colqwen3_retrievers.pages")  # one name for all that concerns pages
+_SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    """A file that holds pages.
+
+    Attributes:
+        path: absolute, symbolic links kept.
+        source: path relative to the loaded root, with forward slashes: ``Page.source`` of its pages.
+
+    >>> PageFile(Path("/reports/2024/a.PDF"), "2024/a.PDF").is_pdf
+    True
+    """
+
+    path: Path
+    source: str
+
+    @property
+    def is_pdf(self) -> bool:
+        """Whether its name says that it is a PDF."""
+        return self.path.suffix.lower() == ".pdf"
+
+
+def find_page_files(
+    paths: PagePath | Iterable[PagePath], *, root: PagePath | None = None, on_error: OnError = "raise"
+) -> list[PageFile]:
+    """List the files :func:`load_pages` would read, without opening any.
+
+    Args:
+        paths: as in :func:`load_pages`.
+        root: as in :func:`load_pages`.
+        on_error: as in :func:`load_pages`; here for paths and folders that cannot be found or listed.
+
+    Returns:
+        Files in the order in which they would be read; sources are unique.
+
+    Raises:
+        PageError: a path does not exist, matches nothing, is of another type, or a folder cannot be listed.
+        ConfigError: as in :func:`load_pages`.
+
+    >>> find_page_files([])
+    []
+    """
+    failed = error_policy(on_error)
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray):
+        raise ConfigError(f"paths: expected a path or a list of paths, got {type(paths).__name__}")
+    base = None if root is None else _absolute(root)
+    files: dict[Path, PageFile] = {}
+    by_source: dict[str, Path] = {}
+    for item in given:
+        try:
+            found, own_root = _expand(item, failed)
+        except PageError as error:
+            failed(error)
+            continue
+        for path in found:
+            if path in files:
+                continue
+            source = _source(path, own_root if base is None else base)
+            if source in by_source:
+                raise ConfigError(f"{by_source[source]} and {path} would both be {source!r}: {ONE_ROOT}")
+            by_source[source] = path
+            files[path] = PageFile(path, source)
+    return list(files.values())
+
+
+def _expand(item: PagePath, failed: Callable[[PageError], None]) -> tuple[list[Path], Path]:
+    """Files of one argument and the root its sources are relative to."""
+    path = _absolute(item)
+    name = os.path.expanduser(str(item))  # noqa: PTH111 - a pattern is no path
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as exc:
+        missing = isinstance(exc, FileNotFoundError | NotADirectoryError)
+        if missing and any(character in name for character in "*?["):
+            return _matching(name, failed)
+        reason = "no such file or folder" if missing else f"cannot be read: {reason_of(exc)}"
+        raise PageError(reason, source=name) from exc
+    if stat.S_ISDIR(mode):
+        return list(_walk(path, failed)), path
+    if not _is_page_file(path.name):
+        known = " ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise PageError(f"not a page file: expected pdf {known}", source=name)
+    return [path], path.parent
+
+
+def _matching(name: str, failed: Callable[[PageError], None]) -> tuple[list[Path], Path]:
+    parts = Path(name).parts
+    root, first = Path(), 0
+    while not any(character in parts[first] for character in "*?[") or (root / parts[first]).exists():
+        root, first = root / parts[first], first + 1  # a folder may really be called "a[1]"
+    root = _absolute(root)
+    found = sorted(set(_glob(root, parts[first:], failed)), key=lambda path: path.parts)
+    if not found:
+        raise PageError("no file matches the pattern", source=name)
+    return found, root
+
+
+def _glob(folder: Path, parts: Sequence[str], failed: Callable[[PageError], None]) -> Iterator[Path]:
+    """Page files below ``folder`` that match; ``**`` does not follow links, so that no loop can trap it."""
+    head, rest = parts[0], parts[1:]
+    entries = _entries(folder, failed)
+    if head == "**":
+        if rest:
+            yield from _glob(folder, rest, failed)
+        for entry in entries:
+            if _is_folder(entry, follow=False) and not entry.name.startswith("."):
+                yield from _glob(Path(entry.path), parts, failed)
+            elif not rest and _is_page_file(entry.name) and not _is_folder(entry, follow=True):
+                yield Path(entry.path)
+        return
+    for entry in entries:
+        if not fnmatch.fnmatch(entry.name, head) or (entry.name.startswith(".") and not head.startswith(".")):
+            continue
+        if _is_folder(entry, follow=True):
+            if rest:
+                yield from _glob(Path(entry.path), rest, failed)
+        elif not rest and Path(entry.name).suffix.lower() in _SUFFIXES:
+            yield Path(entry.path)
+
+
+def _walk(folder: Path, failed: Callable[[PageError], None]) -> Iterator[Path]:
+    """Page files of a folder and its subfolders, sorted by the parts of their paths."""
+    for entry in _entries(folder, failed):
+        if _is_folder(entry, follow=False):
+            if not entry.name.startswith("."):
+                yield from _walk(Path(entry.path), failed)
+        elif _is_page_file(entry.name) and not _is_folder(entry, follow=True):
+            yield Path(entry.path)
+
+
+def _entries(folder: Path, failed: Callable[[PageError], None]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as exc:
+        failed(caused_by(PageError(f"the folder cannot be listed: {reason_of(exc)}", source=str(folder)), exc))
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:  # a link that leads in a circle: read it as a file and report it there
+        return False
+
+
+def _is_page_file(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
+
+
+def _absolute(path: PagePath) -> Path:
+    """Absolute and without ``..``, links kept: sources show the names the user knows."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
+        raise ConfigError(f"paths: expected a non-empty path, got {path!r}")
+    if "://" in str(path):
+        raise ConfigError(f"{path}: a URL is not fetched; download it and give the file")
+    return Path(os.path.abspath(user_path(path)))  # noqa: PTH100 - resolve() would replace links by their targets
+
+
+def _source(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError as exc:
+        raise ConfigError(f"{path} is outside the root {root}") from exc
+
+
+def error_policy(on_error: Literal["raise", "skip"] | Callable[[_Failure], None]) -> Callable[[_Failure], None]:
+    """Give the function that is told of each file or page that cannot be used; when it returns, the next one follows.
+
+    Raises:
+        ConfigError: neither ``"raise"``, ``"skip"`` nor a function.
+
+    >>> error_policy("raise")(PageError("broken", source="a.pdf"))
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: a.pdf: broken
+    """
+    if callable(on_error):
+        return on_error
+    if on_error == "raise":
+        return _raise
+    if on_error == "skip":
+        return lambda error: _LOG.warning("skipped: %s", error)
+    raise ConfigError(f"on_error: expected 'raise', 'skip' or a function, got {on_error!r}")
+
+
+def _raise(error: ColQwen3Error) -> None:
+    raise error
+
+
+def reason_of(error: Exception) -> str:
+    """The system's words for an error, without its number and path.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "/a.pdf"))
+    'No such file or directory'
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def caused_by(error: PageError, cause: Exception) -> PageError:
+    """Name the cause of an error that is handed on instead of raised.
+
+    >>> caused_by(PageError("broken", source="a.pdf"), OSError("disk")).__cause__
+    OSError('disk')
+    """
+    error.__cause__ = cause
+    return error

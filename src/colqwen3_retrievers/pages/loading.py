@@ -1,0 +1,203 @@
+"""Files to pages: PDFs and images, named by file, folder or pattern, read one page at a time.
+
+Nothing is opened before its page is asked for, and of a PDF or a multi-page TIFF one rendered page is held at a time. A
+file that is broken, encrypted, empty or hostile is a :class:`PageError`, or one warning and the next page.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Callable, Iterable, Iterator
+
+from PIL import Image
+
+from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.pages.files import (
+    OnError,
+    PageFile,
+    PagePath,
+    caused_by,
+    error_policy,
+    find_page_files,
+    reason_of,
+)
+from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, check_size, checked_size, decoding, open_header, to_rgb
+from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.pdf import pdf_pages
+
+DEFAULT_MAX_PIXELS = 1_310_720
+"""Pixels of a rendered page: 1,280 visual tokens of 32 x 32, the bound of the checkpoint families."""
+
+_REDUCED = 254  # TIFF tag NewSubfileType; its lowest bit marks a smaller copy of another page
+
+
+def load_pages(
+    paths: PagePath | Iterable[PagePath],
+    *,
+    root: PagePath | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    on_error: OnError = "raise",
+    password: str | None = None,
+) -> Iterator[Page]:
+    """Read the pages of PDFs and images, one at a time.
+
+    The paths are looked up now; files are opened as their pages are asked for. PDF pages are rendered with as many
+    pixels as the bound allows and carry their text layer and label. A single image is checked to its end, then given as
+    a path and opened by ``Page.image``; a TIFF of several pages gives each as an image in memory within ``max_pixels``,
+    without the thumbnails it may hold; of an animation the first frame is the page. Text files are not read: index
+    text as ``Page(source=..., text=...)``.
+
+    Args:
+        paths: one or several of: a file (png jpg jpeg webp gif bmp tif tiff pdf), a folder, read with its subfolders,
+            or a pattern (``*``, ``?``, ``[...]``, and ``**`` for any subfolders) that finds files. Hidden files and
+            other types are left out of folders and patterns. Inside a folder, links to files are read and links to
+            folders are not followed.
+        root: what sources are relative to. By default a folder itself, a file's folder, and of a pattern the folders
+            before its first wildcard.
+        max_pixels: most pixels (width x height) of a rendered page, from 1 to 178,956,970.
+        on_error: ``"raise"``; ``"skip"``, which logs a warning and goes on with the next page or file; or a function
+            that is called with the PageError and, by returning, skips.
+        password: opens encrypted PDFs; others ignore it.
+
+    Returns:
+        An iterator over pages: paths in the given order, the files of each in the order of their names' characters,
+        folder by folder, pages from 1. A file reached by two paths comes once. ``metadata`` holds ``file_name``,
+        ``file_type``, ``page_count``, and ``width`` and ``height`` in points for a PDF, else in pixels.
+
+    Raises:
+        PageError: a path that does not exist, a pattern that finds nothing, a file of another type, or, while
+            iterating, a file or page that cannot be read. With ``"skip"`` these are logged.
+        ConfigError: a wrong argument, a file outside ``root``, or two files that would have the same source.
+        MissingExtraError: while iterating: a PDF, and pypdfium2 is not installed (extra ``pdf``).
+
+    >>> import tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> Image.new("RGB", (40, 30), "white").save(folder / "scan.png")
+    >>> [(page.id, page.metadata["width"]) for page in load_pages(folder)]
+    [('scan.png#page=1', 40)]
+    """
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or not 1 <= max_pixels <= MAX_IMAGE_PIXELS:
+        raise ConfigError(f"max_pixels: expected a whole number from 1 to {MAX_IMAGE_PIXELS:,}, got {max_pixels!r}")
+    if password is not None and not isinstance(password, str):
+        raise ConfigError(f"password: expected a string, got {type(password).__name__}")  # never its value
+    failed = error_policy(on_error)
+    return _read(find_page_files(paths, root=root, on_error=failed), max_pixels, failed, password)
+
+
+def _read(
+    files: list[PageFile], max_pixels: int, failed: Callable[[PageError], None], password: str | None
+) -> Iterator[Page]:
+    for file in files:
+        try:
+            _check_file(file)
+        except PageError as error:
+            failed(error)
+            continue
+        if file.is_pdf:
+            yield from pdf_pages(file.path, source=file.source, max_pixels=max_pixels, password=password, failed=failed)
+        else:
+            yield from _image_pages(file, max_pixels, failed)
+
+
+def _check_file(file: PageFile) -> None:
+    """Refuse what must not be opened: a pipe would block for ever, a device might never end."""
+    try:
+        status = file.path.stat()
+    except (OSError, ValueError) as exc:
+        raise PageError(f"cannot be read: {reason_of(exc)}", source=file.source) from exc
+    if not stat.S_ISREG(status.st_mode):
+        raise PageError("not a regular file", source=file.source)
+    if status.st_size == 0:
+        raise PageError("the file is empty (0 bytes)", source=file.source)
+    check_name(file)
+
+
+def check_name(file: PageFile) -> None:
+    """Refuse a file whose name is no text, and so can be no page's source.
+
+    Raises:
+        PageError: it is not valid Unicode.
+
+    >>> from pathlib import Path
+    >>> check_name(PageFile(Path("/scans/a.png"), "a.png"))
+    """
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in file.source):
+        raise PageError("the file name is not valid Unicode", source=file.source)
+
+
+def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], None]) -> Iterator[Page]:
+    try:
+        stream = file.path.open("rb")
+    except OSError as exc:
+        failed(caused_by(PageError(f"cannot be read: {reason_of(exc)}", source=file.source), exc))
+        return
+    with stream:
+        try:
+            image = open_header(stream, name=file.source)
+            frames, broken = _frames(image, file.source)
+            if len(frames) == 1 and broken is None:
+                with decoding(file.source):
+                    image.seek(0)
+                    width, height = checked_size(image)
+        except PageError as error:
+            failed(error)
+            return
+        if len(frames) == 1 and broken is None:
+            yield Page(source=file.source, image=file.path, metadata=_metadata(file, image, 1, (width, height)))
+            return
+        for number, frame in enumerate(frames, start=1):
+            try:
+                picture, size = _frame(image, frame, max_pixels, file.source)
+            except PageError as error:
+                reason = str(error).removeprefix(f"{file.source}: ")
+                failed(caused_by(PageError(reason, source=file.source, page=number), error))
+                continue
+            yield Page(
+                source=file.source, number=number, image=picture, metadata=_metadata(file, image, len(frames), size)
+            )
+            del picture  # else this frame would keep the last page alive while the next one is decoded
+        if broken is not None:
+            failed(broken)
+
+
+def _frames(image: Image.Image, source: str) -> tuple[list[int], PageError | None]:
+    """Positions of a TIFF's pages, and what stopped the count; any other image is one page, its first frame."""
+    if image.format != "TIFF":
+        return [0], None
+    frames: list[int] = []
+    try:
+        with decoding(source):
+            for position in range(2**31):
+                try:
+                    image.seek(position)
+                except EOFError:
+                    break
+                if not int(getattr(image, "tag_v2", {}).get(_REDUCED, 0)) & 1:
+                    frames.append(position)
+    except PageError as error:
+        return frames or [0], error
+    return frames or [0], None
+
+
+def _frame(image: Image.Image, position: int, max_pixels: int, source: str) -> tuple[Image.Image, tuple[int, int]]:
+    """One page of a TIFF as RGB within ``max_pixels``, and its own size."""
+    with decoding(source):
+        image.seek(position)
+        check_size(image, MAX_IMAGE_PIXELS, source)
+        picture = to_rgb(image.copy())
+        width, height = picture.size
+        if width * height > max_pixels:
+            scale = math.sqrt(max_pixels / (width * height))
+            across = min(max_pixels, max(1, math.floor(width * scale)))
+            down = max(1, min(max_pixels // across, math.floor(height * scale)))
+            picture = picture.resize((across, down), Image.Resampling.LANCZOS)
+        return picture, (width, height)
+
+
+def _metadata(file: PageFile, image: Image.Image, count: int, size: tuple[int, int]) -> dict[str, str | int]:
+    """What stays the same wherever the file lies; absolute paths and times would not."""
+    return {
+        "file_name": file.path.name, "file_type": (image.format or "").lower(), "page_count": count,
+        "width": size[0], "height": size[1],
+    }  # fmt: skip

@@ -1,0 +1,264 @@
+"""What goes in and what comes out: pages, queries, videos, hits.
+
+Plain data, checked once when it is made. A page may be a picture, a text, or both; a picture is opened when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.pages.images import ImageSource, open_image
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Sampled frames of a video document.
+
+    Attributes:
+        frames: the sampled frames in order, at least one, of one size.
+        timestamps: seconds from the start of each frame; None means one frame a second.
+
+    Raises:
+        ConfigError: no frame, or timestamps that do not match the frames.
+
+    >>> len(Video((Image.new("RGB", (8, 8)),) * 2).frames)
+    2
+    """
+
+    frames: tuple[ImageSource, ...]
+    timestamps: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there are frames and that times match them."""
+        object.__setattr__(self, "frames", tuple(self.frames))
+        if not self.frames:
+            raise ConfigError("video: expected at least one frame")
+        if self.timestamps is not None:
+            times = tuple(float(t) for t in self.timestamps)
+            if len(times) != len(self.frames) or not _rising(times):
+                raise ConfigError(f"video: expected {len(self.frames)} rising times in seconds, got {list(times)[:5]}")
+            object.__setattr__(self, "timestamps", times)
+
+
+class Page:
+    """One page, image or text: what is indexed and what comes back.
+
+    Args:
+        id: unique name; defaults to ``f"{source}#page={number}"``, so that the same page of a changed file overwrites
+            itself.
+        source: where it comes from, usually the path relative to the loaded root.
+        number: page number, from 1.
+        label: the number printed on the page, when the file names one ("iv").
+        image: a PIL image, a path or the bytes of an image file. A path is opened anew at each :attr:`image`.
+        text: the page's text layer or the text document itself; "" when there is none.
+        metadata: JSON values by name; dates are kept as ISO text.
+        sha256: hex digest of the content; computed when not given.
+        video: sampled frames of a video document.
+
+    Raises:
+        ConfigError: no id and no source, a number below 1, or metadata that is not JSON.
+
+    >>> page = Page(source="a.pdf", number=2, text="Revenue rose.")
+    >>> page.id, page.image, page.label
+    ('a.pdf#page=2', None, None)
+    """
+
+    __slots__ = ("_image", "_sha256", "id", "label", "metadata", "number", "source", "text", "video")
+
+    def __init__(
+        self,
+        id: str | None = None,
+        source: str = "",
+        number: int = 1,
+        label: str | None = None,
+        image: ImageSource | None = None,
+        text: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        sha256: str | None = None,
+        video: Video | None = None,
+    ) -> None:
+        if id is None and not source:
+            raise ConfigError("page: give an id or a source")
+        if id is not None and (not isinstance(id, str) or not id):
+            raise ConfigError(f"page: expected a non-empty string id, got {id!r}")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ConfigError(f"page {id or source!r}: expected a page number from 1, got {number!r}")
+        if not isinstance(text, str):
+            raise ConfigError(f"page {id or source!r}: expected text as a string, got {type(text).__name__}")
+        if isinstance(image, bytearray | memoryview):
+            image = bytes(image)
+        if image is not None and not isinstance(image, Image.Image | str | Path | bytes):
+            raise ConfigError(
+                f"page {id or source!r}: an image is a PIL image, a path or bytes, got {type(image).__name__}"
+            )
+        self.id = id if id is not None else f"{source}#page={number}"
+        self.source = str(source)
+        self.number = number
+        self.label = label
+        self.text = text
+        self.metadata: dict[str, Any] = json_object(metadata or {}, f"page {self.id!r}")
+        self.video = video
+        self._image: ImageSource | None = image
+        self._sha256 = sha256
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The page as an upright RGB image, opened now if it lies in a file; None when it has none.
+
+        Raises:
+            PageError: the file is gone or broken.
+        """
+        if self._image is None:
+            return None
+        return open_image(self._image, name=self.id if isinstance(self._image, bytes) else None)
+
+    @property
+    def image_path(self) -> Path | None:
+        """The file the image lies in, or None when it is held in memory or there is none."""
+        return Path(self._image) if isinstance(self._image, str | Path) else None
+
+    @property
+    def image_source(self) -> ImageSource | None:
+        """The image as it was given, unopened: a PIL image, a path, bytes, or None."""
+        return self._image
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the content: the upright RGB pixels (or the video's frames) and the text.
+
+        The same picture in another file format has the same digest. Raises PageError when the image cannot be opened.
+        """
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for picture in [self._image] if self._image is not None else []:
+                _hash_picture(digest, picture, self.id)
+            if self.video is not None:
+                digest.update(json.dumps(self.video.timestamps).encode())
+                for frame in self.video.frames:
+                    _hash_picture(digest, frame, self.id)
+            digest.update(b"text\0" + self.text.encode("utf-8", "surrogatepass"))
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def replace(self, **changes: Any) -> Page:
+        """Give a copy with some of the constructor's arguments changed.
+
+        >>> Page(source="a.pdf").replace(text="x").text
+        'x'
+        """
+        fields = {
+            "id": self.id, "source": self.source, "number": self.number, "label": self.label, "image": self._image,
+            "text": self.text, "metadata": self.metadata, "sha256": self._sha256, "video": self.video,
+        }  # fmt: skip
+        if {"image", "text", "video"} & changes.keys():
+            fields["sha256"] = None
+        return Page(**{**fields, **changes})
+
+    def __repr__(self) -> str:
+        """Name the page; never its pixels."""
+        kind = "video" if self.video is not None else "image" if self._image is not None else "text"
+        return f"Page(id={self.id!r}, source={self.source!r}, number={self.number}, {kind})"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question: text, an image, or both.
+
+    Raises:
+        ConfigError: neither is given, or the text is empty and there is no image.
+
+    >>> Query("what was the revenue?").text
+    'what was the revenue?'
+    >>> Query()
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: query: give a text, an image, or both
+    """
+
+    text: str | None = None
+    image: ImageSource | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to ask with."""
+        if self.text is not None and not isinstance(self.text, str):
+            raise ConfigError(f"query: expected text as a string, got {type(self.text).__name__}")
+        if self.image is None and (self.text is None or not self.text.strip()):
+            raise ConfigError("query: give a text, an image, or both")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result of a search.
+
+    Attributes:
+        page: the page; ``hit.page.image`` opens its image.
+        score: MaxSim, the float32 sum over query tokens; within -n and n for a query of n tokens.
+        neighbours: pages before and after it in the same source, when asked for.
+    """
+
+    page: Page
+    score: float
+    neighbours: tuple[Page, ...] = ()
+
+
+def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Give metadata as JSON holds them: dates and times of day as ISO text, which filters compare as dates.
+
+    Args:
+        values: by name; left as they are.
+        name: what to call their owner in an error.
+
+    Raises:
+        ConfigError: a value that is not JSON; its key and type are named.
+
+    >>> json_object({"day": date(2024, 5, 17), "tags": ("tax",)}, "page 'a'")
+    {'day': '2024-05-17', 'tags': ['tax']}
+    >>> json_object({"size": {"mm": 1j}}, "page")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: page: metadata must be JSON values by name: 'size': a complex is none; ...
+    """
+    known: dict[Any, Any] = {}
+    try:
+        known = dict(values)
+        copy = json.loads(json.dumps(known, allow_nan=False, default=_iso))
+    except (TypeError, ValueError) as exc:
+        key, reason = next(filter(None, map(_fault, known.items())), (None, exc))
+        at = "" if key is None else f"{key!r}: "
+        raise ConfigError(f"{name}: metadata must be JSON values by name: {at}{reason}") from exc
+    assert isinstance(copy, dict)  # noqa: S101 - narrows the type for the checker
+    return copy
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, date):  # a datetime is one too
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} is none; keep it as text, a number, a list or an object of these")
+
+
+def _fault(item: tuple[Any, Any]) -> tuple[Any, Exception] | None:
+    """The key of what is not JSON, and why."""
+    try:
+        json.dumps(dict([item]), allow_nan=False, default=_iso)
+    except (TypeError, ValueError) as exc:
+        return item[0], exc
+    return None
+
+
+def _rising(times: tuple[float, ...]) -> bool:
+    return all(math.isfinite(t) and t >= 0 for t in times) and all(a <= b for a, b in itertools.pairwise(times))
+
+
+def _hash_picture(digest: Any, picture: ImageSource, name: str) -> None:
+    image = open_image(picture, name=name if isinstance(picture, bytes) else None)
+    digest.update(f"image\0{image.width}x{image.height}\0".encode())
+    digest.update(image.tobytes())

@@ -1,0 +1,1 @@
+"""What every front end shares: similarity maps, evidence and reranking."""

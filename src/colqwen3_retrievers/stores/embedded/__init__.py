@@ -1,0 +1,1 @@
+"""The store in a folder: token files, pooled codes and an SQLite catalogue."""

@@ -1,0 +1,87 @@
+"""Open a store by its location: a folder or a Qdrant address."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.stores.protocol import MultiVectorStore
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
+
+if TYPE_CHECKING:
+    from colqwen3_retrievers.stores.qdrant.collection import QdrantOptions
+
+_QDRANT = re.compile(r"qdrants?:/|qdrant\+path:")
+
+
+def open_store(
+    location: str | os.PathLike[str],
+    *,
+    info: EncoderInfo | None = None,
+    read_only: bool = False,
+    api_key: str | None = None,
+    options: QdrantOptions | None = None,
+) -> MultiVectorStore:
+    """Open a store by its location, making it when it is new and ``info`` is given.
+
+    Args:
+        location: a folder; ``qdrant://host:6333/collection``, or ``qdrants://`` over TLS; or
+            ``qdrant+path:folder/collection`` to try Qdrant's ways without a server.
+        info: what makes the multi-vectors: ``encoder.info``. Needed for a new store, compared with an existing one.
+        read_only: nothing is made and nothing can be added or deleted. A folder is then opened beside another writer;
+            Qdrant takes many writers as it is.
+        api_key: of a Qdrant server; None reads ``QDRANT_API_KEY``.
+        options: :class:`~colqwen3_retrievers.stores.qdrant.collection.QdrantOptions`: shards, replicas, timeouts.
+
+    Raises:
+        ConfigError: a location that names no kind of store, a misspelt address (``./`` in front makes it a folder), or
+            ``api_key`` or ``options`` for a folder.
+        StoreError: see :class:`~colqwen3_retrievers.stores.embedded.store.EmbeddedStore` and
+            :class:`~colqwen3_retrievers.stores.qdrant.store.QdrantStore`.
+
+    >>> open_store("redis://host/collection")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: 'redis://host/collection': no such store; a location is a folder or ...
+    """
+    if not isinstance(location, str | Path | os.PathLike) or not os.fspath(location):
+        raise ConfigError(f"location: expected a folder or an address, got {location!r}")
+    text = os.fspath(location)
+    if is_qdrant(text):
+        from colqwen3_retrievers.stores.qdrant.store import QdrantStore
+
+        return QdrantStore(text, info=info, read_only=read_only, api_key=api_key, options=options)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # one slash: a Path folds "//" into "/"; one letter is a drive
+        shown = re.sub(r"//?[^/@]*@", "//…@", text)  # a password has no place in a message
+        raise ConfigError(f"{shown!r}: no such store; a location is a folder or qdrant://host:6333/collection")
+    if (spelling := _misspelt(text)) is not None:
+        raise ConfigError(f"{text!r}: no folder's name; {spelling}")
+    if api_key is not None or options is not None:
+        raise ConfigError(f"{text}: api_key and options are for Qdrant; this is a folder")
+    from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
+
+    return EmbeddedStore(text, info=info, read_only=read_only)
+
+
+def _misspelt(location: str) -> str | None:
+    """Say how to spell what looks like an address, and would quietly become a folder of that name.
+
+    >>> _misspelt("qdrant:host/pages"), _misspelt("C:reports"), _misspelt("./qdrant:host")
+    ('write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server', None, None)
+    """
+    if location == ":memory:":
+        return "nothing is kept in memory; give a folder, a temporary one perhaps"
+    if re.match(r"qdrants?(\+\w+)?:", location, re.IGNORECASE):
+        return "write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
+    return None
+
+
+def is_qdrant(location: object) -> bool:
+    """Tell whether a location is a Qdrant collection's.
+
+    >>> is_qdrant("qdrant://host:6333/pages"), is_qdrant("my-index")
+    (True, False)
+    """
+    return isinstance(location, str | os.PathLike) and _QDRANT.match(os.fspath(location)) is not None

@@ -1,0 +1,319 @@
+"""The collection an index lives in: how it is made, what of it is checked, and what cannot be kept in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError, require
+from colqwen3_retrievers.stores.qdrant.connection import Connection
+from colqwen3_retrievers.stores.qdrant.filters import index_paths
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
+
+FORMAT_VERSION: Final = 1
+MAX_FLOATS: Final = 1_048_576
+"""A multi-vector of so many floats or more is refused by Qdrant, whatever their type (1,024 x 1,024)."""
+
+FULL: Final = "full"
+"""The vector that scores: all token embeddings in float16, without a graph."""
+
+POOLED: Final = "pooled"
+"""The vector that finds candidates: pooled token embeddings, searched as int8."""
+
+_KEY = "colqwen3_retrievers"
+_PROMPT_TOKENS = 64  # more than any family's prompt around an image
+_TOKENS_A_CANDIDATE = 3  # original tokens for each pooled one: the most that lost nothing in our measurements
+
+
+@dataclass(frozen=True, slots=True)
+class QdrantOptions:
+    """How an index is kept in Qdrant and how it is talked to.
+
+    The first group is settled when a collection is made; later it is read from the collection, and giving another value
+    than it has is an error.
+
+    Attributes:
+        shards: parts the collection is cut into, which nodes search side by side; None leaves it to the server.
+        replicas: copies of each shard; None leaves it to the server (1).
+        write_consistency: replicas that must have a write before it is acknowledged; None leaves it to the server (1).
+        pool: original tokens for each pooled one of the vector that finds candidates; 0 keeps no such vector, so that
+            every search scores every page. None chooses: 3, less what the encoder pools already.
+        graph: links a page in an HNSW graph over the pooled vectors; 0 scans them all, which misses nothing.
+        metadata: metadata names that get an index, so that filters on them are fast.
+        timeout: seconds a call may take.
+        attempts: how often a call is tried when the server cannot be reached or is too busy.
+        candidates: pages scored exactly for each one asked for, and never fewer than twenty times that.
+
+    Raises:
+        ConfigError: a number that makes no sense; it is named.
+
+    >>> QdrantOptions(shards=0)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: shards: expected a whole number from 1, got 0
+    """
+
+    shards: int | None = None
+    replicas: int | None = None
+    write_consistency: int | None = None
+    pool: int | None = None
+    graph: int | None = None
+    metadata: Sequence[str] = ()
+    timeout: int = 60
+    attempts: int = 4
+    candidates: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the numbers and names."""
+        for name, least in (
+            ("shards", 1), ("replicas", 1), ("write_consistency", 1), ("pool", 0), ("graph", 0), ("timeout", 1),
+            ("attempts", 1), ("candidates", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None and name not in ("timeout", "attempts", "candidates"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}: expected a whole number from {least}, got {value!r}")
+        if isinstance(self.metadata, str) or not all(isinstance(name, str) and name for name in self.metadata):
+            raise ConfigError(f"metadata: expected a list of metadata names, got {self.metadata!r}")
+        object.__setattr__(self, "metadata", tuple(self.metadata))
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is known of an open collection.
+
+    Attributes:
+        info: what makes the multi-vectors.
+        pool: original tokens for each of the pooled vector's; 0 when there is none.
+        substrings: whether the server can look for parts of texts.
+    """
+
+    info: EncoderInfo
+    pool: int
+    substrings: bool
+
+
+def open_collection(
+    connection: Connection, name: str, info: EncoderInfo | None, options: QdrantOptions, *, read_only: bool
+) -> Collection:
+    """Read a collection, making it when it is not there and may be made.
+
+    Two processes may make it at once: one of them does, the other reads what it made.
+
+    Raises:
+        StoreMismatchError: it is not as this library makes them; the field is named.
+        StoreError: it is not there and may not be made, or another program's, or the server is too old.
+        MissingExtraError: pages will have to be pooled, and scipy is not installed.
+    """
+    if info is not None:
+        check_width(info, connection.location)
+    found = _read(connection, name)
+    if found is None:
+        if read_only:
+            raise StoreError(f"{connection.location}: no index there")
+        if info is None:
+            raise StoreError(
+                f"{connection.location}: no index there; to make one, say what encodes its pages (encoder= or info=)"
+            )
+        _make(connection, name, info, options)
+        found = _read(connection, name)
+        if found is None:
+            raise StoreError(f"{connection.location}: made, and gone again")
+    collection = _check(connection, found, options)
+    if not read_only:
+        if collection.pool > 1:
+            require("pooling", "scipy.cluster.hierarchy")  # now rather than after pages were encoded
+        _index(connection, name, found, options)
+    return collection
+
+
+def vectors_config(dim: int, *, pool: int, graph: int) -> dict[str, Any]:
+    """Give the configuration of the named vectors, as ``qdrant_client.models``.
+
+    Both compare by the dot product, which for unit rows is the cosine; Qdrant's cosine would normalise once more on
+    writing and change the stored numbers.
+
+    Args:
+        dim: components of each token embedding.
+        pool: 0 for no vector of candidates.
+        graph: links a page in the graph over the candidates' vectors, 0 for none.
+    """
+    models = require("qdrant", "qdrant_client.models", "qdrant-client")
+
+    def vector(**more: Any) -> Any:
+        return models.VectorParams(
+            size=dim,
+            distance=models.Distance.DOT,
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            datatype=models.Datatype.FLOAT16,
+            on_disk=True,
+            **more,
+        )
+
+    made = {FULL: vector(hnsw_config=models.HnswConfigDiff(m=0))}
+    if pool:
+        int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+        made[POOLED] = vector(
+            hnsw_config=models.HnswConfigDiff(m=graph),
+            quantization_config=models.ScalarQuantization(scalar=int8),
+        )
+    return made
+
+
+def pool_of(info: EncoderInfo, options: QdrantOptions) -> int:
+    """Give how much more pages are pooled for finding candidates than their encoder pooled them.
+
+    >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
+    >>> pool_of(info, QdrantOptions()), pool_of(info, QdrantOptions(pool=6))
+    (3, 6)
+    """
+    if options.pool is not None:
+        return options.pool
+    return max(1, round(_TOKENS_A_CANDIDATE / info.pool_factor))
+
+
+def check_width(info: EncoderInfo, location: str) -> None:
+    """Refuse an encoder whose largest pages would not fit into a multi-vector of Qdrant's.
+
+    Raises:
+        ConfigError: it gives the figures and what would fit.
+
+    >>> check_width(EncoderInfo("ab12", "ops", "ops", 2560, 1, 1280, False, 1), "qdrant://host:6333/pages")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: qdrant://host:6333/pages: a page of up to 1,344 tokens of dim 2560 is ...
+    """
+    tokens = math.ceil((info.max_visual_tokens + _PROMPT_TOKENS) / info.pool_factor)
+    if tokens * info.dim < MAX_FLOATS:
+        return
+    most = (MAX_FLOATS - 1) // info.dim
+    dim = (MAX_FLOATS - 1) // tokens
+    factor = math.ceil((info.max_visual_tokens + _PROMPT_TOKENS) / max(1, most))
+    bound = most * info.pool_factor - _PROMPT_TOKENS
+    remedies = [f"dim={dim} or less (where the checkpoint is a Matryoshka one)", f"pool_factor={factor} or more"]
+    if bound >= 1:
+        remedies.append(f"max_visual_tokens={bound} or less")
+    raise ConfigError(
+        f"{location}: a page of up to {tokens:,} tokens of dim {info.dim} is {tokens * info.dim:,} floats, and Qdrant "
+        f"takes fewer than {MAX_FLOATS:,}; make the encoder with {', '.join(remedies)}"
+    )
+
+
+def _read(connection: Connection, name: str) -> Any:
+    try:
+        return connection("get_collection", collection_name=name)
+    except StoreError as exc:
+        if connection.missing(exc):
+            return None
+        raise
+
+
+def _make(connection: Connection, name: str, info: EncoderInfo, options: QdrantOptions) -> None:
+    pool, graph = pool_of(info, options), options.graph or 0
+    if pool > 1:
+        try:
+            require("pooling", "scipy.cluster.hierarchy")
+        except ImportError as exc:
+            exc.add_note("or give pool=0 (QdrantOptions): then every search scores every page")
+            raise
+    own = {"format": FORMAT_VERSION, "info": info.to_dict(), "pool": pool, "graph": graph}
+    try:
+        connection(
+            "create_collection",
+            collection_name=name,
+            vectors_config=vectors_config(info.dim, pool=pool, graph=graph),
+            shard_number=options.shards,
+            replication_factor=options.replicas,
+            write_consistency_factor=options.write_consistency,
+            on_disk_payload=True,
+            # `where` takes any name. Hosted servers refuse filters on names without an index unless told otherwise.
+            strict_mode_config=require("qdrant", "qdrant_client.models", "qdrant-client").StrictModeConfig(
+                unindexed_filtering_retrieve=True, unindexed_filtering_update=True
+            ),
+            metadata={_KEY: own},
+        )
+    except StoreError as exc:
+        if not connection.exists_already(exc):  # someone else was first: it is read and checked like any other
+            raise
+
+
+def _check(connection: Connection, found: Any, options: QdrantOptions) -> Collection:
+    location, config = connection.location, found.config
+    own = (config.metadata or {}).get(_KEY)
+    if not isinstance(own, dict):
+        raise StoreError(
+            f"{location}: a collection, but not made by this library, or by a server before Qdrant 1.16, which forgets "
+            "what made it; give another name"
+        )
+    if own.get("format") != FORMAT_VERSION:
+        raise StoreError(f"{location}: format version {own.get('format')}; this release reads version {FORMAT_VERSION}")
+    try:
+        info, pool, graph = EncoderInfo.from_dict(own["info"]), int(own["pool"]), int(own["graph"])
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise StoreError(f"{location}: the note of what made it cannot be read: {exc!r}") from exc
+    expected = vectors_config(info.dim, pool=pool, graph=graph)
+    vectors = config.params.vectors
+    if not isinstance(vectors, dict):
+        raise StoreMismatchError(
+            f"{location}: vectors: expected named ones ({', '.join(expected)}), found one without a name"
+        )
+    for name, wanted in expected.items():
+        if name not in vectors:
+            raise StoreMismatchError(f"{location}: vector {name!r} is missing")
+        _compare(location, f"vector {name!r}: ", wanted, vectors[name])
+    for name, asked, has in (
+        ("pool", options.pool, pool),
+        ("graph", options.graph, graph),
+        ("shards", options.shards, config.params.shard_number),
+        ("replicas", options.replicas, config.params.replication_factor),
+        ("write_consistency", options.write_consistency, config.params.write_consistency_factor),
+    ):
+        if asked is not None and has is not None and asked != has and not (connection.local and name in _IGNORED):
+            raise StoreMismatchError(f"{location}: {name} is {has} in the collection, {asked} in the options")
+    return Collection(info, pool, _finds_substrings(connection))
+
+
+_PLACEMENT = ("on_disk", "always_ram")  # who runs a server may move things; newer ones call these otherwise
+_IGNORED = ("shards", "replicas", "write_consistency")  # the client's imitation has one of each, whatever it is told
+
+
+def _compare(location: str, label: str, wanted: Any, found: Any) -> None:
+    """Compare what was asked for with what is there, field by field; what was not asked for may be anything."""
+    for name in type(wanted).model_fields:
+        asked, has = getattr(wanted, name), getattr(found, name, None)
+        if asked is None or name in _PLACEMENT:
+            continue
+        if hasattr(type(asked), "model_fields"):
+            if has is None:
+                raise StoreMismatchError(f"{location}: {label}{name} is missing")
+            _compare(location, f"{label}{name}: ", asked, has)
+        elif asked != has:
+            raise StoreMismatchError(
+                f"{location}: {label}{name} is {_plain(has)} in the collection, expected {_plain(asked)}"
+            )
+
+
+def _index(connection: Connection, name: str, found: Any, options: QdrantOptions) -> None:
+    """Make the payload indexes that are not there yet; a second one of a kind is no error."""
+    if connection.local:  # it has none, and warns of each
+        return
+    for path, kind in index_paths(options.metadata).items():
+        if path not in (found.payload_schema or {}):
+            connection("create_payload_index", collection_name=name, field_name=path, field_schema=kind, wait=True)
+
+
+def _finds_substrings(connection: Connection) -> bool:
+    if not hasattr(require("qdrant", "qdrant_client.models", "qdrant-client"), "MatchSubstring"):
+        return False
+    if connection.local:
+        return True
+    try:
+        major, minor = connection("info").version.split(".")[:2]
+        return (int(major), int(minor)) >= (1, 20)
+    except (StoreError, ValueError):
+        return False
+
+
+def _plain(value: Any) -> str:
+    return repr(getattr(value, "value", value))

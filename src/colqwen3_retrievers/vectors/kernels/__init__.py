@@ -1,0 +1,91 @@
+"""Faster kernels of late interaction: same scores as ``numpy_kernel``.
+
+Each function here makes a :class:`~colqwen3_retrievers.vectors.late_interaction.Kernel`, to be handed to ``maxsim`` and
+``top_k``; nothing is registered and nothing heavy is imported before one is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+from colqwen3_retrievers.errors import require
+from colqwen3_retrievers.vectors.kernels.scan import CodeScan, numpy_scan
+from colqwen3_retrievers.vectors.late_interaction import Kernel, numpy_kernel
+
+
+def torch_kernel(device: str = "cpu") -> Kernel:
+    """Make the torch kernel for a device.
+
+    Args:
+        device: "cpu", "cuda", or "cuda:1" and so on.
+
+    Returns:
+        A kernel that may be kept and shared between threads. On the CPU it keeps as many worker threads as
+        ``torch.get_num_threads()``.
+
+    Raises:
+        ConfigError: torch has no such device, or it is of another kind.
+        MissingExtraError: torch is not installed.
+
+    >>> from colqwen3_retrievers.vectors.late_interaction import maxsim
+    >>> maxsim([[1.0, 0.0]], [[-0.5, 0.0]], kernel=torch_kernel("cpu")).tolist()
+    [[-0.5]]
+    """
+    require("torch", "torch")
+    from colqwen3_retrievers.vectors.kernels.torch import TorchKernel  # torch is imported only when asked for
+
+    return TorchKernel(device)
+
+
+@functools.cache
+def default_kernel() -> Kernel:
+    """Give the kernel that whoever has no wish of his own should use: torch's on the CPU, or numpy's without torch.
+
+    Beside its speed, the torch kernel does not stall when another process holds a core, as numpy's BLAS does.
+
+    >>> from colqwen3_retrievers.vectors.late_interaction import maxsim
+    >>> maxsim([[1.0, 0.0]], [[-0.5, 0.0]], kernel=default_kernel()).tolist()
+    [[-0.5]]
+    """
+    return torch_kernel("cpu") if importlib.util.find_spec("torch") is not None else numpy_kernel
+
+
+@functools.cache
+def default_scan() -> CodeScan:
+    """Give the scan of candidates' codes for the CPU: torch's, or numpy's without torch.
+
+    >>> callable(default_scan())
+    True
+    """
+    if importlib.util.find_spec("torch") is None:
+        return numpy_scan
+    from colqwen3_retrievers.vectors.kernels.torch_scan import torch_scan  # torch is imported only when asked for
+
+    return torch_scan
+
+
+def device_scan(device: str = "cuda") -> CodeScan:
+    """Make the scan of candidates' codes for a GPU, where they then stay, as they are stored: int8 or single bits.
+
+    Uses a fused kernel where Triton is installed (``pip install "colqwen3-retrievers[gpu]"``) and finds a C compiler;
+    torch's products otherwise, after a warning where Triton is there in vain. Give it to a store together with the
+    kernel that scores candidates::
+
+        EmbeddedStore(folder, scan=device_scan("cuda"), kernel=torch_kernel("cuda"))
+
+    Args:
+        device: "cuda", which is torch's current one, or "cuda:1" and so on.
+
+    Raises:
+        ConfigError: torch has no such device.
+        MissingExtraError: torch is not installed.
+
+    >>> device_scan("cuda:99")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: device: 'cuda:99' asked for, torch sees ...
+    """
+    require("torch", "torch")
+    from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan  # torch is imported only when asked for
+
+    return DeviceScan(device)

@@ -1,0 +1,177 @@
+"""The candidate scan: approximate MaxSim over pages' int8 codes, by whatever kernel is at hand.
+
+:func:`numpy_scan` is the reference every other scan is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes, code_width, unpacked_code
+from colqwen3_retrievers.vectors.multi_vector import Float32
+
+CHUNK_BYTES: Final = 1 << 21
+"""Codes a core takes at a time: they, and the products with a query, stay in its cache."""
+
+SPARE: Final = 1.5
+"""Rows looked at for each row wanted, before the wanted ones are gathered."""
+
+
+class CodeScan(Protocol):
+    """Something that compares queries' codes with pages' codes."""
+
+    def __call__(
+        self, queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
+    ) -> Float32:
+        """Score every query against every page.
+
+        Args:
+            queries: at least one.
+            rows: int8 (n, width), the codes of many pages, in memory or memory-mapped.
+            starts: int64 (n_pages,), where each page's code begins: increasing multiples of
+                :data:`~colqwen3_retrievers.vectors.codes.BLOCK`.
+            lengths: int64 (n_pages,), its rows: multiples of the block, at least one.
+            scales: float32 (n_pages,).
+
+        Returns:
+            float32 (n_queries, n_pages): sums, over query tokens, of the largest product with a row of the page.
+        """
+        ...
+
+
+@runtime_checkable
+class UnpackingScan(CodeScan, Protocol):
+    """A scan that unpacks single bits itself, where it keeps them."""
+
+    def of_bits(self, dim: int, /) -> CodeScan:
+        """Give the scan of single bits, which takes the rows of ``page_code`` as stored.
+
+        Args:
+            dim: components of a token embedding.
+        """
+        ...
+
+
+def numpy_scan(
+    queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
+) -> Float32:
+    """Scan with numpy, in float32, which holds the products of up to a thousand components exactly.
+
+    >>> from colqwen3_retrievers.vectors.codes import page_code, query_codes
+    >>> from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
+    >>> code = page_code([[1.0, 0.0]], 3)
+    >>> query = query_codes(PackedEmbeddings.pack([[[0.8, 0.6]]]))
+    >>> one = np.asarray([0]), np.asarray([8]), np.asarray([code.scale], dtype=np.float32)
+    >>> numpy_scan(query, code.rows, *one).round(2).tolist()
+    [[0.800000011920929]]
+    """
+    tokens = queries.rows.astype(np.float32)
+    found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
+    for first, last in pieces(lengths, rows.shape[1], len(tokens)):
+        chunk, cuts, stops = cut_out(rows, starts[first:last], lengths[first:last])
+        products = chunk.astype(np.float32) @ tokens.T
+        blocks = products.reshape(-1, BLOCK, len(tokens)).max(axis=1)
+        found[:, first:last] = sum_up(blocks, cuts, stops, queries, scales[first:last])
+    return found
+
+
+def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
+    """Make a scan of int8 codes one of single bits, which are unpacked some megabytes at a time.
+
+    A scan that keeps codes elsewhere would be handed new rows with every search; it unpacks them there, see
+    :class:`UnpackingScan`.
+
+    Args:
+        scan: any.
+        dim: components of a token embedding.
+
+    >>> from colqwen3_retrievers.vectors.codes import page_code, query_codes
+    >>> from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
+    >>> code = page_code([[0.6, 0.8]], 1, bits=1)
+    >>> query = query_codes(PackedEmbeddings.pack([[[0.8, 0.6]]]))
+    >>> one = np.asarray([0]), np.asarray([8]), np.asarray([code.scale], dtype=np.float32)
+    >>> bit_scan(numpy_scan, 2)(query, code.rows, *one).round(2).tolist()
+    [[0.9900000095367432]]
+    """
+    if isinstance(scan, UnpackingScan):
+        return scan.of_bits(dim)
+
+    def scanned(
+        queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
+    ) -> Float32:
+        found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
+        for first, last in pieces(lengths, code_width(dim), 1):
+            chunk, begins, ends = cut_out(rows, starts[first:last], lengths[first:last])
+            wide = unpacked_code(chunk, dim)
+            found[:, first:last] = scan(queries, wide, begins * BLOCK, (ends - begins) * BLOCK, scales[first:last])
+        return found
+
+    return scanned
+
+
+def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut pages into pieces a core works on at a time: first page, and one past the last.
+
+    >>> list(pieces(np.asarray([8, 8, 16, 8]), 1 << 17, 1))
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    most = max(BLOCK, min(CHUNK_BYTES // width, CHUNK_BYTES // (4 * n_tokens)))
+    return turns(lengths, most)
+
+
+def turns(costs: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Cut pages into runs that cost ``most`` together, or are of one page: first page, and one past the last.
+
+    >>> list(turns(np.asarray([3, 3, 3, 9, 1]), 6))
+    [(0, 2), (2, 3), (3, 4), (4, 5)]
+    """
+    ends = np.cumsum(costs)
+    first = 0
+    while first < len(costs):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield first, last
+        first = last
+
+
+def cut_out(
+    rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[Int8, NDArray[np.int64], NDArray[np.int64]]:
+    """Give some pages' rows, where they lie if few others lie between, and the blocks where each begins and ends."""
+    begin, stops = int(starts[0]), starts + lengths
+    if int(stops[-1]) - begin <= SPARE * int(lengths.sum()):
+        return rows[begin : int(stops[-1])], (starts - begin) // BLOCK, (stops - begin) // BLOCK
+    gathered = np.concatenate([rows[a:b] for a, b in zip(starts, stops, strict=True)])
+    ends = np.cumsum(lengths) // BLOCK
+    return gathered, ends - lengths // BLOCK, ends
+
+
+def sum_up(
+    blocks: NDArray[np.float32] | NDArray[np.int32],
+    begins: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    queries: QueryCodes,
+    scales: Float32,
+) -> Float32:
+    """Turn maxima of blocks into scores of pages.
+
+    Args:
+        blocks: (n_blocks, n_tokens), the largest product of each block of rows with each query token.
+        begins: first block of each page.
+        ends: one past its last.
+        queries: for scales and offsets.
+        scales: float32 (n_pages,).
+
+    Returns:
+        float32 (n_queries, n_pages).
+    """
+    cuts = np.stack([begins, ends], axis=1).ravel()  # page, what lies between, page, ...
+    if cuts[-1] == len(blocks):
+        cuts = cuts[:-1]
+    best = np.maximum.reduceat(blocks, cuts, axis=0)[::2] * queries.scales
+    sums = np.add.reduceat(best, queries.offsets[:-1], axis=1) * scales[:, None]
+    return np.ascontiguousarray(sums.T, dtype=np.float32)

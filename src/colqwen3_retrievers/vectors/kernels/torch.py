@@ -1,0 +1,185 @@
+"""MaxSim in torch, on the CPU and on CUDA, by the same lines.
+
+Documents are taken chunk by chunk. On the CPU a chunk stays in a core's cache, and chunks are shared out between worker
+threads of one intra-op thread each: OpenMP's own threads wait for one another at every operation, which stretches a
+100 ms scan to seconds as soon as another process holds a core. On CUDA a chunk is a pinned, asynchronous copy in the
+stream that compares it: nothing waits for the device before the scores are read, and so the host puts the next chunk
+into pinned memory while the device copies and compares this one. The device itself does one after the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.vectors.kernels.torch_settings import exact_matmul
+from colqwen3_retrievers.vectors.late_interaction import CPU_CHUNK_BYTES, CPU_TILE, chunk_bounds
+from colqwen3_retrievers.vectors.multi_vector import Float32, PackedEmbeddings
+
+_CUDA_CHUNK_BYTES = 1 << 26  # of document tokens in float32: some hundred pages a launch
+_CUDA_TILE = 1 << 24  # similarities held at a time, 64 MB
+
+
+class TorchKernel:
+    """MaxSim in torch; made by :func:`colqwen3_retrievers.vectors.kernels.torch_kernel`, which says more.
+
+    Similarities are float32 from float32 or float16 storage: TF32 and bfloat16 products, which a process may have
+    allowed (``torch.set_float32_matmul_precision``) or asked for (``torch.autocast``), are kept out during the call.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: torch has no such device, or it is of another kind.
+
+    >>> pack = PackedEmbeddings.pack
+    >>> TorchKernel()(pack([[[1.0, 0.0]]]), pack([[[0.5, 0.0]], [[-0.5, 0.0], [-1.0, 0.0]]])).tolist()
+    [[0.5, -0.5]]
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError) as exc:
+            raise ConfigError(f"device: torch knows no {device!r}") from exc
+        if self.device.type not in ("cpu", "cuda"):
+            raise ConfigError(f'device: expected "cpu" or "cuda", got {device!r}')
+        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device: {device!r} asked for, torch sees {torch.cuda.device_count()} CUDA devices")
+        cuda = self.device.type == "cuda"
+        self._chunk_bytes, self._tile = (_CUDA_CHUNK_BYTES, _CUDA_TILE) if cuda else (CPU_CHUNK_BYTES, CPU_TILE)
+
+    def __repr__(self) -> str:
+        """Say on which device it computes."""
+        return f"TorchKernel({str(self.device)!r})"
+
+    def __call__(self, queries: PackedEmbeddings, documents: PackedEmbeddings, /) -> Float32:
+        """Score every query against every document; see :class:`~colqwen3_retrievers.vectors.late_interaction.Kernel`.
+
+        Args:
+            queries: at least one, float32 or float16.
+            documents: at least one, of the same dim, float32 or float16, in memory or memory-mapped.
+
+        Returns:
+            float32 (n_queries, n_documents), sums over query tokens.
+        """
+        tokens = as_tensor(queries.vectors).to(self.device).float()
+        owners = as_tensor(np.repeat(np.arange(len(queries)), queries.lengths)).to(self.device)
+        scores = torch.empty((len(documents), len(queries)), dtype=torch.float32, device=self.device)
+        vectors = as_tensor(documents.vectors)
+        bounds = chunk_bounds(documents.offsets, max(1, self._chunk_bytes // (4 * queries.dim)))
+        cursor = itertools.count()
+
+        def work() -> None:
+            with torch.autocast(self.device.type, enabled=False):  # as it is set for each thread by itself
+                while (i := next(cursor)) < len(bounds) - 1:
+                    first, last = bounds[i], bounds[i + 1]
+                    offsets = documents.offsets[first : last + 1]
+                    chunk = self._move(vectors[int(offsets[0]) : int(offsets[-1])]).float()
+                    lengths = self._move(torch.from_numpy(np.diff(offsets)))
+                    scores[first:last] = self._sums(tokens, owners, len(queries), chunk, lengths)
+
+        with exact_matmul:
+            n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+            if n_workers > 1:
+                pool = self._pool(n_workers)
+                for future in [pool.submit(work) for _ in range(min(n_workers, len(bounds) - 1))]:
+                    future.result()
+            else:
+                work()
+            return np.ascontiguousarray(scores.cpu().numpy().T)
+
+    def _sums(
+        self, tokens: torch.Tensor, owners: torch.Tensor, n_queries: int, chunk: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Score one chunk: float64 (documents, queries), on the device, without waiting for it."""
+        n_documents = len(lengths)
+        documents = torch.arange(n_documents, device=self.device)
+        document = torch.repeat_interleave(documents, lengths, output_size=len(chunk))[:, None]
+        sums = torch.zeros((n_documents, n_queries), dtype=torch.float64, device=self.device)
+        rows = max(1, self._tile // len(chunk))
+        for row in range(0, len(tokens), rows):
+            tile = tokens[row : row + rows]
+            best = torch.full((n_documents, len(tile)), -torch.inf, dtype=torch.float32, device=self.device)
+            best.scatter_reduce_(0, document.expand(-1, len(tile)), chunk @ tile.T, "amax")
+            sums.index_add_(1, owners[row : row + rows], best.double())
+        return sums
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Bring a chunk to the device; on CUDA without waiting, behind what was asked of the stream before.
+
+        torch's pinned allocator gives a buffer out again only when the copy that reads it is over.
+        """
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _pool(self, n_workers: int) -> ThreadPoolExecutor:
+        return shared_workers(n_workers)
+
+
+_kept_workers: tuple[int, int, ThreadPoolExecutor] | None = None
+
+
+def shared_workers(n_workers: int) -> ThreadPoolExecutor:
+    """Give at least ``n_workers`` worker threads, the same to all kernels of the process.
+
+    New ones are made when those kept are fewer, or were left behind by a fork.
+    """
+    global _kept_workers
+    kept = _kept_workers  # no lock, which a fork might leave locked: at worst two threads make workers, and one's go
+    if kept is None or kept[0] != os.getpid() or kept[1] < n_workers:
+        kept = _kept_workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
+    return kept[2]
+
+
+_one_thread_lock = threading.Lock()
+
+
+def _one_thread_workers(n_workers: int) -> ThreadPoolExecutor:
+    """Start worker threads that each compute alone; every one is ready when this returns."""
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="maxsim", initializer=_use_one_thread)
+    ready = threading.Barrier(n_workers)
+    for future in [pool.submit(ready.wait) for _ in range(n_workers)]:
+        future.result()
+    return pool
+
+
+def _use_one_thread() -> None:
+    """Let the calling thread, and no other, compute alone.
+
+    ``torch.set_num_threads`` sets the calling thread's number and the one that threads to come will start with. The
+    second is put back at once, from a thread made for it, so that only this worker keeps the 1. torch has no call that
+    leaves the second alone: a thread that first uses torch in those microseconds would compute alone, too.
+    """
+    with _one_thread_lock:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+        restore.start()
+        restore.join()
+
+
+class _Alias:
+    """The memory of an array, said to be writable.
+
+    torch warns of arrays that are not, such as those of a file mapped for reading; nothing here writes to a document.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.array = array  # numpy keeps this object, and with it the memory, as the base of the alias
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Give an array as a CPU tensor on the same memory where it is contiguous."""
+    contiguous = np.ascontiguousarray(array)
+    return torch.from_numpy(contiguous if contiguous.flags.writeable else np.asarray(_Alias(contiguous)))

@@ -1,0 +1,351 @@
+"""Whole LangChain pipelines with a real (tiny, random) model: pages in, page images at a chat model's door."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
+from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
+from colqwen3_retrievers.errors import EncodeError
+from tests.checkpoints import make_checkpoint
+from tests.langchain_suites import standard_suite
+
+pytest.importorskip("langchain_core")
+pytest.importorskip("langchain_classic")
+pytest.importorskip("langchain_tests")
+from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.output_parsers import JsonOutputParser
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
+
+from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, docs_to_content_blocks
+
+PAGES = 8
+QUESTION = "what was the revenue in 2024?"
+
+
+def picture(seed: int) -> Image.Image:
+    blocks = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST)
+
+
+def corpus() -> Iterator[Page]:
+    """Scans: every page has the same text layer, so that only its image tells it from the others."""
+    for n in range(1, PAGES + 1):
+        yield Page(source="scan.pdf", number=n, image=picture(n), text="Confidential")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
+    with ColQwen3Encoder(folder, device="cpu") as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
+def pages(encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
+    with PageIndex.open(tmp_path_factory.mktemp("index") / "pages", encoder) as made:
+        made.add(corpus())
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
+    """The same pages by another model, whose order is another: what a reranker is for."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "other", "tomoro", seed=11).folder
+    with (
+        ColQwen3Encoder(folder, device="cpu") as other,
+        PageIndex.open(tmp_path_factory.mktemp("index") / "other", other) as made,
+    ):
+        made.add(corpus())
+        yield made
+
+
+class SeeingChat(BaseChatModel):
+    """A chat model that answers with what it was shown: the name before each image, and a digest of its pixels."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "seeing"
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        shown: dict[str, str] = {}
+        name = ""
+        for block in (block for message in messages for block in message.content_blocks):
+            if block["type"] == "text":
+                name = block["text"]
+            else:
+                assert block["type"] == "image"
+                shown[name] = pixels(Image.open(io.BytesIO(base64.b64decode(block["base64"]))))
+        answer = json.dumps({"shown": shown, "question": name})
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(answer))])
+
+
+def pixels(image: Image.Image) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def rag(retriever: Runnable[Any, list[Document]], reranker: ColQwen3Reranker | None) -> Runnable[Any, Any]:
+    """Build retriever | reranker | prompt | chat model | parser, as one would in LCEL."""
+    prompt = ChatPromptTemplate.from_messages(
+        [("system", "Answer from the pages, and cite them."), MessagesPlaceholder("pages"), ("human", "{query}")]
+    )
+    chain = RunnableParallel(documents=retriever, query=RunnablePassthrough())
+    if reranker is not None:
+        chain = chain | RunnablePassthrough.assign(documents=reranker.as_runnable())
+    return (
+        chain
+        | {"pages": lambda step: [HumanMessage(content_blocks=docs_to_content_blocks(step["documents"]))],
+           "query": lambda step: step["query"]}
+        | prompt
+        | SeeingChat()
+        | JsonOutputParser()
+    )  # fmt: skip
+
+
+def best_pages(encoder: ColQwen3Encoder, question: str, k: int) -> list[int]:
+    """Page numbers in the order of exact MaxSim, counted here from the images themselves."""
+    scores = encoder.score(encoder.encode_queries([question]), encoder.encode_pages(corpus()))[0]
+    return [int(place) + 1 for place in np.argsort(-scores, kind="stable")[:k]]
+
+
+def expected(numbers: list[int], question: str) -> dict[str, Any]:
+    shown = {f"[{place}] scan.pdf, page {n}": pixels(picture(n)) for place, n in enumerate(numbers, start=1)}
+    return {"shown": shown, "question": question}
+
+
+def test_a_chain_brings_the_right_page_images_to_the_chat_model(
+    encoder: ColQwen3Encoder, pages: PageIndex, first_stage: PageIndex
+) -> None:
+    alone = rag(ColQwen3Retriever(index=pages, k=2), None)
+    assert alone.invoke(QUESTION) == expected(best_pages(encoder, QUESTION, 2), QUESTION)
+
+    retriever = ColQwen3Retriever(index=first_stage, k=PAGES)
+    reranked = rag(retriever, ColQwen3Reranker(encoder=encoder, top_n=2))
+    assert [d.metadata["page"] for d in retriever.invoke(QUESTION)][:2] != best_pages(encoder, QUESTION, 2)
+    assert reranked.invoke(QUESTION) == expected(best_pages(encoder, QUESTION, 2), QUESTION)
+
+
+def test_a_batch_of_chains_answers_as_its_single_calls_do(pages: PageIndex) -> None:
+    questions = [f"what was the revenue in {2000 + n}?" for n in range(20)]
+    chain = rag(ColQwen3Retriever(index=pages, k=2), None)
+    one_by_one = [chain.invoke(question) for question in questions]
+    assert chain.batch(questions) == one_by_one
+    answers = asyncio.run(chain.abatch(questions))
+    assert answers == one_by_one
+
+
+def test_c8_twenty_queries_make_few_engine_batches(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
+    retriever = ColQwen3Retriever(index=pages)
+    questions = [f"what was the revenue in {2000 + n}?" for n in range(20)]
+    before = encoder.stats.batches
+    single = [[document.id for document in retriever.invoke(question)] for question in questions]
+    invokes = encoder.stats.batches - before
+    before = encoder.stats.batches
+    together = [[document.id for document in documents] for documents in retriever.batch(questions)]
+    assert together == single
+    assert (invokes, encoder.stats.batches - before <= 4) == (20, True)
+
+
+@pytest.fixture
+def held_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The engine waits before each batch until it is let go: whoever blocks the loop that lets it go waits in vain."""
+    let_go = threading.Event()
+    embed = TorchEngine.embed
+
+    def wait_first(self: TorchEngine, inputs: Any) -> Any:
+        assert let_go.wait(timeout=10), "the event loop was blocked while the engine worked"
+        return embed(self, inputs)
+
+    monkeypatch.setattr(TorchEngine, "embed", wait_first)
+    yield let_go
+    let_go.set()
+
+
+@pytest.mark.parametrize("how", ["chain.ainvoke", "chain.abatch", "retriever.abatch"])
+def test_the_event_loop_goes_on_while_the_engine_works(
+    encoder: ColQwen3Encoder, first_stage: PageIndex, held_engine: threading.Event, how: str
+) -> None:
+    retriever = ColQwen3Retriever(index=first_stage, k=3)
+    chain = rag(retriever, ColQwen3Reranker(encoder=encoder, top_n=1))
+
+    async def tick() -> None:
+        while True:  # the model works between 20 ticks and the next, and so in every stage of the chain
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            held_engine.set()
+            await asyncio.sleep(0.001)
+            held_engine.clear()
+
+    async def main() -> list[Any]:
+        ticking = asyncio.create_task(tick())
+        try:
+            if how == "retriever.abatch":
+                return await retriever.abatch(["one", "two"])
+            return await chain.abatch(["one", "two"]) if how == "chain.abatch" else [await chain.ainvoke("one")]
+        finally:
+            ticking.cancel()
+
+    answers = asyncio.run(main())
+    assert [len(answer) if how == "retriever.abatch" else len(answer["shown"]) for answer in answers] == {
+        "chain.ainvoke": [1], "chain.abatch": [1, 1], "retriever.abatch": [3, 3],
+    }[how]  # fmt: skip
+
+
+def settled(encoder: ColQwen3Encoder) -> int:
+    """Count the inputs the engine has encoded once it encodes no more."""
+    seen = -1
+    while seen != encoder.stats.inputs:
+        seen = encoder.stats.inputs
+        time.sleep(0.2)
+    return seen
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.5])  # while it opens files and submits, and while it waits
+def test_cancelling_a_chain_cancels_its_encoding(
+    encoder: ColQwen3Encoder, held_engine: threading.Event, after_s: float
+) -> None:
+    # Pages that are rendered already are encoded all the same; there is room for so many, and these are more.
+    documents = [Document(f"text number {n}") for n in range(IN_FLIGHT_PAGES + 40)]
+    reranker = ColQwen3Reranker(encoder=encoder)
+
+    async def main() -> None:
+        task = asyncio.create_task(reranker.acompress_documents(documents, QUESTION))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    before = encoder.stats.inputs
+    asyncio.run(main())
+    held_engine.set()
+    assert settled(encoder) - before < IN_FLIGHT_PAGES + 10
+
+
+def test_after_a_bad_document_the_others_are_not_encoded(
+    encoder: ColQwen3Encoder, held_engine: threading.Event
+) -> None:
+    documents = [Document(" "), *(Document(f"other text {n}") for n in range(IN_FLIGHT_PAGES + 40))]
+    before = encoder.stats.inputs
+    with pytest.raises(EncodeError, match="document 0"):
+        ColQwen3Reranker(encoder=encoder).compress_documents(documents, QUESTION)
+    held_engine.set()
+    assert settled(encoder) - before < IN_FLIGHT_PAGES + 10
+
+
+def test_contextual_compression_reranks_what_another_model_found(
+    encoder: ColQwen3Encoder, first_stage: PageIndex
+) -> None:
+    pipeline = ContextualCompressionRetriever(
+        base_compressor=ColQwen3Reranker(encoder=encoder, top_n=3),
+        base_retriever=ColQwen3Retriever(index=first_stage, k=PAGES),
+    )
+    wanted = best_pages(encoder, QUESTION, 3)
+    for documents in (pipeline.invoke(QUESTION), asyncio.run(pipeline.ainvoke(QUESTION))):
+        assert [document.metadata["page"] for document in documents] == wanted
+        scores = [document.metadata["relevance_score"] for document in documents]
+        assert scores == sorted(scores, reverse=True)
+        assert all("score" in document.metadata for document in documents)
+    three = pipeline.invoke(QUESTION, k=1)
+    assert len(three) == 1
+
+
+class Words(BaseRetriever):
+    """A text retriever beside ours."""
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return [Document(query.upper(), metadata={"source": "notes.txt"})]
+
+
+def test_c4_an_ensemble_merges_no_two_pages(pages: PageIndex, first_stage: PageIndex) -> None:
+    ensemble = EnsembleRetriever(
+        retrievers=[ColQwen3Retriever(index=pages, k=PAGES), ColQwen3Retriever(index=first_stage, k=PAGES), Words()]
+    )
+    for documents in (ensemble.invoke(QUESTION), asyncio.run(ensemble.ainvoke(QUESTION))):
+        assert sorted(d.metadata["page"] for d in documents if "page" in d.metadata) == list(range(1, PAGES + 1))
+        assert len(documents) == PAGES + 1
+
+
+def test_an_ensemble_is_reranked_pages_and_texts_together(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
+    pipeline = ContextualCompressionRetriever(
+        base_compressor=ColQwen3Reranker(encoder=encoder, index=pages, top_n=None),
+        base_retriever=EnsembleRetriever(retrievers=[ColQwen3Retriever(index=pages, k=3), Words()]),
+    )
+    before = encoder.stats.inputs
+    documents = pipeline.invoke(QUESTION)
+    assert len(documents) == 4
+    assert encoder.stats.inputs - before == 3  # the query twice and the text; the pages are the index's
+    assert all(0 <= document.metadata["relevance_score"] <= 1 for document in documents)
+
+
+def test_threads_share_one_reranker(encoder: ColQwen3Encoder, first_stage: PageIndex) -> None:
+    retriever = ColQwen3Retriever(index=first_stage, k=PAGES)
+    reranker = ColQwen3Reranker(encoder=encoder, top_n=2)
+    questions = [f"what was the revenue in {2000 + n}?" for n in range(12)]
+
+    def ask(question: str) -> list[int]:
+        found = retriever.invoke(question)
+        return [document.metadata["page"] for document in reranker.compress_documents(found, question)]
+
+    before = encoder.stats.inputs
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, questions))
+    assert encoder.stats.inputs - before == PAGES + len(questions)  # every page once, every question once
+    assert answers == [best_pages(encoder, question, 2) for question in questions]
+
+
+def test_an_image_is_asked_through_a_chain(encoder: ColQwen3Encoder, pages: PageIndex, first_stage: PageIndex) -> None:
+    chain = (
+        RunnableParallel(documents=ColQwen3Retriever(index=first_stage, k=PAGES), query=RunnablePassthrough())
+        | ColQwen3Reranker(encoder=encoder, top_n=1).as_runnable()
+    )
+    assert [document.metadata["page"] for document in chain.invoke(Query(image=picture(6)))] == [6]
+    answers = chain.batch([Query(image=picture(n)) for n in (2, 7)])
+    assert [documents[0].metadata["page"] for documents in answers] == [2, 7]
+
+
+@pytest.mark.anyio  # anyio's plugin, which langchain-core brings, runs the suite's async test
+class TestLangChainsOwnSuite(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
+    """langchain-tests' contract of a retriever."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture(autouse=True)
+    def _location(self, pages: PageIndex) -> None:
+        self.folder = Path(pages.location)
+
+    @property
+    def retriever_constructor(self) -> type[ColQwen3Retriever]:
+        return ColQwen3Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": self.folder}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return QUESTION

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from colqwen3_retrievers.errors import PageError
+from colqwen3_retrievers.pages.loading import load_pages
+from colqwen3_retrievers.pages.pdf import MAX_PAGES_LOST_IN_A_ROW
+from tests.bad_pages import (
+    BAD_PAGES,
+    BadPage,
+    image_bytes,
+    live_pdfium_objects,
+    make_image,
+    one_page_pdf,
+    open_files,
+    tiff_stack,
+)
+
+pdfium = pytest.importorskip("pypdfium2")
+pytest.importorskip("reportlab")
+
+# --- broken files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD_PAGES, ids=lambda bad: bad.name)
+def test_a_bad_file_raises_an_error_that_names_it(bad: BadPage, tmp_path: Path):
+    path = bad.make(tmp_path)
+    before = open_files(), live_pdfium_objects()
+    with pytest.raises(bad.error) as caught:
+        list(load_pages(path))
+    assert bad.text in str(caught.value)
+    assert path.name in str(caught.value)
+    assert path.name in caught.value.source
+    # closed already, not only once the traceback that holds the frames is gone
+    assert (open_files(), live_pdfium_objects()) == before
+
+
+@pytest.mark.parametrize("bad", BAD_PAGES, ids=lambda bad: bad.name)
+def test_a_bad_file_is_skipped_with_a_warning_and_the_next_one_read(bad: BadPage, tmp_path: Path, caplog):
+    path = bad.make(tmp_path)
+    good = make_image(tmp_path / "sub" / "good.png")
+    with caplog.at_level(logging.WARNING):
+        pages = list(load_pages([path, good], on_error="skip"))
+    assert pages[-1].id == "good.png#page=1"
+    warnings = [record for record in caplog.records if record.name == "colqwen3_retrievers.pages"]
+    assert warnings and all(record.levelno == logging.WARNING for record in warnings)
+    assert bad.text in warnings[0].getMessage()
+    assert len(warnings) == (MAX_PAGES_LOST_IN_A_ROW + 1 if "million" in bad.name else 1 + ("circle" in bad.name))
+
+
+def test_there_are_many_distinct_bad_files():
+    assert len({bad.name for bad in BAD_PAGES}) == len(BAD_PAGES) >= 25
+
+
+@pytest.mark.parametrize(
+    ("kids", "count", "numbers"), [(b"[3 0 R null 3 0 R]", b"3", [1, 3]), (b"[3 0 R 99 0 R]", b"2", [1])]
+)
+def test_skipping_keeps_the_numbers_of_the_pages_that_can_be_read(tmp_path, kids, count, numbers):
+    (tmp_path / "a.pdf").write_bytes(one_page_pdf(kids=kids, count=count))
+    assert [page.number for page in load_pages(tmp_path, on_error="skip")] == numbers
+
+
+def test_a_file_announcing_a_million_pages_is_given_up(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(one_page_pdf(count=b"1000000"))
+    errors: list[PageError] = []
+    assert [page.number for page in load_pages(tmp_path, on_error=errors.append)] == [1]
+    assert len(errors) == MAX_PAGES_LOST_IN_A_ROW + 1
+    assert "given up" in str(errors[-1])
+
+
+def test_many_broken_pages_with_good_ones_between_do_not_end_a_file(tmp_path):
+    count = MAX_PAGES_LOST_IN_A_ROW + 20
+    (tmp_path / "a.pdf").write_bytes(one_page_pdf(kids=b"[%s]" % (b"3 0 R null " * count), count=b"%d" % (2 * count)))
+    errors: list[PageError] = []
+    pages = load_pages(tmp_path, on_error=errors.append, max_pixels=1000)
+    assert [page.number for page in pages] == list(range(1, 2 * count, 2))
+    assert [error.page for error in errors] == list(range(2, 2 * count + 1, 2))
+
+
+def test_an_error_function_is_told_and_may_raise(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"no")
+    (tmp_path / "b.png").write_bytes(b"no")
+    told: list[PageError] = []
+    assert list(load_pages(tmp_path, on_error=told.append)) == []
+    assert [error.source for error in told] == ["a.pdf", "b.png"]
+
+    def stop(error: PageError) -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        list(load_pages(tmp_path, on_error=stop))
+
+
+@pytest.mark.parametrize("name", ["TIFF page beyond the end", "TIFF page a bomb"])
+def test_a_broken_page_of_a_tiff_is_skipped_alone(tmp_path, name):
+    bad = next(bad for bad in BAD_PAGES if bad.name == name)
+    errors: list[PageError] = []
+    pages = list(load_pages(bad.make(tmp_path), on_error=errors.append))
+    assert [page.number for page in pages] == [1, 3]
+    assert [(error.source, error.page) for error in errors] == [("a.tiff", 2)]
+
+
+def test_an_unreadable_file_and_folder_are_errors_for_an_ordinary_user():
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody who may not read")
+    script = (
+        "import os, sys; from colqwen3_retrievers.pages.loading import load_pages; os.setuid(65534)\n"
+        "told = []; assert list(load_pages(sys.argv[1], on_error=told.append)) == []; print(*told, sep='|')"
+    )
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        (folder / "a.png").write_bytes(image_bytes("PNG"))
+        (folder / "a.png").chmod(0)
+        (folder / "shut").mkdir(mode=0)
+        folder.chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be listed: Permission denied" in done.stdout
+    assert "a.png: cannot be read: Permission denied" in done.stdout
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("png", "PNG"), ("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("gif", "GIF"), ("bmp", "BMP"),
+     ("tif", "TIFF"), ("tiff", "TIFF"), ("PNG", "PNG")],
+)  # fmt: skip
+def test_an_image_is_one_page_that_lies_in_its_file(tmp_path, suffix, kind):
+    path = tmp_path / f"scan.{suffix}"
+    path.write_bytes(image_bytes(kind))
+    (page,) = load_pages(path)
+    assert (page.id, page.number, page.label, page.text) == (f"scan.{suffix}#page=1", 1, None, "")
+    assert page.image_path == path
+    assert page.image.size == (64, 48)
+    assert page.metadata == {
+        "file_name": path.name, "file_type": kind.lower(), "page_count": 1, "width": 64, "height": 48,
+    }  # fmt: skip
+
+
+def test_the_size_of_a_turned_photograph_is_the_upright_one(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "b.png", "c.webp", "d.tif"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name, exif=exif)
+    for page in load_pages(tmp_path):
+        assert (page.metadata["width"], page.metadata["height"]) == page.image.size == (30, 40), page.id
+
+
+def test_each_page_of_a_tiff_is_a_page(tmp_path):
+    (tmp_path / "fax.tif").write_bytes(tiff_stack(4))
+    pages = list(load_pages(tmp_path))
+    assert [page.id for page in pages] == [f"fax.tif#page={n}" for n in (1, 2, 3, 4)]
+    assert [page.image.getpixel((0, 0))[0] for page in pages] == [20, 40, 60, 80]
+    assert {page.metadata["page_count"] for page in pages} == {4}
+
+
+def test_tiff_pages_stay_within_the_pixel_bound_and_tell_their_own_size(tmp_path):
+    (tmp_path / "fax.tif").write_bytes(tiff_stack(2, size=(300, 200)))
+    for page in load_pages(tmp_path, max_pixels=10_000):
+        assert 9_700 <= page.image.width * page.image.height <= 10_000
+        assert (page.metadata["width"], page.metadata["height"]) == (300, 200)
+
+
+def test_thumbnails_in_a_tiff_are_no_pages(tmp_path):
+    from PIL import TiffImagePlugin
+
+    full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 1
+    small.encoderinfo = {"tiffinfo": info}
+    full.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+    with Image.open(tmp_path / "a.tif") as check:
+        assert check.n_frames == 2
+    (page,) = load_pages(tmp_path)
+    assert page.image.size == (64, 64)
+    assert page.metadata["page_count"] == 1
+
+
+def test_an_animation_is_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:], lossless=True)
+    for page in load_pages(tmp_path):
+        assert page.metadata["page_count"] == 1
+        assert page.image.getpixel((5, 5))[0] > 200
