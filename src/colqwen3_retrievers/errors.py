@@ -7,15 +7,15 @@ The tree (built-in bases in brackets, so that ``except ValueError`` keeps workin
     │  └─ DimensionError                   .expected .actual
     ├─ MissingExtraError [ImportError]     .extra; the message is the pip line
     ├─ CheckpointError                     .missing .unexpected
-    ├─ EncodeError                         .index of the bad input
+    ├─ EncodeError                         .index and .name of the bad input, .message
     │  └─ InputTooLongError                .limit .actual, in tokens
     ├─ EngineError                         .retryable
     │  ├─ EngineTimeoutError
     │  └─ EngineResponseError              .status_code
-    ├─ StoreError
+    ├─ StoreError                          .absent: nothing is stored there yet
     │  ├─ StoreMismatchError
     │  └─ StoreUnavailableError
-    └─ PageError                           .source .page
+    └─ PageError                           .source .page .message
 
 Errors of other libraries are mapped at the border with ``raise ... from exc``; their text stays in ``__cause__``.
 """
@@ -108,25 +108,51 @@ class CheckpointError(ColQwen3Error):
 class EncodeError(ColQwen3Error):
     """One input of a call cannot be encoded.
 
+    The position and the message are fields; the text that names both is composed when the error is shown.
+
     Args:
         message: what is wrong with it.
         index: its position in the call's list, from 0, or None for a single input.
+        name: how its caller knows it, such as ``"page 'a.pdf#page=3'"``; None names it by its position.
+
+    >>> print(EncodeError("the text is empty", index=3), "/", EncodeError("the text is empty", name="query 'q1'"))
+    input 3: the text is empty / query 'q1': the text is empty
     """
 
-    def __init__(self, message: str, *, index: int | None = None) -> None:
+    def __init__(self, message: str, *, index: int | None = None, name: str | None = None) -> None:
         super().__init__(message)
+        self.message = message
         self.index = index
+        self.name = name
 
-    def at(self, index: int) -> Self:
-        """The same error for the input at ``index`` of a list.
+    def __str__(self) -> str:
+        name = f"input {self.index}" if self.name is None and self.index is not None else self.name
+        return self.message if name is None else f"{name}: {self.message}"
 
-        >>> print(EncodeError("the text is empty").at(3), EncodeError("x").at(3).index)
+    def at(self, index: int, name: str | None = None) -> Self:
+        """Return the same error for the input at another position, in place of the one it had.
+
+        >>> print(EncodeError("the text is empty", index=0).at(3), EncodeError("x").at(3).index)
         input 3: the text is empty 3
         """
         copy = self.copy()
-        copy.args = (f"input {index}: {self}",)
-        copy.index = index
+        copy.index, copy.name = index, name
         return copy
+
+    @classmethod
+    def of(cls, cause: ColQwen3Error, index: int, name: str | None = None) -> EncodeError:
+        """Return an error about one input, whatever kind of error said what is wrong with it.
+
+        >>> error = EncodeError.of(ConfigError("no such file"), 2)
+        >>> print(error), error.__cause__
+        input 2: no such file
+        (None, ConfigError('no such file'))
+        """
+        error = (
+            cause.at(index, name) if isinstance(cause, EncodeError) else EncodeError(str(cause), index=index, name=name)
+        )
+        error.__cause__ = cause
+        return error
 
 
 class InputTooLongError(EncodeError):
@@ -137,10 +163,13 @@ class InputTooLongError(EncodeError):
         limit: the most tokens the whole prompt may have.
         actual: the tokens it has.
         index: its position in the call's list.
+        name: how its caller knows it.
     """
 
-    def __init__(self, message: str, *, limit: int, actual: int, index: int | None = None) -> None:
-        super().__init__(message, index=index)
+    def __init__(
+        self, message: str, *, limit: int, actual: int, index: int | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(message, index=index, name=name)
         self.limit = limit
         self.actual = actual
 
@@ -184,7 +213,16 @@ class EngineResponseError(EngineError):
 
 
 class StoreError(ColQwen3Error):
-    """A store could not do what it was asked; what it held before, it still holds."""
+    """A store could not do what it was asked; what it held before, it still holds.
+
+    Args:
+        message: what went wrong, with the location.
+        absent: whether nothing is stored at the location yet, so that a store may be made there.
+    """
+
+    def __init__(self, message: str, *, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 class StoreMismatchError(StoreError):
@@ -208,10 +246,13 @@ class PageError(ColQwen3Error):
     """
 
     def __init__(self, message: str, *, source: str, page: int | None = None) -> None:
-        where = source if page is None else f"{source}, page {page}"
-        super().__init__(f"{where}: {message}")
+        super().__init__(message)
+        self.message = message
         self.source = source
         self.page = page
+
+    def __str__(self) -> str:
+        return f"{self.source if self.page is None else f'{self.source}, page {self.page}'}: {self.message}"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep keyword arguments across processes."""

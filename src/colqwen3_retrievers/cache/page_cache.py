@@ -14,7 +14,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, EngineError, PageError
+from colqwen3_retrievers.errors import ConfigError, EncodeError, EngineError, PageError
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
@@ -320,11 +320,7 @@ def result_at(future: Future[MultiVector], index: int) -> MultiVector:
     try:
         return future.result()
     except EncodeError as exc:
-        # Each page is submitted by itself, so the encoder calls every one of them "input 0": its cause does not.
-        plain = exc.__cause__ if exc.index is not None and isinstance(exc.__cause__, ColQwen3Error) else exc
-        if isinstance(plain, EncodeError):
-            raise plain.at(index) from exc
-        raise EncodeError(f"input {index}: {plain}", index=index) from exc
+        raise exc.at(index) from exc  # each page is submitted by itself: the encoder calls every one of them input 0
 
 
 CacheOrFolder = PageEmbeddingCache | str | os.PathLike[str]

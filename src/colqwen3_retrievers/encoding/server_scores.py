@@ -68,9 +68,7 @@ def server_scores(
                 raise EncodeError("a video is not scored by a server: its scoring takes no times of frames")
             items[place] = opened.renderer.document(page)
         except ColQwen3Error as exc:
-            error = exc.at(place) if isinstance(exc, EncodeError) else EncodeError(f"input {place}: {exc}", index=place)
-            error.__cause__ = exc
-            scores.broken[place] = error
+            scores.broken[place] = EncodeError.of(exc, place)
     if items:
         found = score_on_server(_client(encoder, opened), asked, list(items.values()), endpoint=endpoint)
         scores.sums.update(zip(items, found, strict=True))

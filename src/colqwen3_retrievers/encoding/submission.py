@@ -182,12 +182,10 @@ def about(index: int) -> Iterator[None]:
     """
     try:
         yield
-    except EncodeError as exc:
-        raise exc.at(index) from exc
     except MissingExtraError:
         raise  # nothing is wrong with the input
     except ColQwen3Error as exc:
-        raise EncodeError(f"input {index}: {exc}", index=index) from exc
+        raise EncodeError.of(exc, index) from exc
 
 
 def _release_later(engine: sharing.SharedEngine, generation: int) -> None:

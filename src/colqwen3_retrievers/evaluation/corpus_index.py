@@ -56,9 +56,9 @@ def is_there(place: str) -> bool:
     except (StoreUnavailableError, StoreMismatchError):
         raise
     except StoreError as exc:
-        if "no index there" in str(exc):
-            return False
-        raise
+        if not exc.absent:
+            raise
+        return False
 
 
 def compare_with_corpus(index: PageIndex, judged: JudgedSet) -> CorpusState:

@@ -157,8 +157,7 @@ def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> 
     except EncodeError as exc:
         if exc.index is None or not 0 <= exc.index < len(queries):
             raise
-        told = str(exc).removeprefix(f"input {exc.index}: ")
-        raise EncodeError(f"query {list(queries)[exc.index]!r}: {told}", index=exc.index) from exc
+        raise exc.at(exc.index, f"query {list(queries)[exc.index]!r}") from exc
 
 
 def check_depth(measures: Measures, depth: int | None) -> int:

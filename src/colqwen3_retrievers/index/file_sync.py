@@ -12,8 +12,8 @@ from colqwen3_retrievers.errors import PageError
 from colqwen3_retrievers.index.file_ledger import FileEntry, FileLedger, device_of, digest_of, looks_at
 from colqwen3_retrievers.index.page_adder import Added, Failure, PageAdder, remove_pages
 from colqwen3_retrievers.index.page_images import PageImages
-from colqwen3_retrievers.index.synced_files import MOVED, FoundFiles, NotSynced, page_ids, reason_of
-from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, caused_by
+from colqwen3_retrievers.index.synced_files import MOVED, FoundFiles, NotSynced, page_ids
+from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, caused_by, reason_of
 from colqwen3_retrievers.pages.loading import check_name, load_pages
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
@@ -129,7 +129,7 @@ class FileSync:
         """Note a page that cannot be encoded: the adder's ``failed``."""
         self._tell(error)
         reading = self._reading[page.source]
-        reading.failed.append(NotSynced(page.source, page.number, reason_of(error, page)))
+        reading.failed.append(NotSynced(page.source, page.number, reason_of(error)))
 
     def _intact(self, recipe: str) -> set[str]:
         """Sources of the listed files whose pages are all in the index, as read from the known bytes and described."""

@@ -248,13 +248,7 @@ class PageAdder:
             if exc.index is None or not 0 <= exc.index < len(pages):
                 raise
             position, page = pages[exc.index]
-            message = f"page {page.id!r}: {str(exc).removeprefix(f'input {exc.index}: ')}"
-            if isinstance(exc, InputTooLongError):
-                error: EncodeError = InputTooLongError(message, limit=exc.limit, actual=exc.actual, index=position)
-            else:
-                error = EncodeError(message, index=position)
-            error.__cause__ = exc
-            raise _BadPage(page, error) from exc
+            raise _BadPage(page, EncodeError.of(exc, position, f"page {page.id!r}")) from exc
         return {page.id: multi_vector for page, multi_vector in zip(plain, made, strict=True)}
 
     def _keep(

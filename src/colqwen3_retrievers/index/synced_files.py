@@ -13,8 +13,7 @@ from typing import Any, Final, TypeVar
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.file_ledger import FileEntry, device_of
 from colqwen3_retrievers.index.page_images import PageImages
-from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, PagePath, find_page_files
-from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, PagePath, find_page_files, reason_of
 from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
 
@@ -210,19 +209,6 @@ def page_ids(store: MultiVectorStore, source: str) -> list[str]:
     """Give the ids a store has of a file's pages; ids that a caller made up are none of them."""
     ours = re.compile(re.escape(source) + r"#page=[1-9][0-9]*")
     return [page_id for page_id in store.ids({"source": source}) if ours.fullmatch(page_id)]
-
-
-def reason_of(error: Exception, page: Page | None = None) -> str:
-    """Give an error's message without the names that stand beside it.
-
-    >>> reason_of(PageError("the page has no size", source="a.pdf", page=3))
-    'the page has no size'
-    """
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    if isinstance(error, PageError):
-        named = error.source if error.page is None else f"{error.source}, page {error.page}"
-        text = text.removeprefix(f"{named}: ")
-    return text if page is None else text.removeprefix(f"page {page.id!r}: ")
 
 
 def _listed(paths: Any) -> list[Any]:

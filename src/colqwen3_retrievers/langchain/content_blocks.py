@@ -61,7 +61,7 @@ def docs_to_content_blocks(
             picture = None if image is None else _image_block(image, name)
         except (ConfigError, PageError) as exc:
             if not text.strip():
-                raise EncodeError(f"document {position}: {exc}", index=position) from exc
+                raise EncodeError.of(exc, position, f"document {position}") from exc
             _log.warning("document %d is sent as text: %s", position, exc)
             picture = None
         if picture is not None:

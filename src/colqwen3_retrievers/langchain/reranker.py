@@ -228,10 +228,10 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
     def _refused(self, exc: EncodeError, place: int, documents: list[Document]) -> EncodeError:
         name = f"document {place}" + (f" (id {documents[place].id!r})" if documents[place].id else "")
-        message = f"{name}: {str(exc).removeprefix(f'input {place}: ')}"
+        error = exc.at(place, name)
         if self.on_error == "raise":
-            raise EncodeError(message, index=place) from exc
-        _logger.warning("%s: %s", "left out" if self.on_error == "skip" else "not scored", message)
+            raise error from exc
+        _logger.warning("%s: %s", "left out" if self.on_error == "skip" else "not scored", error)
         return exc
 
     def _ranked(

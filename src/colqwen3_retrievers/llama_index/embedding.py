@@ -303,7 +303,7 @@ def _text_pages(texts: Sequence[str]) -> list[Page]:
         raise ConfigError("texts: expected a list of texts, got a single one")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise EncodeError(f"input {position}: expected a text, got {type(text).__name__}", index=position)
+            raise EncodeError(f"expected a text, got {type(text).__name__}", index=position)
     return [Page(id=f"text {position}", text=text) for position, text in enumerate(texts)]
 
 
@@ -325,18 +325,13 @@ def _pages(items: Sequence[T], make: Callable[[int, T], Page]) -> list[Page]:
         try:
             pages.append(make(position, item))
         except (PageError, ConfigError) as exc:
-            raise EncodeError(f"input {position}: {exc}", index=position) from exc
+            raise EncodeError.of(exc, position) from exc
     return pages
 
 
 def _moved(error: EncodeError, by: int) -> EncodeError:
     """The error of a batch as one of the whole call."""
-    if error.index is None or not by:
-        return error
-    moved = error.copy()
-    moved.args = (f"input {error.index + by}: {str(error).removeprefix(f'input {error.index}: ')}",)
-    moved.index = error.index + by
-    return moved
+    return error if error.index is None else error.at(error.index + by)
 
 
 def _with_embeddings(nodes: Sequence[BaseNode], embeddings: list[list[float]]) -> Sequence[BaseNode]:

@@ -91,7 +91,7 @@ class PageNodes(TransformComponent):
                 made.append(_page_node(node, self.allow_remote) if has_image(node) else _text_node(node))
             except (PageError, ConfigError) as exc:
                 if self.on_error == "raise":
-                    raise EncodeError(f"input {position}: {exc}", index=position) from exc
+                    raise EncodeError.of(exc, position) from exc
                 _log.warning("node %r is skipped: %s", node.node_id, exc)
         return made
 

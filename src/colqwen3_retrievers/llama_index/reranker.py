@@ -279,7 +279,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         """Take a page's multi-vector, or do as ``on_error`` says with a node that has none."""
         try:
             if (broken := candidates.broken.get(position)) is not None:
-                raise EncodeError(f"input {position}: {broken}", index=position) from broken
+                raise EncodeError.of(broken, position) from broken
             if (future := candidates.pages.get(position)) is not None:
                 candidates.vectors[position] = result_at(future, position)
         except EncodeError as exc:

@@ -267,8 +267,5 @@ def _pages(nodes: Sequence[BaseNode], on_error: str, allow_remote: AllowRemote) 
             yield position, page
         except (PageError, ConfigError) as exc:
             if on_error == "raise":
-                name = f"node {node.node_id!r}: "
-                error = EncodeError(f"input {position}: {name}{str(exc).removeprefix(name)}", index=position)
-                error.__cause__ = exc
-                raise _BadNode(error) from exc
+                raise _BadNode(EncodeError.of(exc, position)) from exc
             _log.warning("node %r is skipped: %s", node.node_id, exc)

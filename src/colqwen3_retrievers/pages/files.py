@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
 from colqwen3_retrievers.pages.paths import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -221,11 +221,15 @@ def _raise(error: ColQwen3Error) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The system's words for an error, without its number and path.
+    """Return what an error says is wrong, without the number, file and page that name it.
 
     >>> reason_of(FileNotFoundError(2, "No such file or directory", "/a.pdf"))
     'No such file or directory'
+    >>> reason_of(PageError("the page has no size", source="a.pdf", page=3))
+    'the page has no size'
     """
+    if isinstance(error, PageError | EncodeError):
+        return error.message
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

@@ -150,8 +150,7 @@ def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], 
             try:
                 picture, size = _frame(image, frame, max_pixels, file.source)
             except PageError as error:
-                reason = str(error).removeprefix(f"{file.source}: ")
-                failed(caused_by(PageError(reason, source=file.source, page=number), error))
+                failed(caused_by(PageError(error.message, source=file.source, page=number), error))
                 continue
             yield Page(
                 source=file.source, number=number, image=picture, metadata=_metadata(file, image, len(frames), size)

@@ -136,7 +136,7 @@ class EmbeddedStore(EmbeddedReader):
                 if info is not None and not (self._folder / FILE_NAME).exists():
                     self._create(info, code_factor or default_code_factor(info, code_bits or 8), code_bits or 8)
             if not (self._folder / FILE_NAME).is_file():
-                raise StoreError(f"{self._folder}: no index there")
+                raise StoreError(f"{self._folder}: no index there", absent=True)
             self._catalogue = Catalogue(self._folder, read_only=read_only)
             opened.callback(self._catalogue.close)
             self._info, factor, bits = self._read_state()
@@ -313,7 +313,9 @@ def _make_room(folder: Path, info: EncoderInfo | None) -> None:
     if FIRST_SEGMENT in entries and (folder / FIRST_SEGMENT).stat().st_size:
         raise StoreError(f"{folder}: it holds token embeddings, but {FILE_NAME!r} is missing")
     if info is None:
-        raise StoreError(f"{folder}: no index there; to make one, say what encodes its pages (encoder= or info=)")
+        raise StoreError(
+            f"{folder}: no index there; to make one, say what encodes its pages (encoder= or info=)", absent=True
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -112,10 +112,11 @@ def open_collection(
     found = _read(connection, name)
     if found is None:
         if read_only:
-            raise StoreError(f"{connection.location}: no index there")
+            raise StoreError(f"{connection.location}: no index there", absent=True)
         if info is None:
             raise StoreError(
-                f"{connection.location}: no index there; to make one, say what encodes its pages (encoder= or info=)"
+                f"{connection.location}: no index there; to make one, say what encodes its pages (encoder= or info=)",
+                absent=True,
             )
         _make(connection, name, info, options)
         found = _read(connection, name)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from qdrant_client import QdrantClient, models
-from tests.unit.stores.test_where import any_filter, any_page
 
 from colqwen3_retrievers import Page
 from colqwen3_retrievers.errors import ConfigError
@@ -18,6 +17,7 @@ from colqwen3_retrievers.stores.qdrant.filters import compile_filter, filter_pay
 from colqwen3_retrievers.stores.values import Value
 from colqwen3_retrievers.stores.where import Condition, Filter, matches, parse
 from tests.contracts.qdrant_edge_engine import EdgeEngine
+from tests.unit.stores.test_where import any_filter, any_page
 
 CREATE = models.CreateCollection(vectors=vectors_config(2, pool=0, graph=0), metadata={})
 EDGES = [
