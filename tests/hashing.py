@@ -34,9 +34,9 @@ class HashingEncoder:
         made = []
         for index, page in enumerate(pages):
             if "unreadable" in page.text:
-                raise EncodeError(f"input {index}: it cannot be read", index=index)
+                raise EncodeError("it cannot be read", index=index)
             if "endless" in page.text:
-                raise InputTooLongError(f"input {index}: the text", limit=10, actual=99, index=index)
+                raise InputTooLongError("the text", limit=10, actual=99, index=index)
             made.append(self.multi_vector(page.text, page.image))
             self.encoded.append(page.id)
         return made

@@ -137,7 +137,7 @@ class _Copier:
             copies = self._source.store.get(batch, vectors=True)
             self._target.store.add(copies)
             self.counts["added"] += sum(record.page.id not in existing for record in copies)
-        updated = [existing[id] for id in changed if id in existing]
+        updated = [existing[page_id] for page_id in changed if page_id in existing]
         if self._with_images:
             self._target.remove_unused(record.image for record in updated)
         self.counts["updated"] += len(updated)

@@ -46,6 +46,11 @@ class NotSynced:
     def __str__(self) -> str:
         return f"{self.source}{'' if self.page is None else f', page {self.page}'}: {self.reason}"
 
+    @classmethod
+    def of(cls, error: PageError) -> NotSynced:
+        """Return what a page error says."""
+        return cls(error.source, error.page, error.message)
+
 
 @dataclass(frozen=True, slots=True)
 class Synced:
@@ -101,62 +106,66 @@ class _Root(NamedTuple):
     exists: bool
 
 
+@dataclass
 class FileListing:
     """The page files of one call and what became of known ones; nothing is changed and no file is opened.
 
-    Args:
-        records: of the index.
-        known: the entries of its ledger, by source.
-        paths: the files and folders of the call; patterns too when nothing is to be removed.
-        options: of the call.
-        report: called with each path and folder that cannot be used, when nothing is to be removed.
-
     Attributes:
+        known: the entries of the ledger, by source.
         files: the files to read, in order.
         gone: known files under the paths that are certainly gone.
         renamed: known files by the new name they have; a file reached by two roots has the name of the last call.
         failed: folders that cannot be listed, and known files of which it is unclear whether they are gone.
-
-    Raises:
-        PageError, ConfigError: as :meth:`PageIndex.sync`.
     """
 
-    def __init__(
-        self,
-        records: PageRecords,
-        known: Mapping[str, FileEntry],
-        paths: PagePath | Iterable[PagePath],
-        options: SyncOptions,
-        report: Callable[[PageError], None],
-    ) -> None:
-        self._records = records
-        self._options = options
-        self._report = report
-        self._unlisted: list[Path] = []
-        self._followed: set[str] = set()
-        self.known = known
-        self.files: list[PageFile] = []
-        self.gone: list[FileEntry] = []
-        self.renamed: dict[str, list[FileEntry]] = {}
-        self.failed: list[NotSynced] = []
-        if options.remove:
-            self._list_with_changes(paths)
+    records: PageRecords
+    options: SyncOptions
+    known: Mapping[str, FileEntry]
+    files: list[PageFile] = field(default_factory=list)
+    gone: list[FileEntry] = field(default_factory=list)
+    renamed: dict[str, list[FileEntry]] = field(default_factory=dict)
+    failed: list[NotSynced] = field(default_factory=list)
+    _unlisted: list[Path] = field(default_factory=list)
+    _followed: set[str] = field(default_factory=set)
+
+    def find(self, paths: PagePath | Iterable[PagePath], report: Callable[[PageError], None]) -> None:
+        """Find the files, and refuse those that would cost another file its pages.
+
+        Args:
+            paths: files and folders, and patterns where nothing is removed.
+            report: called with each path and folder that cannot be used, where nothing is removed.
+
+        Raises:
+            PageError, ConfigError: as :meth:`PageIndex.sync`.
+        """
+
+        def failed(error: PageError) -> None:
+            report(error)
+            self.failed.append(NotSynced.of(error))
+
+        if self.options.remove:
+            self._find_with_changes(paths)
         else:  # known files elsewhere may be gone or not
-            self._list(paths, self._path_failed)
-        self._check_names()
+            self._list(paths, failed)
+        for file in self.files:
+            known = self.known.get(file.source)
+            if known is not None and os.path.lexists(known.path) and self.belongs_elsewhere(known, file):
+                raise ConfigError(
+                    f"{known.path}, which is in the index, and {file.path} would both be {file.source!r}: {ONE_ROOT}"
+                )
 
     def belongs_elsewhere(self, known: FileEntry, file: PageFile) -> bool:
         """Return whether a file has the name of another one, which exists or may be on a disk not mounted now."""
-        if self._options.moved or known.path == file.path or file.source in self._followed:
+        if self.options.moved or known.path == file.path or file.source in self._followed:
             return False
-        return not _same_file(known.path, file.path) and bool(page_ids(self._records.store, file.source))
+        return not _same_file(known.path, file.path) and bool(page_ids(self.records.store, file.source))
 
     def _list(self, paths: PagePath | Iterable[PagePath], failed: Callable[[PageError], None]) -> None:
         # An index inside the folder that it indexes would take its own page images for pages, more at every call.
-        files = find_page_files(paths, root=self._options.root, on_error=failed)
-        self.files = [file for file in files if self._records.images.path(file.path.name) != file.path]
+        files = find_page_files(paths, root=self.options.root, on_error=failed)
+        self.files = [file for file in files if self.records.images.path(file.path.name) != file.path]
 
-    def _list_with_changes(self, paths: Any) -> None:
+    def _find_with_changes(self, paths: Any) -> None:
         """List files, refuse paths whose disk seems not mounted, and find known files that are gone or renamed."""
         single = isinstance(paths, str | bytes | bytearray | os.PathLike) or not isinstance(paths, Iterable)
         roots = [_root(item) for item in ([paths] if single else paths)]
@@ -164,7 +173,7 @@ class FileListing:
         listed = {file.path for file in self.files}
         folders = {root.path for root in roots}
         entries = _under(folders, self.known.values(), lambda entry: entry.path)
-        if not self._options.allow_empty:
+        if not self.options.allow_empty:
             left = _under(folders, listed, lambda path: path)
             for root in roots:
                 self._check_root(root, entries[root.path], listed, bool(left[root.path]))
@@ -178,24 +187,11 @@ class FileListing:
         self.gone = [entry for entry in gone if entry.source not in sources]
         self._followed = sources & {entry.source for entry in gone}
 
-    def _check_names(self) -> None:
-        """Refuse a file that would replace the pages of another one that exists too."""
-        for file in self.files:
-            known = self.known.get(file.source)
-            if known is not None and os.path.lexists(known.path) and self.belongs_elsewhere(known, file):
-                raise ConfigError(
-                    f"{known.path}, which is in the index, and {file.path} would both be {file.source!r}: {ONE_ROOT}"
-                )
-
-    def _path_failed(self, error: PageError) -> None:
-        self._report(error)
-        self.failed.append(NotSynced(error.source, error.page, reason_of(error)))
-
     def _folder_failed(self, error: PageError) -> None:
         if not Path(error.source).is_dir():
             raise error
         self._unlisted.append(Path(error.source))
-        self.failed.append(NotSynced(error.source, None, reason_of(error)))
+        self.failed.append(NotSynced.of(error))
 
     def _check_root(self, root: _Root, known: list[FileEntry], listed: set[Path], any_left: bool) -> None:
         """Refuse a path whose disk seems not mounted."""
@@ -233,7 +229,7 @@ class FileListing:
         except (OSError, ValueError) as exc:
             self.failed.append(NotSynced(entry.source, None, f"cannot be looked at: {reason_of(exc)}"))
             return False
-        if self._options.allow_empty:
+        if self.options.allow_empty:
             return True
         folder = next(parent for parent in entry.path.parents if os.path.lexists(parent))
         try:
@@ -261,42 +257,31 @@ class FileSync:
     """One call of :meth:`PageIndex.sync` or :meth:`PageIndex.add_files`.
 
     Args:
-        records: of the index.
-        ledger: of its files.
         listing: the files of the call.
-        encode: returns the multi-vectors of pages.
-        options: of the call.
+        ledger: of the index's files.
         report: called with each file and page that cannot be used; by raising, it ends the call.
         bar: a progress bar that counts files, or None.
     """
 
     def __init__(
-        self,
-        records: PageRecords,
-        ledger: FileLedger,
-        listing: FileListing,
-        encode: Encode,
-        options: SyncOptions,
-        report: Callable[[Failure], None],
-        bar: Any = None,
+        self, listing: FileListing, ledger: FileLedger, report: Callable[[Failure], None], bar: Any = None
     ) -> None:
-        self._records = records
-        self._ledger = ledger
         self._listing = listing
-        self._encode = encode
-        self._options = options
+        self._records = listing.records
+        self._options = listing.options
+        self._ledger = ledger
         self._report = report
         self._bar = bar
-        self._recipe = f"max_pixels={options.max_pixels}"
+        self._recipe = f"max_pixels={self._options.max_pixels}"
         self._reading: dict[str, _Reading] = {}
         self._pending: deque[_Reading] = deque()
         self._positions = self._committed = self._unchanged = self._removed = 0
         self._failed = [*listing.failed]
         self._complete: set[str] = set()  # sources whose every page is in the index
 
-    def run(self, batch_size: int) -> Synced:
+    def run(self, encode: Encode, batch_size: int) -> Synced:
         """Read what changed, store it, and remove what is gone."""
-        adder = PageAdder(self._records, self._encode, on_failure=self._page_failed, from_files=True)
+        adder = PageAdder(self._records, encode, self._page_failed, from_files=True)
         counts = adder.run(self._changed_pages(), batch_size, self)
         self._finish()
         renamed = (entry for name, old in self._listing.renamed.items() if name in self._complete for entry in old)
@@ -319,13 +304,15 @@ class FileSync:
         for file in self._listing.files:
             known = self._listing.known.get(file.source)
             if known is not None and known.recipe == self._recipe and known.path == file.path and known.digest:
-                expected += [(known, id, digest) for id, (_, digest) in zip(known.ids, known.pages, strict=True)]
+                expected += [(known, page_id, page[1]) for page_id, page in zip(known.ids, known.pages, strict=True)]
         intact = {entry.source for entry, _, _ in expected}
         for batch in batches(expected, BATCH):
-            records = {record.page.id: record for record in self._records.store.get(id for _, id, _ in batch)}
-            for entry, id, digest in batch:
-                record = records.get(id)
-                page = Page(id=id, image=entry.path if entry.as_path else b"-")  # has the kind of image the page has
+            records = {record.page.id: record for record in self._records.store.get(item[1] for item in batch)}
+            for entry, page_id, digest in batch:
+                record = records.get(page_id)
+                page = Page(
+                    id=page_id, image=entry.path if entry.as_path else b"-"
+                )  # has the kind of image the page has
                 if not (
                     record is not None
                     and record.page.sha256 == digest
@@ -377,7 +364,7 @@ class FileSync:
 
         def failed(error: PageError) -> None:
             self._report(error)
-            reading.failed.append(NotSynced(file.source, error.page, reason_of(error)))
+            reading.failed.append(NotSynced(file.source, error.page, error.message))
 
         root = file.path.parents[file.source.count("/")]
         for page in load_pages(
@@ -387,7 +374,7 @@ class FileSync:
                 reading.pages.append((page.number, page.sha256))
             except PageError as exc:
                 self._report(exc)
-                reading.failed.append(NotSynced(file.source, page.number, reason_of(exc)))
+                reading.failed.append(NotSynced(file.source, page.number, exc.message))
                 continue
             if self._options.metadata:
                 page = page.replace(metadata={**page.metadata, **self._options.metadata})
@@ -399,7 +386,7 @@ class FileSync:
 
     def _page_failed(self, page: Page, error: Failure) -> None:
         self._report(error)
-        self._reading[page.source].failed.append(NotSynced(page.source, page.number, reason_of(error)))
+        self._reading[page.source].failed.append(NotSynced(page.source, page.number, error.message))
 
     def _file_failed(self, file: PageFile, reason: str, cause: Exception | None = None) -> None:
         error = PageError(reason, source=file.source)
@@ -444,7 +431,7 @@ class FileSync:
 def page_ids(store: MultiVectorStore, source: str) -> list[str]:
     """Return the ids a store has of a file's pages; ids that a caller made up are not among them."""
     pattern = re.compile(re.escape(source) + r"#page=[1-9][0-9]*")
-    return [id for id in store.ids({"source": source}) if pattern.fullmatch(id)]
+    return [page_id for page_id in store.ids({"source": source}) if pattern.fullmatch(page_id)]
 
 
 def _is_current(entry: FileEntry) -> bool:

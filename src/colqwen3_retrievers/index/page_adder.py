@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError, require
@@ -75,6 +76,7 @@ class _BadPage(Exception):  # noqa: N818 - never leaves this module; it names th
         self.error = error
 
 
+@dataclass
 class PageAdder:
     """The pages of one call on their way into an index.
 
@@ -87,35 +89,21 @@ class PageAdder:
             file. Metadata keys other than those of files (``FILE_KEYS``) are the user's, and stay.
     """
 
-    def __init__(
-        self,
-        records: PageRecords,
-        encode: Encode,
-        *,
-        on_failure: Callable[[Page, Failure], None] | None = None,
-        from_files: bool = False,
-    ) -> None:
-        self._records = records
-        self._store = records.store
-        self._encode = encode
-        self._on_failure = on_failure
-        self._from_files = from_files
-        self._threads = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="page-images")
-        self._seen: dict[str, tuple[str, int]] = {}
-        self._added = self._updated = self._unchanged = self._skipped = 0
+    records: PageRecords
+    encode: Encode
+    on_failure: Callable[[Page, Failure], None] | None = None
+    from_files: bool = False
+    _seen: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
 
     def run(self, pages: Iterable[Page], batch_size: int, progress: Any = None) -> Added:
-        """Add all pages, and call ``progress.update(n)`` after each batch of n.
-
-        Raises:
-            ConfigError, EncodeError, PageError, StoreError: as :meth:`PageIndex.add`.
-        """
-        with self._threads:
+        """Add all pages, and call ``progress.update(n)`` after each batch of n."""
+        with ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="page-images") as threads:
             for batch in self._batches(pages, batch_size):
-                self._commit(batch)
+                self._commit(batch, threads)
                 if progress is not None:
                     progress.update(len(batch))
-        return Added(self._added, self._updated, self._unchanged, self._skipped)
+        return Added(**self._counts)
 
     def _batches(self, pages: Iterable[Page], size: int) -> Iterator[_Batch]:
         batch: _Batch = []
@@ -134,11 +122,7 @@ class PageAdder:
             yield batch
 
     def _is_new(self, page: Page, position: int) -> bool:
-        """Return whether a page can be read and did not occur before in this call.
-
-        Raises:
-            ConfigError: not a page, or an id that occurred with other content.
-        """
+        """Return whether a page can be read and did not occur before in this call."""
         if not isinstance(page, Page):
             raise ConfigError(f"pages: expected a Page at {position}, got {type(page).__name__}")
         try:
@@ -150,38 +134,38 @@ class PageAdder:
             raise ConfigError(
                 f"page {page.id!r}: given at {first} and, with another content, at {position}; one would be lost"
             )
-        self._unchanged += first != position
+        self._counts["unchanged"] += first != position
         return first == position
 
     def _skip(self, page: Page, error: Failure) -> None:
-        if self._on_failure is None:
+        if self.on_failure is None:
             raise error from error.__cause__
-        self._on_failure(page, error)
-        self._skipped += 1
+        self.on_failure(page, error)
+        self._counts["skipped"] += 1
 
-    def _commit(self, batch: _Batch) -> None:
+    def _commit(self, batch: _Batch, threads: ThreadPoolExecutor) -> None:
         while batch:
             try:
-                self._add(batch)
+                self._add(batch, threads)
                 return
             except _BadPage as bad:
                 self._skip(bad.page, bad.error)
                 batch = [(position, page) for position, page in batch if page.id != bad.page.id]
 
-    def _add(self, batch: _Batch) -> None:
+    def _add(self, batch: _Batch, threads: ThreadPoolExecutor) -> None:
         """Encode and store the pages of a batch that are not stored as they are."""
-        stored = {record.page.id: record for record in self._store.get([page.id for _, page in batch])}
-        if self._from_files:
+        stored = {record.page.id: record for record in self.records.store.get([page.id for _, page in batch])}
+        if self.from_files:
             batch = [(position, _with_user_metadata(page, stored.get(page.id))) for position, page in batch]
         changed = [(position, page) for position, page in batch if not self._is_stored(page, stored.get(page.id))]
         if changed:
             vectors = self._stored_vectors([page for _, page in changed], stored)
-            futures = {page.id: self._threads.submit(self._records.images.prepare, page) for _, page in changed}
+            futures = {page.id: threads.submit(self.records.images.prepare, page) for _, page in changed}
             try:
                 unknown = [(position, page) for position, page in changed if page.id not in vectors]
                 if unknown:
                     with _naming(unknown):
-                        encoded = self._encode([page for _, page in unknown])
+                        encoded = self.encode([page for _, page in unknown])
                     vectors |= {page.id: vector for (_, page), vector in zip(unknown, encoded, strict=True)}
                 images = {page.id: _prepared(page, futures[page.id]) for _, page in changed}
             finally:
@@ -192,35 +176,34 @@ class PageAdder:
                 for _, page in changed
             ]
             with _naming(changed):  # a store may refuse a page that has too many tokens
-                self._records.add(records, images.values(), stored.values())
+                self.records.add(records, images.values(), stored.values())
         updated = sum(page.id in stored for _, page in changed)
-        self._unchanged += len(batch) - len(changed)
-        self._updated += updated
-        self._added += len(changed) - updated
+        self._counts.update(added=len(changed) - updated, updated=updated, unchanged=len(batch) - len(changed))
 
     def _is_stored(self, page: Page, record: Record | None) -> bool:
         return (
             record is not None
             and same_content(page, record.page)
             and same_description(page, record.page)
-            and self._records.images.satisfied(page, record.image)
+            and self.records.images.satisfied(page, record.image)
         )
 
     def _stored_vectors(self, pages: list[Page], stored: dict[str, Record]) -> dict[str, MultiVector]:
         """Return multi-vectors stored for the same content, under the same id or, for files, another."""
+        store = self.records.store
         ids = {page.id: page.id for page in pages if page.id in stored and same_content(page, stored[page.id].page)}
-        if self._from_files:
+        if self.from_files:
             digests = sorted({page.sha256 for page in pages if page.id not in ids})
             twins = {
                 record.page.sha256: record.page
                 for batch in batches(digests, BATCH)
-                for record in self._store.get(self._store.ids({"sha256": {"$in": list(batch)}}))
+                for record in store.get(store.ids({"sha256": {"$in": list(batch)}}))
             }
             for page in pages:
                 twin = twins.get(page.sha256)
                 if page.id not in ids and twin is not None and same_content(page, twin):
                     ids[page.id] = twin.id
-        records = {record.page.id: record for record in self._store.get(sorted(set(ids.values())), vectors=True)}
+        records = {record.page.id: record for record in store.get(sorted(set(ids.values())), vectors=True)}
         vectors = {}
         for page in pages:
             record = records.get(ids.get(page.id, ""))

@@ -16,15 +16,7 @@ from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index import row_candidates
 from colqwen3_retrievers.index.file_ledger import open_ledger
 from colqwen3_retrievers.index.file_sync import FileListing, FileSync, Synced, SyncOptions
-from colqwen3_retrievers.index.page_adder import (
-    Added,
-    Encode,
-    Failure,
-    OnFailure,
-    PageAdder,
-    PageEncoder,
-    progress_bar,
-)
+from colqwen3_retrievers.index.page_adder import Added, Encode, Failure, OnFailure, PageAdder, PageEncoder, progress_bar
 from colqwen3_retrievers.index.page_images import ImageMode, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.index.row_candidates import MAX_ROWS, CandidateRow
@@ -34,14 +26,7 @@ from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import open_store
-from colqwen3_retrievers.stores.protocol import (
-    GroupBy,
-    MultiVectorStore,
-    Record,
-    check_addable,
-    check_ids,
-    check_info,
-)
+from colqwen3_retrievers.stores.protocol import GroupBy, MultiVectorStore, Record, check_addable, check_ids, check_info
 from colqwen3_retrievers.stores.where import Filter, Where, parse
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
@@ -199,22 +184,19 @@ class PageIndex:
     ) -> Added:
         """Encode and store pages, each in place of the one with its id.
 
-        Pages are taken ``batch_size`` at a time; each batch is stored wholly or not at all, and what is stored survives
-        a crash. A page stored with the same content and metadata is skipped, so adding the same pages again resumes
-        where an interrupted call stopped.
-
-        A page is replaced whole, with its metadata. Two folders with files of one name give pages of one id, of which
-        only the last would be left: load them with a ``root`` above both, or use :meth:`add_files`, which refuses that.
+        Each batch is stored wholly or not at all, and what is stored survives a crash. A page stored with the same
+        content and metadata is skipped, so adding the same pages again resumes an interrupted call. A page is replaced
+        whole, with its metadata. Two folders with files of one name give pages of one id, of which only the last would
+        be left: load them with a ``root`` above both, or use :meth:`add_files`, which refuses that.
 
         Args:
             pages: any iterable; it is read as it goes.
-            on_error: for pages that cannot be read or encoded: ``"raise"``; ``"skip"``, which logs a warning and
-                continues; or a function that is called with the EncodeError or PageError and, by returning, skips. An
-                error that the iterable itself raises is never skipped.
+            on_error: for pages that cannot be read or encoded: ``"raise"``; ``"skip"``, which logs a warning; or a
+                function of the EncodeError or PageError that skips by returning. Errors of the iterable always raise.
             show_progress: whether to draw a progress bar (on a terminal).
             batch_size: pages encoded and committed together, at least 1.
-            cache: a :class:`~colqwen3_retrievers.cache.page_cache.PageEmbeddingCache`, or the folder of one: known
-                contents are not encoded, and new ones are added to it.
+            cache: a :class:`~colqwen3_retrievers.cache.page_cache.PageEmbeddingCache`, or the folder of one, that is
+                read before encoding and written after.
 
         Returns:
             How many pages were new, updated, unchanged and skipped.
@@ -236,7 +218,7 @@ class PageIndex:
         total = len(pages) if isinstance(pages, Sequence) else None
         with self._encoding(batch_size, cache) as encode, progress_bar(show_progress, total, " pages") as bar:
             on_failure = None if on_error == "raise" else lambda _, error: report(error)
-            adder = PageAdder(self._records, encode, on_failure=on_failure)
+            adder = PageAdder(self._records, encode, on_failure)
             return adder.run([pages] if isinstance(pages, Page) else pages, batch_size, bar)
 
     def add_files(
@@ -261,16 +243,16 @@ class PageIndex:
 
         Args:
             paths: as in :func:`~colqwen3_retrievers.pages.loading.load_pages`, patterns too.
-            root: what sources are relative to; by default a folder itself, and a file's folder.
-            max_pixels: most pixels of a rendered page; pages read with another bound are read again.
-            password: opens encrypted PDFs.
-            metadata: keys of yours for every page, as in :meth:`sync`.
+            root: as in :meth:`sync`.
+            max_pixels: as in :meth:`sync`.
+            password: as in :meth:`sync`.
+            metadata: as in :meth:`sync`.
             on_error: as in :meth:`add`, for files too.
             moved: as in :meth:`sync`.
-            show_progress: whether to draw a progress bar (on a terminal), counting files.
-            batch_size: pages encoded and committed together, at least 1.
+            show_progress: as in :meth:`sync`.
+            batch_size: as in :meth:`add`.
             cache: as in :meth:`add`.
-            ledger: as in :meth:`sync`; a store elsewhere without ``images_dir`` has none, and then file names are not
+            ledger: as in :meth:`sync`; a store elsewhere without ``images_dir`` needs none, and then file names are not
                 remembered from call to call.
 
         Returns:
@@ -333,17 +315,15 @@ class PageIndex:
                 were moved and changed. Unchanged ones are recognised without.
             verify: hash every file, whatever its times say: for file systems with wrong change times.
             show_progress: whether to draw a progress bar (on a terminal), counting files.
-            batch_size: pages encoded and committed together, at least 1.
+            batch_size: as in :meth:`add`.
             cache: as in :meth:`add`.
-            ledger: the file that records files; by default ``files.sqlite`` in the index's folder, or else in
-                ``images_dir``.
+            ledger: its file; by default ``files.sqlite`` in the index's folder, or else in ``images_dir``.
 
         Returns:
             How many pages were added, updated, unchanged and removed, and what failed and why.
 
         Raises:
-            PageError: a path that does not exist or has no page file left, without ``allow_empty``; nothing was
-                changed.
+            PageError: a path that does not exist or has no page file left, without ``allow_empty``; nothing changed.
             ConfigError: two files that would have the same source, in this call or from an earlier one; no place for
                 the ledger; a wrong argument.
             StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
@@ -369,11 +349,12 @@ class PageIndex:
         folder = self._store.folder if isinstance(self._store, EmbeddedStore) else None
         with (
             self._encoding(batch_size, cache) as encode,
-            open_ledger(ledger, folder, self.images_dir, self.location, required=options.remove) as entries,
+            open_ledger(ledger, folder, self.images_dir, self.location, required=options.remove) as files,
         ):
-            listing = FileListing(self._records, entries.entries(), paths, options, report)
+            listing = FileListing(self._records, options, files.entries())
+            listing.find(paths, report)
             with progress_bar(show_progress, len(listing.files), " files") as bar:
-                return FileSync(self._records, entries, listing, encode, options, report, bar).run(batch_size)
+                return FileSync(listing, files, report, bar).run(encode, batch_size)
 
     @contextlib.contextmanager
     def _encoding(self, batch_size: object, cache: CacheOrFolder | None) -> Iterator[Encode]:
@@ -404,8 +385,7 @@ class PageIndex:
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
         """Delete pages, and their stored images unless another page has the same.
 
-        Their token embeddings are out of every search at once; their bytes stay in the token file until it is
-        compacted.
+        No search finds them any more; the bytes of their token embeddings stay until the store is compacted.
 
         Args:
             ids: ids of pages; unknown ids are no error.
@@ -428,7 +408,7 @@ class PageIndex:
             selected = store.ids(tree) if ids is None else check_ids(ids)
             if ids is not None and tree is not None:
                 matching = set(store.ids(tree))
-                selected = [id for id in selected if id in matching]
+                selected = [page_id for page_id in selected if page_id in matching]
             return self._records.remove(selected)
 
     def compact(self) -> int:

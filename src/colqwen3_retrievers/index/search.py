@@ -66,7 +66,7 @@ class Search:
             return ()
         between = {"$gte": page.number - self.window, "$lte": page.number + self.window}
         ids = records.store.ids({"source": page.source, "number": between})
-        pages = map(records.images.with_image, records.store.get(id for id in ids if id != page.id))
+        pages = map(records.images.with_image, records.store.get(page_id for page_id in ids if page_id != page.id))
         return tuple(sorted(pages, key=lambda other: (other.number, other.id)))
 
 

@@ -158,7 +158,7 @@ def test_a_page_that_cannot_be_encoded_is_tried_again_next_time(
     def fail(pages: list[Page]) -> object:
         for position, page in enumerate(pages):
             if page.source.startswith("2023"):
-                raise EncodeError(f"input {position}: too thin", index=position)
+                raise EncodeError("too thin", index=position)
         return made(pages)
 
     monkeypatch.setattr(encoder, "encode_pages", fail)

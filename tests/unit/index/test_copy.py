@@ -14,7 +14,7 @@ from qdrant_client import QdrantClient
 from colqwen3_retrievers import Page, PageIndex, open_store
 from colqwen3_retrievers.cli.main import main
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError, StoreUnavailableError
-from colqwen3_retrievers.index import copy as copying
+from colqwen3_retrievers.index import copy
 from colqwen3_retrievers.index.copy import Copied, copy_index
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
@@ -135,7 +135,7 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(folder: Path, tmp_path: Pa
 
 
 def test_open_stores_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "_LOOKED_AT", 32)
+    monkeypatch.setattr(copy, "BATCH", 32)
     client = QdrantClient(":memory:")
     with EmbeddedStore(tmp_path / "a", info=INFO) as one, QdrantStore("pages", info=INFO, client=client) as other:
         one.add([record(n, f"p{n}") for n in range(70)])

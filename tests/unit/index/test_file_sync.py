@@ -22,7 +22,7 @@ from PIL import Image
 from colqwen3_retrievers import MultiVector, Page, PageIndex, load_pages
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import ConfigError, InputTooLongError, PageError, StoreError
-from colqwen3_retrievers.index.file_ledger import FileLedger, digest_of, looks_of
+from colqwen3_retrievers.index.file_ledger import FileLedger, file_stamp, hash_file
 from colqwen3_retrievers.index.file_sync import Synced
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from tests.hashing import INFO, HashingEncoder, picture
@@ -129,13 +129,13 @@ def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> N
     path = tmp_path / "a.png"
     for n in range(10):
         path.write_bytes(b"before %d" % n)
-        digest, looks = digest_of(path, source="a.png")
+        digest, stamp = hash_file(path, source="a.png")
         assert time.time_ns() - path.stat().st_ctime_ns >= 20_000_000, "the clock of times may not have ticked"
         with path.open("r+b") as file:  # at once: the same inode, the same size, perhaps the same tick
             file.write(b"after. %d" % n)
-        assert looks is not None
-        assert looks_of(path.stat()) != looks
-        assert digest_of(path, source="a.png")[0] != digest
+        assert stamp is not None
+        assert file_stamp(path.stat()) != stamp
+        assert hash_file(path, source="a.png")[0] != digest
 
 
 @pytest.mark.parametrize("how", ["no change time", "ahead of the clock", "whole seconds"])
@@ -436,7 +436,7 @@ def test_a_page_that_cannot_be_encoded_is_reported_and_the_others_kept(
     def encode_pages(pages: Any) -> Any:
         for place, page in enumerate(pages):
             if page.id == "c.tif#page=2":
-                raise EncodeError(f"input {place}: too wide", index=place)
+                raise EncodeError("too wide", index=place)
         return plain(pages)
 
     encoder.encode_pages = encode_pages  # type: ignore[method-assign]
