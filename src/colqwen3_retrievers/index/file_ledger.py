@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.pages.files import reason_of
 from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
 FILE_NAME: Final = "files.sqlite"
 """The ledger in an index's folder."""
@@ -45,35 +47,16 @@ CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file as it was when its pages were last read.
+    """One file as it was when its pages were last read."""
 
-    Attributes:
-        source: ``Page.source`` of its pages.
-        path: absolute.
-        device: number of its file system.
-        stamp: size, times and inode as :func:`file_stamp` returns them, or None when they prove nothing.
-        digest: sha256 of its bytes, or None when its pages were not all read.
-        recipe: the settings its pages were read with.
-        as_path: whether its page's image is the file itself, and not an image rendered from it.
-        pages: number and ``Page.sha256`` of each page.
-
-    >>> FileEntry("a.pdf", Path("/reports/a.pdf"), 1, None, None, "", False, ((1, "ab12"),)).ids
-    ('a.pdf#page=1',)
-    """
-
-    source: str
-    path: Path
-    device: int
-    stamp: str | None
-    digest: str | None
-    recipe: str
-    as_path: bool
-    pages: tuple[tuple[int, str], ...] = ()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Ids of its pages."""
-        return tuple(f"{self.source}#page={number}" for number, _ in self.pages)
+    source: str  # of its pages
+    path: Path  # absolute
+    device: int  # number of its file system
+    stamp: str | None  # its file_stamp, or None when it proves nothing
+    digest: str | None  # sha256 of its bytes, or None when its pages were not all read
+    recipe: str  # the settings its pages were read with
+    as_path: bool  # whether its page's image is the file itself, and not rendered from it
+    pages: tuple[tuple[int, str], ...] = ()  # number and Page.sha256 of each
 
 
 class FileLedger:
@@ -105,9 +88,8 @@ class FileLedger:
             raise StoreError(f"{file}: cannot be made: {reason_of(exc)}") from exc
         with self._errors():
             # Threads take turns: one sync writes through one ledger, though not always from one thread.
-            self._connection = sqlite3.connect(
-                file or ":memory:", timeout=30, isolation_level=None, check_same_thread=False
-            )
+            target = file or ":memory:"
+            self._connection = sqlite3.connect(target, timeout=30, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -236,31 +218,31 @@ def device_of(path: Path) -> int:
     return device - 2**64 if device >= 2**63 else device
 
 
-def open_ledger(
-    file: str | os.PathLike[str] | None, folder: Path | None, images: Path | None, location: str, *, required: bool
-) -> FileLedger:
+def open_ledger(records: PageRecords, file: str | os.PathLike[str] | None, *, required: bool) -> FileLedger:
     """Open the ledger of an index.
 
     Args:
-        file: the file to use; None takes :data:`FILE_NAME` in ``folder``, or else in ``images``.
-        folder: of the index, when it is one.
-        images: the folder of its page images.
-        location: the index's folder or address.
+        records: of the index.
+        file: the file to use; None takes :data:`FILE_NAME` in the index's folder, or else in that of its images.
         required: whether it has to last; otherwise one without a file is lost when it is closed.
 
     Raises:
         ConfigError: a required one has no file.
         StoreError: as :class:`FileLedger`.
     """
+    store, location = records.store, records.store.location
+    folder = store.folder if isinstance(store, EmbeddedStore) else None
     if file is None:
-        parent = images if folder is None else folder
+        parent = records.images.folder if folder is None else folder
         if parent is None and not required:
             return FileLedger(None, location)
         if parent is None:
             raise ConfigError(f"{location}: give ledger=, a file that records what was synced, or images_dir=")
         file = parent / FILE_NAME
     path = user_path(file).absolute()
-    if folder is None:  # one name for a collection, whatever the rest of its address says
-        scheme, _, rest = location.partition("://")
-        location = f"qdrant://{rest.partition('?')[0]}" if scheme in ("qdrant", "qdrants") else location
-    return FileLedger(path, "" if path.parent == folder else location)  # an index's own ledger moves with its folder
+    if path.parent == folder:
+        return FileLedger(path, "")  # an index's own ledger moves with its folder
+    scheme, _, rest = location.partition("://")
+    if folder is None and scheme in ("qdrant", "qdrants"):  # one name for a collection, however it is reached
+        location = f"qdrant://{rest.partition('?')[0]}"
+    return FileLedger(path, location)

@@ -131,12 +131,7 @@ class FileListing:
     def find(self, paths: PagePath | Iterable[PagePath], report: Callable[[PageError], None]) -> None:
         """Find the files, and refuse those that would cost another file its pages.
 
-        Args:
-            paths: files and folders, and patterns where nothing is removed.
-            report: called with each path and folder that cannot be used, where nothing is removed.
-
-        Raises:
-            PageError, ConfigError: as :meth:`PageIndex.sync`.
+        Where nothing is removed, paths may be patterns, and those that cannot be used are reported and skipped.
         """
 
         def failed(error: PageError) -> None:
@@ -209,8 +204,7 @@ class FileListing:
             return
         if not any_left:
             raise PageError(f"no page file is left; is its disk mounted?{remedy}", source=str(root.given))
-        device = device_of(root.path)
-        if all(entry.device != device for entry in known):
+        if device_of(root.path) not in {entry.device for entry in known}:
             message = f"another disk is mounted there, without any of the known files{remedy}"
             raise PageError(message, source=str(root.given))
 
@@ -298,29 +292,29 @@ class FileSync:
             self._bar.set_postfix_str(f"{self._committed} pages")
         self._finish()
 
-    def _intact(self) -> set[str]:
-        """Return the sources of listed files whose pages are all in the index, as read from the known bytes."""
-        expected: list[tuple[FileEntry, str, str]] = []
+    def _intact(self) -> dict[str, FileEntry]:
+        """Return the known entries, by source, of listed files whose pages are all stored as read from them."""
+        intact = {}
         for file in self._listing.files:
-            known = self._listing.known.get(file.source)
-            if known is not None and known.recipe == self._recipe and known.path == file.path and known.digest:
-                expected += [(known, page_id, page[1]) for page_id, page in zip(known.ids, known.pages, strict=True)]
-        intact = {entry.source for entry, _, _ in expected}
+            entry = self._listing.known.get(file.source)
+            if entry is not None and entry.recipe == self._recipe and entry.path == file.path and entry.digest:
+                intact[file.source] = entry
+        expected = [(entry, number, digest) for entry in intact.values() for number, digest in entry.pages]
         for batch in batches(expected, BATCH):
-            records = {record.page.id: record for record in self._records.store.get(item[1] for item in batch)}
-            for entry, page_id, digest in batch:
+            ids = [f"{entry.source}#page={number}" for entry, number, _ in batch]
+            records = {record.page.id: record for record in self._records.store.get(ids)}
+            for page_id, (entry, _, digest) in zip(ids, batch, strict=True):
                 record = records.get(page_id)
-                page = Page(
-                    id=page_id, image=entry.path if entry.as_path else b"-"
-                )  # has the kind of image the page has
+                # A page with an image of the same kind: whether it is kept depends on nothing else of it.
+                page = Page(id=page_id, image=entry.path if entry.as_path else b"-")
                 if not (
                     record is not None
                     and record.page.sha256 == digest
                     and self._has_metadata(record.page)
                     and self._records.images.satisfied(page, record.image)
                 ):
-                    intact.discard(entry.source)
-        return intact
+                    intact.pop(entry.source, None)
+        return {source: entry for source, entry in intact.items() if entry.pages}
 
     def _has_metadata(self, page: Page) -> bool:
         wanted = self._options.metadata or {}
@@ -331,10 +325,9 @@ class FileSync:
         intact = self._intact()
         changed = []
         for file in self._listing.files:  # first, for files that changed may take hours
-            known = self._listing.known.get(file.source) if file.source in intact else None
-            stamp = None if known is None or self._options.verify else current_stamp(file.path)
-            if known is not None and stamp is not None and stamp == known.stamp:
-                self._file_unchanged(known)
+            entry = None if self._options.verify else intact.get(file.source)
+            if entry is not None and entry.stamp is not None and entry.stamp == current_stamp(file.path):
+                self._file_unchanged(entry)
             else:
                 changed.append(file)
         for file in changed:
@@ -349,7 +342,7 @@ class FileSync:
             if known is not None and digest != known.digest and self._listing.belongs_elsewhere(known, file):
                 reason = f"its name belongs to {known.path}, which is not there now: {_MOVED}, or {ONE_ROOT}"
                 self._file_failed(file, reason)
-            elif known is not None and file.source in intact and known.digest == digest:
+            elif known is not None and known.digest == digest and file.source in intact:
                 self._ledger.put(replace(known, stamp=stamp, device=device))
                 self._file_unchanged(known)
             else:

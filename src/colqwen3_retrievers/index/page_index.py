@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -288,32 +289,30 @@ class PageIndex:
     ) -> Synced:
         """Make the index agree with files: add what changed, remove what is gone under these paths only.
 
-        A page whose content is in the index already, under whatever name, is not encoded again, so a renamed file costs
-        no encoding. A file, page or folder that cannot be read is not gone: it is reported and its pages stay. Run an
-        interrupted sync again to resume it. Readers see each batch of pages whole.
+        Content in the index under any name is not encoded again, so a renamed file costs no encoding. A file, page or
+        folder that cannot be read is not gone: it is reported and its pages stay. Run an interrupted sync again to
+        resume it. Readers see each batch of pages whole.
 
-        A file is not even opened when its size, its times, the change time of its inode, which only the system sets,
-        and its inode number are those of the last time, and every page it had is still in the index with its image.
-        Otherwise its bytes are hashed, and its pages read only when they differ. A system that keeps no change time
-        (Windows) always hashes. Files are recorded in the ledger, a file beside the index; without it, as after
-        :meth:`add`, a sync takes over the pages of the files it finds and removes no other.
+        A file is not even opened when its size, times, inode number and change time, which only the system sets, are
+        those of the last sync, and all its pages are in the index with their images. Otherwise its bytes are hashed,
+        and its pages read only when the hash differs. A system that keeps no change time (Windows) always hashes. Files
+        are recorded in the ledger, a file beside the index; without it, as after :meth:`add`, a sync takes over the
+        pages of the files it finds and removes no other.
 
-        Metadata keys that no file gives (all but ``file_name``, ``file_type``, ``page_count``, ``width`` and
-        ``height``) are a user's own: a page that is read again keeps them, whatever the reason. They belong to its id,
-        so a file of another name starts without.
+        Metadata keys other than those of files (``file_name``, ``file_type``, ``page_count``, ``width``, ``height``)
+        are yours: a page that is read again keeps them. They belong to its id; a file of another name has none.
 
         Args:
             paths: files and folders, as in :func:`~colqwen3_retrievers.pages.loading.load_pages`; no patterns.
             root: what sources are relative to; by default a folder itself, and a file's folder.
             max_pixels: most pixels of a rendered page; pages read with another bound are read again.
             password: opens encrypted PDFs.
-            metadata: keys of yours for every page of these files, JSON values by name; a file whose pages lack one is
-                read again.
-            allow_empty: removes also what looks as if a disk were not mounted: everything under a path that no longer
+            metadata: keys of yours for every page, JSON values by name; a file whose pages lack one is read again.
+            allow_empty: remove also what looks as if a disk were not mounted: everything under a path that no longer
                 exists or has no page file left, and files of a folder now empty and on another disk.
-            moved: whether files that the index knows by the same name from another place are the ones found now: they
-                were moved and changed. Unchanged ones are recognised without.
-            verify: hash every file, whatever its times say: for file systems with wrong change times.
+            moved: take files for those that the index knows by the same name from another place: they were moved and
+                changed. Unchanged ones are recognised without.
+            verify: hash every file, for file systems with wrong change times.
             show_progress: whether to draw a progress bar (on a terminal), counting files.
             batch_size: as in :meth:`add`.
             cache: as in :meth:`add`.
@@ -346,10 +345,9 @@ class PageIndex:
         ledger: str | os.PathLike[str] | None,
         show_progress: bool,
     ) -> Synced:
-        folder = self._store.folder if isinstance(self._store, EmbeddedStore) else None
         with (
             self._encoding(batch_size, cache) as encode,
-            open_ledger(ledger, folder, self.images_dir, self.location, required=options.remove) as files,
+            open_ledger(self._records, ledger, required=options.remove) as files,
         ):
             listing = FileListing(self._records, options, files.entries())
             listing.find(paths, report)
@@ -368,19 +366,17 @@ class PageIndex:
             check_addable(store.info, cache.encoder.info, store.location)
         elif cache is not None and not isinstance(cache, str | os.PathLike):
             raise ConfigError(f"cache: expected a PageEmbeddingCache or a folder, got {type(cache).__name__}")
+        elif cache is None:
+            yield lambda pages: self.encoder.encode_pages(pages)  # the encoder is rebuilt for the first page only
+            return
         with contextlib.ExitStack() as stack:
-            open_cache: PageEmbeddingCache | None = None
 
-            def encode(pages: list[Page]) -> list[MultiVector]:
-                nonlocal open_cache
-                if cache is None:
-                    return self.encoder.encode_pages(pages)
-                if open_cache is None:  # a folder's cache needs the encoder, so it is opened for the first page
-                    encoder = None if isinstance(cache, PageEmbeddingCache) else self.encoder
-                    open_cache = stack.enter_context(opened_cache(cache, encoder))
-                return open_cache.get_or_encode(pages)
+            @functools.cache
+            def page_cache() -> PageEmbeddingCache:  # a folder's needs the encoder
+                encoder = None if isinstance(cache, PageEmbeddingCache) else self.encoder
+                return stack.enter_context(opened_cache(cache, encoder))
 
-            yield encode
+            yield lambda pages: page_cache().get_or_encode(pages)
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
         """Delete pages, and their stored images unless another page has the same.
