@@ -66,8 +66,6 @@ OnFailure = Literal["raise", "skip"] | Callable[[Failure], None]
 Encode = Callable[[list[Page]], list[MultiVector]]
 """A function that returns the multi-vectors of pages, in order."""
 
-_Batch = list[tuple[int, Page]]  # pages with their positions in the call
-
 
 class _BadPage(Exception):  # noqa: N818 - never leaves this module; it names the page of a batch that failed
     def __init__(self, page: Page, error: Failure) -> None:
@@ -93,7 +91,7 @@ class PageAdder:
     encode: Encode
     on_failure: Callable[[Page, Failure], None] | None = None
     from_files: bool = False
-    _seen: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _seen: dict[str, tuple[str, int]] = field(default_factory=dict)  # digest and position of pages by id
     _counts: Counter[str] = field(default_factory=Counter)
 
     def run(self, pages: Iterable[Page], batch_size: int, progress: Any = None) -> Added:
@@ -105,12 +103,12 @@ class PageAdder:
                     progress.update(len(batch))
         return Added(**self._counts)
 
-    def _batches(self, pages: Iterable[Page], size: int) -> Iterator[_Batch]:
-        batch: _Batch = []
+    def _batches(self, pages: Iterable[Page], size: int) -> Iterator[list[Page]]:
+        batch: list[Page] = []
         try:
             for position, page in enumerate(pages):
                 if self._is_new(page, position):
-                    batch.append((position, page))
+                    batch.append(page)
                 if len(batch) == size:
                     yield batch
                     batch = []
@@ -143,42 +141,54 @@ class PageAdder:
         self.on_failure(page, error)
         self._counts["skipped"] += 1
 
-    def _commit(self, batch: _Batch, threads: ThreadPoolExecutor) -> None:
+    def _commit(self, batch: list[Page], threads: ThreadPoolExecutor) -> None:
         while batch:
             try:
                 self._add(batch, threads)
                 return
             except _BadPage as bad:
                 self._skip(bad.page, bad.error)
-                batch = [(position, page) for position, page in batch if page.id != bad.page.id]
+                batch = [page for page in batch if page.id != bad.page.id]
 
-    def _add(self, batch: _Batch, threads: ThreadPoolExecutor) -> None:
+    def _add(self, batch: list[Page], threads: ThreadPoolExecutor) -> None:
         """Encode and store the pages of a batch that are not stored as they are."""
-        stored = {record.page.id: record for record in self.records.store.get([page.id for _, page in batch])}
+        stored = {record.page.id: record for record in self.records.store.get(page.id for page in batch)}
         if self.from_files:
-            batch = [(position, _with_user_metadata(page, stored.get(page.id))) for position, page in batch]
-        changed = [(position, page) for position, page in batch if not self._is_stored(page, stored.get(page.id))]
+            batch = [_with_user_metadata(page, stored.get(page.id)) for page in batch]
+        changed = [page for page in batch if not self._is_stored(page, stored.get(page.id))]
         if changed:
-            vectors = self._stored_vectors([page for _, page in changed], stored)
-            futures = {page.id: threads.submit(self.records.images.prepare, page) for _, page in changed}
+            vectors = self._stored_vectors(changed, stored)
+            futures = [threads.submit(self.records.images.prepare, page) for page in changed]
             try:
-                unknown = [(position, page) for position, page in changed if page.id not in vectors]
+                unknown = [page for page in changed if page.id not in vectors]
                 if unknown:
-                    with _naming(unknown):
-                        encoded = self.encode([page for _, page in unknown])
-                    vectors |= {page.id: vector for (_, page), vector in zip(unknown, encoded, strict=True)}
-                images = {page.id: _prepared(page, futures[page.id]) for _, page in changed}
+                    with self._naming(unknown):
+                        encoded = self.encode(unknown)
+                    vectors |= {page.id: vector for page, vector in zip(unknown, encoded, strict=True)}
+                images = [_prepared(page, future) for page, future in zip(changed, futures, strict=True)]
             finally:
-                for future in futures.values():
+                for future in futures:
                     future.cancel()
             records = [
-                Record(page, vectors[page.id], _reference(page, images[page.id], stored.get(page.id)))
-                for _, page in changed
+                Record(page, vectors[page.id], _reference(page, image, stored.get(page.id)))
+                for page, image in zip(changed, images, strict=True)
             ]
-            with _naming(changed):  # a store may refuse a page that has too many tokens
-                self.records.add(records, images.values(), stored.values())
-        updated = sum(page.id in stored for _, page in changed)
+            with self._naming(changed):  # a store may refuse a page that has too many tokens
+                self.records.add(records, images, stored.values())
+        updated = sum(page.id in stored for page in changed)
         self._counts.update(added=len(changed) - updated, updated=updated, unchanged=len(batch) - len(changed))
+
+    @contextlib.contextmanager
+    def _naming(self, pages: list[Page]) -> Iterator[None]:
+        """Name the page that an error's index points to."""
+        try:
+            yield
+        except EncodeError as exc:
+            if exc.index is None or not 0 <= exc.index < len(pages):
+                raise
+            page = pages[exc.index]
+            _, position = self._seen[page.id]
+            raise _BadPage(page, EncodeError.of(exc, position, f"page {page.id!r}")) from exc
 
     def _is_stored(self, page: Page, record: Record | None) -> bool:
         return (
@@ -225,18 +235,6 @@ def progress_bar(shown: bool, total: int | None, unit: str) -> Iterator[Any]:
         return
     with require("torch", "tqdm").tqdm(total=total, unit=unit, disable=None) as bar:
         yield bar
-
-
-@contextlib.contextmanager
-def _naming(batch: _Batch) -> Iterator[None]:
-    """Name the page of a batch that an error's index points to."""
-    try:
-        yield
-    except EncodeError as exc:
-        if exc.index is None or not 0 <= exc.index < len(batch):
-            raise
-        position, page = batch[exc.index]
-        raise _BadPage(page, EncodeError.of(exc, position, f"page {page.id!r}")) from exc
 
 
 def _prepared(page: Page, future: Future[KeptImage | None]) -> KeptImage | None:

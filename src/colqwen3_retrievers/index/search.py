@@ -22,14 +22,7 @@ Question = str | Query | MultiVector | Image.Image | Path | bytes
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The arguments of a search, checked before anything is encoded.
-
-    Args:
-        k: most hits, at least 1.
-        where: a filter, or None.
-        exact: whether every page must be scored.
-        group_by: ``"source"`` or None.
-        window: neighbours on each side, from 0.
+    """The arguments of :meth:`PageIndex.search`, checked before anything is encoded.
 
     Raises:
         ConfigError: an argument that cannot be used, named.
