@@ -36,7 +36,7 @@ from colqwen3_retrievers.index.file_sync import Synced
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from tests.hashing import INFO, HashingEncoder, picture, qdrant_index
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
