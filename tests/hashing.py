@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from colqwen3_retrievers import EncoderInfo, MultiVector, Page, Query
+from colqwen3_retrievers import EncoderInfo, MultiVector, Page, PageIndex, Query
 from colqwen3_retrievers.errors import EncodeError, InputTooLongError
 
 DIM, BLOCK = 32, 8
@@ -29,14 +30,17 @@ class HashingEncoder:
         self.threads = ThreadPoolExecutor(1)
         self.hold = threading.Event()
         self.hold.set()
+        self.before: Callable[[list[Page]], object] = lambda pages: None  # called with the pages about to be encoded
 
     def encode_pages(self, pages: Iterable[Page]) -> list[MultiVector]:
         made = []
+        pages = list(pages)
+        self.before(pages)
         for index, page in enumerate(pages):
             if "unreadable" in page.text:
-                raise EncodeError(f"input {index}: it cannot be read", index=index)
+                raise EncodeError("it cannot be read", index=index)
             if "endless" in page.text:
-                raise InputTooLongError(f"input {index}: the text", limit=10, actual=99, index=index)
+                raise InputTooLongError("the text", limit=10, actual=99, index=index)
             made.append(self.multi_vector(page.text, page.image))
             self.encoded.append(page.id)
         return made
@@ -72,3 +76,13 @@ class HashingEncoder:
 
 def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def qdrant_index(encoder: HashingEncoder, **options: Any) -> PageIndex:
+    """An index in a Qdrant collection in memory; skips the test where there is no client."""
+    import pytest  # this module is also used outside tests
+
+    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    from colqwen3_retrievers.stores.qdrant.store import QdrantStore
+
+    return PageIndex.open(QdrantStore("pages", client=client, info=INFO), encoder, **options)

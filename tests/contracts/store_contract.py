@@ -54,6 +54,7 @@ class StoreContract:
     def test_it_is_a_store(self, store: MultiVectorStore) -> None:
         assert isinstance(store, MultiVectorStore)
         assert (len(store), store.ids(), store.info, store.read_only) == (0, [], INFO, False)
+        assert store.is_empty()
         assert store.search([tokens(0)], 3) == [[]]
         assert store.search([], 3) == []
 
@@ -138,6 +139,25 @@ class StoreContract:
             store.delete("p2")
         assert store.delete(where={"id": {"$exists": True}}) == 6
         assert (len(store), store.search([tokens(0)], 1)) == (0, [[]])
+
+    def test_it_is_empty_until_something_is_added_and_after_all_is_deleted(
+        self, reopen: Callable[..., MultiVectorStore]
+    ) -> None:
+        store = reopen()
+        assert store.is_empty()
+        store.add([record(n, f"p{n}") for n in range(3)])
+        assert not store.is_empty() and not store.is_empty()
+        store.delete(["p0", "p1"])
+        assert not store.is_empty()
+        store.delete(["p2"])
+        assert store.is_empty()
+        store.add([record(4, "p4")])
+        store.close()
+        again = reopen()
+        assert not again.is_empty()
+        again.close()
+        with pytest.raises(StoreError, match="closed"):
+            again.is_empty()
 
     def test_search_within_a_filter(self, store: MultiVectorStore) -> None:
         store.add([record(n, f"p{n:02d}", metadata={"third": n % 3}) for n in range(30)])

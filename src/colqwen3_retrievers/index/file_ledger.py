@@ -1,8 +1,8 @@
-"""What an index knows of the files its pages came from: a small SQLite file that :meth:`PageIndex.sync` reads first.
+"""A small SQLite file that records which files an index's pages came from; :meth:`PageIndex.sync` reads it first.
 
-It says which page files belong to an index, so that a page is forgotten only when its file is known and gone, and how
-each looked when it was read, so that a file that did not change need not be opened. Losing it loses no page: the next
-sync reads every file again, encodes nothing that is in the index, and forgets nothing.
+It records which page files belong to an index, so that a page is removed only when its file is known and gone, and how
+each file looked when it was read, so that an unchanged file need not be opened. Losing it loses no page: the next sync
+reads every file again, encodes nothing that is in the index, and removes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.index.page_records import PageRecords
+from colqwen3_retrievers.pages.files import reason_of
 from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
 FILE_NAME: Final = "files.sqlite"
 """The ledger in an index's folder."""
@@ -29,10 +32,10 @@ VERSION: Final = 1
 """Of the file's format; ``PRAGMA user_version``."""
 
 _APPLICATION: Final = 0x43513346  # "CQ3F"
-_TICK_NS: Final = 20_000_000  # a system stamps changes with a clock that moves every 1 to 10 ms
+_TICK_NS: Final = 20_000_000  # systems stamp changes with a clock that advances every 1 to 10 ms
 _COARSE_NS: Final = 2_000_000_000  # FAT counts in steps of two seconds
 _COARSE_UNIT = 1_000_000_000
-_KEEPS_CHANGE_TIME = os.name == "posix"  # elsewhere st_ctime is when the file was made
+_KEEPS_CHANGE_TIME = os.name == "posix"  # elsewhere st_ctime is the time of creation
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS files (
     place TEXT NOT NULL, source TEXT NOT NULL, path BLOB NOT NULL, device INTEGER NOT NULL,
@@ -44,42 +47,23 @@ CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file as it was when its pages were last read.
+    """One file as it was when its pages were last read."""
 
-    Attributes:
-        source: ``Page.source`` of its pages.
-        path: absolute.
-        device: number of the file system it lay on.
-        looks: size, times and inode as :func:`looks_of` gives them, or None when they prove nothing.
-        digest: sha256 of its bytes, or None when its pages were not all read.
-        recipe: the settings its pages were read with.
-        as_path: whether its page's image is the file itself, and not a picture rendered from it.
-        pages: number and ``Page.sha256`` of each page.
-
-    >>> FileEntry("a.pdf", Path("/reports/a.pdf"), 1, None, None, "", False, ((1, "ab12"),)).ids
-    ('a.pdf#page=1',)
-    """
-
-    source: str
-    path: Path
-    device: int
-    looks: str | None
-    digest: str | None
-    recipe: str
-    as_path: bool
-    pages: tuple[tuple[int, str], ...] = ()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Ids of its pages."""
-        return tuple(f"{self.source}#page={number}" for number, _ in self.pages)
+    source: str  # of its pages
+    path: Path  # absolute
+    device: int  # number of its file system
+    stamp: str | None  # its file_stamp, or None when it proves nothing
+    digest: str | None  # sha256 of its bytes, or None when its pages were not all read
+    recipe: str  # the settings its pages were read with
+    as_path: bool  # whether its page's image is the file itself, and not rendered from it
+    pages: tuple[tuple[int, str], ...] = ()  # number and Page.sha256 of each
 
 
 class FileLedger:
     """The files of one index.
 
     Args:
-        file: where it is kept; made when it is new. Several indexes may share it. None keeps it in memory.
+        file: the SQLite file, made when it is new; several indexes may share it. None keeps the ledger in memory.
         place: names the index in it.
 
     Raises:
@@ -101,12 +85,11 @@ class FileLedger:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise StoreError(f"{file}: cannot be made: {exc.strerror or exc}") from exc
+            raise StoreError(f"{file}: cannot be made: {reason_of(exc)}") from exc
         with self._errors():
             # Threads take turns: one sync writes through one ledger, though not always from one thread.
-            self._connection = sqlite3.connect(
-                file or ":memory:", timeout=30, isolation_level=None, check_same_thread=False
-            )
+            target = file or ":memory:"
+            self._connection = sqlite3.connect(target, timeout=30, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -114,28 +97,30 @@ class FileLedger:
                 raise
 
     def entries(self) -> dict[str, FileEntry]:
-        """Give what is known of all files, by source."""
+        """Return the entries of all files, by source."""
         sql = "SELECT source, path, device, looks, digest, recipe, as_path, pages FROM files WHERE place = ?"
         with self._errors():
-            rows = self._connection.execute(sql, (self._place,)).fetchall()
-            found: dict[str, FileEntry] = {}
-            for source, path, device, looks, digest, recipe, as_path, pages in rows:
-                listed = tuple((int(number), str(digest_of)) for number, digest_of in json.loads(pages))
-                where = Path(os.fsdecode(path))
-                found[source] = FileEntry(source, where, device, looks, digest, recipe, bool(as_path), listed)
-        return found
+            return {
+                source: FileEntry(
+                    source, Path(os.fsdecode(path)), device, stamp, digest, recipe, bool(as_path),
+                    tuple((int(number), str(page_digest)) for number, page_digest in json.loads(pages)),
+                )
+                for source, path, device, stamp, digest, recipe, as_path, pages in self._connection.execute(
+                    sql, (self._place,)
+                )
+            }  # fmt: skip
 
     def put(self, entry: FileEntry) -> None:
-        """Keep what is known of a file, in place of what was known under its source."""
+        """Record a file, in place of the entry of the same source."""
         row = (
-            self._place, entry.source, os.fsencode(entry.path), entry.device, entry.looks, entry.digest,
+            self._place, entry.source, os.fsencode(entry.path), entry.device, entry.stamp, entry.digest,
             entry.recipe, entry.as_path, json.dumps(entry.pages),
         )  # fmt: skip
         with self._errors():
             self._connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def remove(self, source: str) -> None:
-        """Forget a file."""
+        """Remove the entry of a file."""
         with self._errors():
             self._connection.execute("DELETE FROM files WHERE place = ? AND source = ?", (self._place, source))
 
@@ -150,7 +135,7 @@ class FileLedger:
         self.close()
 
     def _prepare(self) -> None:
-        self._connection.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes is only read again
+        self._connection.execute("PRAGMA synchronous = NORMAL")  # entries lost in a power cut are only read again
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -167,34 +152,37 @@ class FileLedger:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.OperationalError as exc:
+            raise StoreError(f"{self.file}: the ledger of files cannot be read or written: {exc}") from exc
         except (sqlite3.Error, ValueError) as exc:
-            what = "cannot be read or written" if isinstance(exc, sqlite3.OperationalError) else "is damaged"
-            remedy = "" if isinstance(exc, sqlite3.OperationalError) else "; delete it, and files are read anew"
-            raise StoreError(f"{self.file}: the ledger of files {what}: {exc}{remedy}") from exc
+            raise StoreError(
+                f"{self.file}: the ledger of files is damaged: {exc}; delete it, and files are read anew"
+            ) from exc
 
 
-def looks_of(status: os.stat_result) -> str:
-    """Put what a system says of a file into one text that differs whenever the file was changed.
+def file_stamp(status: os.stat_result) -> str:
+    """Return a text that differs whenever the file was changed.
 
-    Size and modification time alone do not prove it: ``cp -p``, ``rsync -t``, ``tar`` and ``touch -d`` set the time to
-    any value. The change time of the inode is set by the system at every write and every ``utime``, and by nobody else;
-    with the inode number, which tells a file put in another's place, they do.
+    Size and modification time alone prove nothing: ``cp -p``, ``rsync -t``, ``tar`` and ``touch -d`` set the time to
+    any value. Only the system sets the change time of the inode, at every write and every ``utime``; with the inode
+    number, which exposes a file put in another's place, they prove it.
 
-    >>> looks_of(os.stat(".")) == looks_of(os.stat("."))
+    >>> file_stamp(os.stat(".")) == file_stamp(os.stat("."))
     True
     """
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
-def digest_of(path: Path, *, source: str) -> tuple[str, str | None]:
-    """Read a file and say what it holds.
+def hash_file(path: Path, *, source: str) -> tuple[str, str | None]:
+    """Hash a file's bytes.
 
-    A file that was written a moment ago may be written again without its times moving, for the system's clock of times
-    ticks slowly: such a file is read after the next tick.
+    A file written a moment ago may be written again without its times changing, for the clock of file times ticks
+    slowly: such a file is read after the next tick.
 
     Returns:
-        The sha256 of its bytes, and its :func:`looks_of`; None in place of these when they prove nothing: a system that
-        keeps no change time, one that lies ahead or counts in seconds, or a file that changed while it was read.
+        The sha256 of its bytes, and its :func:`file_stamp`; None in place of this when it proves nothing: on a system
+        that keeps no change time, for a change time that is in the future or in whole seconds, or a file that changed
+        while it was read.
 
     Raises:
         PageError: it cannot be read, or is no regular file (a pipe would block for ever).
@@ -210,51 +198,51 @@ def digest_of(path: Path, *, source: str) -> tuple[str, str | None]:
             time.sleep((_TICK_NS - age) / 1e9)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        looks = looks_of(path.stat())
+        stamp = file_stamp(path.stat())
     except (OSError, ValueError) as exc:
-        raise PageError(f"cannot be read: {getattr(exc, 'strerror', None) or exc}", source=source) from exc
-    return digest, looks if proves and looks == looks_of(before) else None
+        raise PageError(f"cannot be read: {reason_of(exc)}", source=source) from exc
+    return digest, stamp if proves and stamp == file_stamp(before) else None
 
 
-def looks_at(path: Path) -> str | None:
-    """Give a file's :func:`looks_of` now, or None when it cannot be looked at or its times prove nothing."""
+def current_stamp(path: Path) -> str | None:
+    """Return a file's :func:`file_stamp` now, or None when it is out of reach or its times prove nothing."""
     try:
-        return looks_of(path.stat()) if _KEEPS_CHANGE_TIME else None
+        return file_stamp(path.stat()) if _KEEPS_CHANGE_TIME else None
     except (OSError, ValueError):
         return None
 
 
 def device_of(path: Path) -> int:
-    """Give the number of the file system a path lies on, as a signed 64-bit number, which is what SQLite can hold."""
+    """Return the number of a path's file system as a signed 64-bit number, the widest that SQLite holds."""
     device = path.stat().st_dev
     return device - 2**64 if device >= 2**63 else device
 
 
-def open_ledger(
-    file: str | os.PathLike[str] | None, own: Path | None, images: Path | None, location: str, *, needed: bool = True
-) -> FileLedger:
+def open_ledger(records: PageRecords, file: str | os.PathLike[str] | None, *, required: bool) -> FileLedger:
     """Open the ledger of an index.
 
     Args:
-        file: as asked for; None takes :data:`FILE_NAME` in ``own``, or else in ``images``.
-        own: the index's folder, when it is one.
-        images: the folder of its page images.
-        location: the index's folder or address.
-        needed: whether it has to last; otherwise one without a place is forgotten when it is closed.
+        records: of the index.
+        file: the file to use; None takes :data:`FILE_NAME` in the index's folder, or else in that of its images.
+        required: whether it has to last; otherwise one without a file is lost when it is closed.
 
     Raises:
-        ConfigError: there is no place for one that is needed.
-        StoreError: see :class:`FileLedger`.
+        ConfigError: a required one has no file.
+        StoreError: as :class:`FileLedger`.
     """
-    folder = images if own is None else own
+    store, location = records.store, records.store.location
+    folder = store.folder if isinstance(store, EmbeddedStore) else None
     if file is None:
-        if folder is None and not needed:
+        parent = records.images.folder if folder is None else folder
+        if parent is None and not required:
             return FileLedger(None, location)
-        if folder is None:
-            raise ConfigError(f"{location}: give ledger=, a file to note in what was synced, or images_dir=")
-        file = folder / FILE_NAME
+        if parent is None:
+            raise ConfigError(f"{location}: give ledger=, a file that records what was synced, or images_dir=")
+        file = parent / FILE_NAME
     path = user_path(file).absolute()
-    if own is None:  # the same collection, however it is talked to
-        scheme, _, rest = location.partition("://")
-        location = f"qdrant://{rest.partition('?')[0]}" if scheme in ("qdrant", "qdrants") else location
-    return FileLedger(path, "" if path.parent == own else location)  # an index's own ledger moves with its folder
+    if path.parent == folder:
+        return FileLedger(path, "")  # an index's own ledger moves with its folder
+    scheme, _, rest = location.partition("://")
+    if folder is None and scheme in ("qdrant", "qdrants"):  # one name for a collection, however it is reached
+        location = f"qdrant://{rest.partition('?')[0]}"
+    return FileLedger(path, location)

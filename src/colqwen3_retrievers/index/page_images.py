@@ -1,4 +1,4 @@
-"""Page images beside an index: kept as files named by their content, or pointed to where they lie."""
+"""Page images beside an index: stored as files named by their content, or referred to by path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,17 @@ from typing import Literal
 
 from PIL import Image
 
+from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.pages.images import ImageSource, open_image
 from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.embedded.row_files import sync_folder
-from colqwen3_retrievers.stores.protocol import Record
+from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
+from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
 
 ImageMode = Literal["store", "reference", "none"]
-"""What becomes of a page's image: a copy in the index, the path of the original, or nothing."""
+"""How a page's image is kept: as a copy in the index, as the path of the original, or not at all."""
 
 _STORED = re.compile(r"[0-9a-f]{64}\.png\Z")
 _log = logging.getLogger(__name__)
@@ -31,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
-    """An image about to be kept.
+    """An image ready to be kept.
 
     Attributes:
-        reference: what the store will hold: the name of a stored file, or the absolute path of an original.
-        data: the file's bytes, or None when nothing is to be written.
+        reference: the text for the store: the name of a stored file, or the absolute path of an original.
+        data: the bytes of the file, or None when none is to be written.
     """
 
     reference: str
@@ -43,15 +45,14 @@ class KeptImage:
 
 
 class PageImages:
-    """Images of an index's pages.
+    """The images of an index's pages.
 
     A stored image is the page's upright RGB pixels as a PNG file, ``ab/ab12….png`` by the sha256 of the file: equal
-    images are one file, and a damaged file is told by its name.
+    images share one file, and a damaged file is recognised by its name.
 
     Args:
-        folder: where stored images lie; made when the first is written. None when there is no such place.
-        mode: what becomes of the images of pages added from now on. Pages whose image lies in memory are stored in
-            ``"reference"`` mode too, for there is no file to point to.
+        folder: holds stored images; made with the first one. None when there is no such folder.
+        mode: for images of pages added from now on. An image in memory is stored in ``"reference"`` mode too.
 
     Raises:
         ConfigError: an unknown mode.
@@ -71,10 +72,10 @@ class PageImages:
             raise ConfigError(f"images: expected 'store', 'reference' or 'none', got {mode!r}")
         self.folder = folder
         self.mode = mode
-        self._told = False
+        self._warned = False
 
     def prepare(self, page: Page) -> KeptImage | None:
-        """Say how a page's image will be kept and make the file's bytes; nothing is written yet.
+        """Encode a page's image as it will be kept; nothing is written yet.
 
         Returns:
             None for a page without image, and in mode ``"none"``.
@@ -90,15 +91,15 @@ class PageImages:
             return KeptImage(str(page.image_path.absolute()), None)
         if self.folder is None:
             raise ConfigError(f"page {page.id!r}: no folder for its image; give images_dir= or images='none'")
-        picture = open_image(source, name=page.id if isinstance(source, bytes) else None)
-        picture.info = {}  # colour profiles and the like belong to the original's encoding, not to these pixels
+        image = open_image(source, name=page.id if isinstance(source, bytes) else None)
+        image.info = {}  # colour profiles and the like describe the original's encoding, not these pixels
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         data = file.getvalue()
         return KeptImage(f"{hashlib.sha256(data).hexdigest()}.png", data)
 
     def satisfied(self, page: Page, reference: str | None) -> bool:
-        """Whether what is already kept for a page of the same content is what would be kept now."""
+        """Return whether the image stored for a page of the same content is kept as the mode asks."""
         if page.image_source is None or self.mode == "none":
             return True
         if reference is None:
@@ -108,41 +109,35 @@ class PageImages:
         path = self.path(reference) if _STORED.match(reference) else None
         return path is not None and path.exists()
 
-    def write(self, kept: Iterable[KeptImage | None]) -> list[str]:
-        """Write the files that are not there yet, each whole or not at all, and wait until they are on disk.
+    def write(self, images: Iterable[KeptImage | None]) -> list[str]:
+        """Write the files that are missing, each whole or not at all, and wait until they are on disk.
 
         Returns:
-            The references of the files that are new, so that they can be removed when the pages are not added.
+            The references of the files written.
 
         Raises:
-            StoreError: the disk is full, or another fault of it; what this call wrote is removed.
+            StoreError: the disk is full or fails; the files written by this call are removed.
         """
-        new: list[str] = []
+        written: list[str] = []
+        folders: set[Path] = set()
         try:
-            for image in kept:
+            for image in images:
                 path = None if image is None else self.path(image.reference)
                 if image is None or image.data is None or path is None or _has_size(path, len(image.data)):
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-                try:
-                    with partial.open("wb") as file:
-                        file.write(image.data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    partial.replace(path)
-                finally:
-                    partial.unlink(missing_ok=True)
-                new.append(image.reference)
-            for folder in {path.parent for reference in new if (path := self.path(reference))}:
+                write_atomically(path, image.data, durable=True)
+                written.append(image.reference)
+                folders.add(path.parent)
+            for folder in folders:
                 sync_folder(folder)
         except OSError as exc:
-            self.remove(new)
+            self.remove(written)
             raise StoreError(f"{self.folder}: a page image cannot be written: {exc.strerror or exc}") from exc
-        return new
+        return written
 
     def path(self, reference: str | None) -> Path | None:
-        """Give the file a reference stands for, or None when there is none or its folder is not known."""
+        """Return the file of a reference, or None when there is none or its folder is unknown."""
         if reference is None:
             return None
         if _STORED.match(reference):
@@ -150,7 +145,7 @@ class PageImages:
         return Path(reference)
 
     def remove(self, references: Iterable[str]) -> None:
-        """Remove stored files; originals are never touched, and a file that cannot be removed is left."""
+        """Remove stored files where possible; originals are never touched."""
         for reference in references:
             path = self.path(reference) if _STORED.match(reference) else None
             if path is not None:
@@ -158,28 +153,27 @@ class PageImages:
                     path.unlink()
 
     def with_image(self, record: Record) -> Page:
-        """Give a record's page with its image, to be opened when it is asked for.
+        """Return a record's page with its image, which is opened on access.
 
-        Where an image is recorded and its folder is not known, the page has none, and says so in the log once an index
-        when it is first asked for it.
+        A page whose image is recorded in an unknown folder has none; the first access logs a warning, once an index.
         """
         page, path = record.page, self.path(record.image)
         if path is not None:
             return page.replace(image=path, sha256=page.sha256)
         return page if record.image is None else _PageOutOfReach(page, self)
 
-    def tell_out_of_reach(self, page: Page) -> None:
-        """Warn, the first time, that a page's image is recorded and cannot be found."""
-        if not self._told:
-            self._told = True
+    def warn_out_of_reach(self, page: Page) -> None:
+        """Log, the first time, that a page's image is recorded in an unknown folder."""
+        if not self._warned:
+            self._warned = True
             _log.warning(
-                "page %r: its image is recorded, but the index was opened without images_dir, the folder it lies in "
+                "page %r: its image is recorded, but the index was opened without images_dir, the folder of its images "
                 "(--images-dir on the command line); no image of this index can be shown", page.id
             )  # fmt: skip
 
 
 class _PageOutOfReach(Page):
-    """A page whose image lies in a folder nobody named: it has none, and tells why when it is asked for."""
+    """A page whose image is in an unknown folder: it has none, and logs why when one is accessed."""
 
     __slots__ = ("_images",)
 
@@ -191,18 +185,25 @@ class _PageOutOfReach(Page):
 
     @property
     def image(self) -> Image.Image | None:
-        self._images.tell_out_of_reach(self)
+        self._images.warn_out_of_reach(self)
         return None
 
     @property
     def image_path(self) -> Path | None:
-        self._images.tell_out_of_reach(self)
+        self._images.warn_out_of_reach(self)
         return None
 
     @property
     def image_source(self) -> ImageSource | None:
-        self._images.tell_out_of_reach(self)
+        self._images.warn_out_of_reach(self)
         return None
+
+
+def images_folder(store: MultiVectorStore, folder: str | os.PathLike[str] | None) -> Path | None:
+    """Return the absolute folder of a store's images: the given one, or ``images`` in an index's own folder."""
+    if folder is not None:
+        return user_path(folder).absolute()
+    return store.folder / "images" if isinstance(store, EmbeddedStore) else None
 
 
 def _has_size(path: Path, size: int) -> bool:

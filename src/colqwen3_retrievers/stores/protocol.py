@@ -146,6 +146,14 @@ class MultiVectorStore(Protocol):
         """Give the image references records hold, all or only those among some: what may not be removed."""
         ...
 
+    def is_empty(self) -> bool:
+        """Return whether there are no records, without counting them.
+
+        Meant to be asked before every search. A store shared with other writers may remember that it had records, and
+        miss that another handle has deleted the last one since; a search then finds nothing.
+        """
+        ...
+
     def __len__(self) -> int:
         """Count the records."""
         ...

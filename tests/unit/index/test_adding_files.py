@@ -9,7 +9,7 @@ import pytest
 from colqwen3_retrievers import Page, PageIndex, load_pages
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index.file_sync import Synced
-from tests.hashing import INFO, HashingEncoder, picture
+from tests.hashing import HashingEncoder, picture, qdrant_index
 
 
 @pytest.fixture
@@ -91,12 +91,8 @@ def test_the_images_of_an_index_are_no_pages(index: PageIndex, years: Path, tmp_
     assert index.add_files(tmp_path) == Synced(unchanged=2)
 
 
-def test_without_a_place_for_a_ledger_files_are_added_all_the_same(tmp_path: Path, years: Path) -> None:
-    qdrant = pytest.importorskip("qdrant_client")
-    from colqwen3_retrievers.stores.qdrant.store import QdrantStore
-
-    store = QdrantStore("pages", client=qdrant.QdrantClient(":memory:"), info=INFO)
-    index = PageIndex.open(store, HashingEncoder(), images="none")
+def test_without_a_place_for_a_ledger_files_are_added_all_the_same(years: Path, encoder: HashingEncoder) -> None:
+    index = qdrant_index(encoder, images="none")
     assert index.add_files(years) == Synced(added=2)
     assert index.add_files(years) == Synced(unchanged=2)
 
@@ -151,21 +147,18 @@ def test_a_bad_file_and_a_bad_path_are_told_and_the_rest_is_added(index: PageInd
 
 
 def test_a_page_that_cannot_be_encoded_is_tried_again_next_time(
-    index: PageIndex, years: Path, encoder: HashingEncoder, monkeypatch: pytest.MonkeyPatch
+    index: PageIndex, years: Path, encoder: HashingEncoder
 ) -> None:
-    made = encoder.encode_pages
-
-    def fail(pages: list[Page]) -> object:
+    def fail(pages: list[Page]) -> None:
         for position, page in enumerate(pages):
             if page.source.startswith("2023"):
-                raise EncodeError(f"input {position}: too thin", index=position)
-        return made(pages)
+                raise EncodeError("too thin", index=position)
 
-    monkeypatch.setattr(encoder, "encode_pages", fail)
+    encoder.before = fail
     with pytest.raises(EncodeError, match="too thin"):
         index.add_files(years)
     assert index.add_files(years, on_error="skip").added == 1
-    monkeypatch.setattr(encoder, "encode_pages", made)
+    encoder.before = len
     assert index.add_files(years) == Synced(added=1, unchanged=1)
 
 

@@ -14,11 +14,12 @@ from qdrant_client import QdrantClient
 from colqwen3_retrievers import Page, PageIndex, open_store
 from colqwen3_retrievers.cli.main import main
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError, StoreUnavailableError
-from colqwen3_retrievers.index import copy as copying
+from colqwen3_retrievers.index import copy
 from colqwen3_retrievers.index.copy import Copied, copy_index
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
 from colqwen3_retrievers.stores.qdrant.store import QdrantStore
+from tests import hashing
 from tests.contracts.store_contract import INFO, record, tokens
 from tests.hashing import HashingEncoder
 
@@ -28,11 +29,10 @@ def picture(n: int) -> Image.Image:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, encoder: HashingEncoder) -> Path:
     """An index of pages with pictures, of texts, and of one page that points at its original."""
     original = tmp_path / "original.png"
     picture(9).save(original)
-    encoder = HashingEncoder()
     with PageIndex.open(tmp_path / "index", encoder) as index:
         index.add(Page(source="a.pdf", number=n + 1, image=picture(n), metadata={"n": n}) for n in range(5))
         index.add(
@@ -41,7 +41,6 @@ def folder(tmp_path: Path) -> Path:
         )
     with PageIndex.open(tmp_path / "index", encoder, images="reference") as index:
         index.add(Page(source="original.png", image=original))
-    encoder.threads.shutdown()
     return tmp_path / "index"
 
 
@@ -79,10 +78,9 @@ def test_to_qdrant_and_back_is_the_same_byte_for_byte(folder: Path, tmp_path: Pa
         assert [r.page.image and r.page.image.size for r in shown] == [(18, 16), (25, 16)]
 
 
-def test_copying_again_sends_only_what_changed(folder: Path, tmp_path: Path) -> None:
+def test_copying_again_sends_only_what_changed(folder: Path, tmp_path: Path, encoder: HashingEncoder) -> None:
     copy_index(folder, tmp_path / "there")
     assert copy_index(folder, tmp_path / "there") == Copied(unchanged=10)
-    encoder = HashingEncoder()
     with PageIndex.open(folder, encoder) as index:
         index.add(Page(source="a.pdf", number=1, image=picture(7), metadata={"n": 0}))
         index.add(Page(source="a.pdf", number=2, image=picture(1), metadata={"n": True}))  # True == 1, and is not 1
@@ -96,19 +94,16 @@ def test_copying_again_sends_only_what_changed(folder: Path, tmp_path: Path) -> 
         other.delete(["own"])
         assert contents(one) == contents(other)
     assert files(tmp_path / "there") == files(folder) != before  # and the picture nobody has any more is gone
-    encoder.threads.shutdown()
 
 
-def test_a_picture_kept_elsewhere_is_a_change(folder: Path, tmp_path: Path) -> None:
+def test_a_picture_kept_elsewhere_is_a_change(folder: Path, tmp_path: Path, encoder: HashingEncoder) -> None:
     copy_index(folder, tmp_path / "there")
-    encoder = HashingEncoder()
     with PageIndex.open(folder, encoder) as index:  # pointed to until now, stored from now on
         assert index.add(Page(source="original.png", image=tmp_path / "original.png")).updated == 1
     assert copy_index(folder, tmp_path / "there") == Copied(updated=1, unchanged=9, images=1)
     (tmp_path / "original.png").unlink()
     with PageIndex.open(tmp_path / "there", read_only=True) as copy:
         assert copy.get(["original.png#page=1"])[0].page.image is not None
-    encoder.threads.shutdown()
 
 
 class Breaking(EmbeddedStore):
@@ -124,7 +119,7 @@ class Breaking(EmbeddedStore):
 
 
 def test_an_interrupted_copy_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
-    with Breaking(tmp_path / "there", info=HashingEncoder().info) as there:
+    with Breaking(tmp_path / "there", info=hashing.INFO) as there:
         with pytest.raises(StoreUnavailableError):
             copy_index(folder, there, batch_size=2)
         assert len(there) == 4
@@ -135,7 +130,7 @@ def test_an_interrupted_copy_goes_on_where_it_stopped(folder: Path, tmp_path: Pa
 
 
 def test_open_stores_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copying, "_LOOKED_AT", 32)
+    monkeypatch.setattr(copy, "BATCH", 32)
     client = QdrantClient(":memory:")
     with EmbeddedStore(tmp_path / "a", info=INFO) as one, QdrantStore("pages", info=INFO, client=client) as other:
         one.add([record(n, f"p{n}") for n in range(70)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -21,13 +22,21 @@ from PIL import Image
 
 from colqwen3_retrievers import MultiVector, Page, PageIndex, load_pages
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
-from colqwen3_retrievers.errors import ConfigError, InputTooLongError, PageError, StoreError
-from colqwen3_retrievers.index.file_ledger import FileLedger, digest_of, looks_of
+from colqwen3_retrievers.errors import (
+    ConfigError,
+    EncodeError,
+    EngineError,
+    InputTooLongError,
+    PageError,
+    StoreError,
+    StoreMismatchError,
+)
+from colqwen3_retrievers.index.file_ledger import FileLedger, file_stamp, hash_file
 from colqwen3_retrievers.index.file_sync import Synced
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
-from tests.hashing import INFO, HashingEncoder, picture
+from tests.hashing import INFO, HashingEncoder, picture, qdrant_index
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -38,6 +47,14 @@ def reports(tmp_path: Path) -> Path:
     draw(folder / "2024" / "b.png", 2)
     stack(folder / "c.tif", 3, 4, 5)
     return folder
+
+
+@pytest.fixture
+def synced(index: PageIndex, reports: Path, encoder: HashingEncoder) -> PageIndex:
+    """The index after a sync of the reports, which the encoder has forgotten."""
+    assert index.sync(reports) == Synced(added=5)
+    encoder.encoded.clear()
+    return index
 
 
 ALL = ["2024/b.png#page=1", "a.png#page=1", "c.tif#page=1", "c.tif#page=2", "c.tif#page=3"]
@@ -98,19 +115,16 @@ def test_a_file_that_did_not_change_is_not_even_opened(
     assert index.search(Path(reports / "2024" / "b.png"), k=1)[0].page.id == "2024/b.png#page=1"
 
 
-def test_only_what_changed_is_encoded(index: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
+def test_only_what_changed_is_encoded(synced: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
     draw(reports / "a.png", 11)
     draw(reports / "new.png", 12)
     stack(reports / "c.tif", 3, 14, 5)
-    assert index.sync(reports) == Synced(added=1, updated=2, unchanged=3)
+    assert synced.sync(reports) == Synced(added=1, updated=2, unchanged=3)
     assert encoder.encoded == ["a.png#page=1", "c.tif#page=2", "new.png#page=1"]
-    assert index.search(picture(14), k=1)[0].page.id == "c.tif#page=2"
+    assert synced.search(picture(14), k=1)[0].page.id == "c.tif#page=2"
 
 
-def test_times_that_lie_are_seen_through(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
+def test_times_that_lie_are_seen_through(synced: PageIndex, reports: Path) -> None:
     before = (reports / "a.png").stat()
     data = bytearray((reports / "a.png").read_bytes())
     draw(reports / "a.png", 11)
@@ -118,24 +132,24 @@ def test_times_that_lie_are_seen_through(index: PageIndex, reports: Path) -> Non
     after = (reports / "a.png").stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert data != (reports / "a.png").read_bytes()
-    assert index.sync(reports) == Synced(updated=1, unchanged=4)
+    assert synced.sync(reports) == Synced(updated=1, unchanged=4)
     draw(reports / "other.png", 13)  # another file put in its place, of the same size and time
     os.utime(reports / "other.png", ns=(before.st_atime_ns, before.st_mtime_ns))
     (reports / "other.png").replace(reports / "a.png")
-    assert index.sync(reports) == Synced(updated=1, unchanged=4)
+    assert synced.sync(reports) == Synced(updated=1, unchanged=4)
 
 
 def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     for n in range(10):
         path.write_bytes(b"before %d" % n)
-        digest, looks = digest_of(path, source="a.png")
+        digest, stamp = hash_file(path, source="a.png")
         assert time.time_ns() - path.stat().st_ctime_ns >= 20_000_000, "the clock of times may not have ticked"
         with path.open("r+b") as file:  # at once: the same inode, the same size, perhaps the same tick
             file.write(b"after. %d" % n)
-        assert looks is not None
-        assert looks_of(path.stat()) != looks
-        assert digest_of(path, source="a.png")[0] != digest
+        assert stamp is not None
+        assert file_stamp(path.stat()) != stamp
+        assert hash_file(path, source="a.png")[0] != digest
 
 
 @pytest.mark.parametrize("how", ["no change time", "ahead of the clock", "whole seconds"])
@@ -158,53 +172,42 @@ def test_times_that_prove_nothing_are_not_trusted(
 
 
 def test_a_touched_file_is_hashed_once_and_not_encoded(
-    index: PageIndex, reports: Path, encoder: HashingEncoder, opened: list[str]
+    synced: PageIndex, reports: Path, encoder: HashingEncoder, opened: list[str]
 ) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
     os.utime(reports / "c.tif", (1, 1))
     pages_among(opened)
-    assert index.sync(reports) == Synced(unchanged=5)
+    assert synced.sync(reports) == Synced(unchanged=5)
     assert pages_among(opened) == ["c.tif"]
-    assert index.sync(reports) == Synced(unchanged=5)
+    assert synced.sync(reports) == Synced(unchanged=5)
     assert pages_among(opened) == []
     assert encoder.encoded == []
 
 
-def test_verify_opens_every_file(index: PageIndex, reports: Path, opened: list[str]) -> None:
-    index.sync(reports)
-    pages_among(opened)
-    assert index.sync(reports, verify=True) == Synced(unchanged=5)
+def test_verify_opens_every_file(synced: PageIndex, reports: Path, opened: list[str]) -> None:
+    assert synced.sync(reports, verify=True) == Synced(unchanged=5)
     assert pages_among(opened) == ["a.png", "b.png", "c.tif"]
 
 
-def test_a_renamed_file_is_not_encoded_again(index: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
+def test_a_renamed_file_is_not_encoded_again(synced: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
     (reports / "c.tif").rename(reports / "2024" / "d.tif")
-    assert index.sync(reports) == Synced(added=3, unchanged=2, removed=3)
+    assert synced.sync(reports) == Synced(added=3, unchanged=2, removed=3)
     assert encoder.encoded == []
-    assert index.search(picture(4), k=1)[0].page.id == "2024/d.tif#page=2"
-    assert index.get(["2024/d.tif#page=2"])[0].page.image.tobytes() == picture(4).tobytes()
+    assert synced.search(picture(4), k=1)[0].page.id == "2024/d.tif#page=2"
+    assert synced.get(["2024/d.tif#page=2"])[0].page.image.tobytes() == picture(4).tobytes()
 
 
-def test_a_shorter_file_loses_its_last_pages(index: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
-    index.sync(reports)
-    index.add(Page(id="c.tif#table=1", source="c.tif", number=9, text="made by a caller"))
+def test_a_shorter_file_loses_its_last_pages(synced: PageIndex, reports: Path, encoder: HashingEncoder) -> None:
+    synced.add(Page(id="c.tif#table=1", source="c.tif", number=9, text="made by a caller"))
     encoder.encoded.clear()
     stack(reports / "c.tif", 3, 4)
-    assert index.sync(reports) == Synced(updated=2, unchanged=2, removed=1)  # their metadata tells the page count
+    assert synced.sync(reports) == Synced(updated=2, unchanged=2, removed=1)  # their metadata tells the page count
     assert encoder.encoded == []
-    assert "c.tif#page=3" not in index
-    assert "c.tif#table=1" in index
+    assert "c.tif#page=3" not in synced
+    assert "c.tif#table=1" in synced
 
 
-def test_another_bound_of_pixels_reads_anew(index: PageIndex, reports: Path, opened: list[str]) -> None:
-    index.sync(reports)
-    pages_among(opened)
-    made = index.sync(
-        reports, max_pixels=200
-    )  # a picture of its own goes to the encoder as it is, a TIFF's page does not
+def test_another_bound_of_pixels_reads_anew(synced: PageIndex, reports: Path, opened: list[str]) -> None:
+    made = synced.sync(reports, max_pixels=200)  # for a TIFF's pages; other pictures go to the encoder as they are
     assert made == Synced(updated=3, unchanged=2)
     assert pages_among(opened) == ["a.png", "b.png", "c.tif"]
 
@@ -253,9 +256,8 @@ def test_a_file_that_changes_while_it_is_read_and_back_again(
 
 
 def test_pages_of_many_files_are_encoded_together(tmp_path: Path, index: PageIndex, encoder: HashingEncoder) -> None:
-    sizes = []
-    plain = encoder.encode_pages
-    encoder.encode_pages = lambda pages: (sizes.append(len(pages)), plain(pages))[1]  # type: ignore[method-assign]
+    sizes: list[int] = []
+    encoder.before = lambda pages: sizes.append(len(pages))
     for seed in range(20):
         draw(tmp_path / "scans" / f"{seed:02}.png", seed)
     assert index.sync(tmp_path / "scans", batch_size=8) == Synced(added=20)
@@ -278,12 +280,11 @@ def test_what_is_gone_is_forgotten_under_these_paths_only(index: PageIndex, repo
     assert {"by-hand.pdf#page=1", "a.png#page=1"} <= set(index.ids())
 
 
-def test_the_images_of_what_is_gone_go_too(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
-    images = Path(index.location) / "images"
+def test_the_images_of_what_is_gone_go_too(synced: PageIndex, reports: Path) -> None:
+    images = Path(synced.location) / "images"
     assert len(list(images.rglob("*.png"))) == 5
     (reports / "c.tif").unlink()
-    index.sync(reports)
+    synced.sync(reports)
     assert len(list(images.rglob("*.png"))) == 2
 
 
@@ -299,12 +300,11 @@ def test_pages_added_before_are_taken_over_and_not_encoded(
     assert index.sync(reports) == Synced(unchanged=3, removed=1)
 
 
-def test_a_file_that_became_a_folder_is_gone(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
+def test_a_file_that_became_a_folder_is_gone(synced: PageIndex, reports: Path) -> None:
     (reports / "a.png").unlink()
     draw(reports / "a.png" / "inside.png", 60)
-    assert index.sync(reports) == Synced(added=1, unchanged=4, removed=1)
-    assert "a.png/inside.png#page=1" in index
+    assert synced.sync(reports) == Synced(added=1, unchanged=4, removed=1)
+    assert "a.png/inside.png#page=1" in synced
 
 
 @pytest.mark.parametrize("allow_empty", [False, True])
@@ -344,31 +344,29 @@ def other_disk(index: PageIndex) -> None:
         ledger.execute("UPDATE files SET device = device + 1")
 
 
-def test_an_empty_subfolder_counts_as_gone_unless_it_was_a_disk(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
+def test_an_empty_subfolder_counts_as_gone_unless_it_was_a_disk(synced: PageIndex, reports: Path) -> None:
     (reports / "2024" / "b.png").unlink()
-    assert index.sync(reports) == Synced(unchanged=4, removed=1)
+    assert synced.sync(reports) == Synced(unchanged=4, removed=1)
     draw(reports / "2024" / "b.png", 2)
-    index.sync(reports)
-    other_disk(index)
+    synced.sync(reports)
+    other_disk(synced)
     (reports / "2024" / "b.png").unlink()
-    made = index.sync(reports)
+    made = synced.sync(reports)
     assert (made.unchanged, made.removed) == (4, 0)
     assert [(item.source, item.page) for item in made.failed] == [("2024/b.png", None)]
     assert "disk" in made.failed[0].reason
-    assert "2024/b.png#page=1" in index
-    assert index.sync(reports, allow_empty=True) == Synced(unchanged=4, removed=1)
+    assert "2024/b.png#page=1" in synced
+    assert synced.sync(reports, allow_empty=True) == Synced(unchanged=4, removed=1)
 
 
-def test_another_disk_in_a_roots_place_is_refused(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
-    other_disk(index)
+def test_another_disk_in_a_roots_place_is_refused(synced: PageIndex, reports: Path) -> None:
+    other_disk(synced)
     shutil.rmtree(reports)
     draw(reports / "holiday.png", 50)
     with pytest.raises(PageError, match="another disk"):
-        index.sync(reports)
-    assert len(index) == 5
-    assert index.sync(reports, allow_empty=True) == Synced(added=1, removed=5)
+        synced.sync(reports)
+    assert len(synced) == 5
+    assert synced.sync(reports, allow_empty=True) == Synced(added=1, removed=5)
 
 
 def test_one_file_as_a_root(index: PageIndex, reports: Path) -> None:
@@ -383,20 +381,19 @@ def test_one_file_as_a_root(index: PageIndex, reports: Path) -> None:
 # -- what cannot be read -----------------------------------------------------------------------------------------------
 
 
-def test_an_unreadable_file_is_not_gone(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
+def test_an_unreadable_file_is_not_gone(synced: PageIndex, reports: Path) -> None:
     (reports / "a.png").write_bytes(b"torn")
     (reports / "c.tif").write_bytes(b"")
     for _ in range(2):  # reported as long as it is so
-        made = index.sync(reports)
+        made = synced.sync(reports)
         assert (made.added, made.updated, made.unchanged, made.removed) == (0, 0, 1, 0)
         assert [(item.source, item.page) for item in made.failed] == [("a.png", None), ("c.tif", None)]
         assert "empty" in made.failed[1].reason
-        assert index.ids() == ALL
-    assert index.search(picture(1), k=1)[0].page.id == "a.png#page=1"
+        assert synced.ids() == ALL
+    assert synced.search(picture(1), k=1)[0].page.id == "a.png#page=1"
     draw(reports / "a.png", 1)
     stack(reports / "c.tif", 3, 4, 5)
-    assert index.sync(reports) == Synced(unchanged=5)
+    assert synced.sync(reports) == Synced(unchanged=5)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -408,9 +405,8 @@ def test_a_pipe_does_not_block(index: PageIndex, reports: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_keeps_its_pages(
-    index: PageIndex, reports: Path, monkeypatch: pytest.MonkeyPatch
+    synced: PageIndex, reports: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index.sync(reports)
     scandir = os.scandir
 
     def refusing(path: Any) -> Any:
@@ -420,53 +416,41 @@ def test_a_folder_that_cannot_be_listed_keeps_its_pages(
 
     (reports / "2024" / "b.png").unlink()  # which nobody can know for sure
     monkeypatch.setattr("colqwen3_retrievers.pages.files.os.scandir", refusing)
-    made = index.sync(reports)
+    made = synced.sync(reports)
     assert (made.unchanged, made.removed) == (4, 0)
     assert [item.source for item in made.failed] == [str(reports / "2024")]
-    assert index.ids() == ALL
+    assert synced.ids() == ALL
 
 
 def test_a_page_that_cannot_be_encoded_is_reported_and_the_others_kept(
     index: PageIndex, reports: Path, encoder: HashingEncoder
 ) -> None:
-    from colqwen3_retrievers.errors import EncodeError
-
-    plain = encoder.encode_pages
-
-    def encode_pages(pages: Any) -> Any:
+    def refuse(pages: list[Page]) -> None:
         for place, page in enumerate(pages):
             if page.id == "c.tif#page=2":
-                raise EncodeError(f"input {place}: too wide", index=place)
-        return plain(pages)
+                raise EncodeError("too wide", index=place)
 
-    encoder.encode_pages = encode_pages  # type: ignore[method-assign]
+    encoder.before = refuse
     made = index.sync(reports)
     assert made.added == 4
     assert [(item.source, item.page, item.reason) for item in made.failed] == [("c.tif", 2, "too wide")]
     assert index.ids() == [page for page in ALL if page != "c.tif#page=2"]
-    encoder.encode_pages = plain  # type: ignore[method-assign]
+    encoder.before = len
     assert index.sync(reports) == Synced(added=1, unchanged=4)
 
 
 def test_a_fault_that_is_no_files_ends_the_sync_and_the_next_goes_on(
     index: PageIndex, reports: Path, encoder: HashingEncoder
 ) -> None:
-    from colqwen3_retrievers.errors import EngineError
-
-    plain = encoder.encode_pages
-    left = [1]
-
-    def encode_pages(pages: Any) -> Any:
-        if not left:
+    def fail_the_second_time(_: list[Page]) -> None:
+        if encoder.encoded:
             raise EngineError("out of memory")
-        left.pop()
-        return plain(pages)
 
-    encoder.encode_pages = encode_pages  # type: ignore[method-assign]
+    encoder.before = fail_the_second_time
     with pytest.raises(EngineError):
         index.sync(reports, batch_size=2)
     assert len(index) == 2
-    encoder.encode_pages = plain  # type: ignore[method-assign]
+    encoder.before = len
     encoder.encoded.clear()
     assert index.sync(reports) == Synced(added=3, unchanged=2)
     assert len(encoder.encoded) == 3
@@ -508,18 +492,16 @@ def test_two_roots_with_the_same_names_are_refused(index: PageIndex, reports: Pa
 
 
 def test_a_file_reached_by_two_roots_has_the_name_of_the_last(
-    index: PageIndex, reports: Path, encoder: HashingEncoder
+    synced: PageIndex, reports: Path, encoder: HashingEncoder
 ) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
-    assert index.sync(reports / "2024") == Synced(added=1, removed=1)
-    assert index.ids() == ["a.png#page=1", "b.png#page=1", *ALL[2:]]
-    assert index.sync(reports) == Synced(added=1, unchanged=4, removed=1)
-    assert index.ids() == ALL and encoder.encoded == []
+    assert synced.sync(reports / "2024") == Synced(added=1, removed=1)
+    assert synced.ids() == ["a.png#page=1", "b.png#page=1", *ALL[2:]]
+    assert synced.sync(reports) == Synced(added=1, unchanged=4, removed=1)
+    assert synced.ids() == ALL and encoder.encoded == []
     (reports / "2024" / "b.png").write_bytes(b"torn")
-    made = index.sync(reports / "2024")
+    made = synced.sync(reports / "2024")
     assert (made.added, made.removed, len(made.failed)) == (0, 0, 1)
-    assert index.ids() == ALL  # what cannot be read keeps its name
+    assert synced.ids() == ALL  # what cannot be read keeps its name
 
 
 def test_many_files_named_one_by_one_are_looked_up_at_once(index: PageIndex, tmp_path: Path) -> None:
@@ -548,9 +530,6 @@ def test_a_path_that_cannot_be_looked_at_is_named(index: PageIndex) -> None:
 
 
 def test_a_page_that_the_store_cannot_take_is_reported_and_the_others_kept(tmp_path: Path, reports: Path) -> None:
-    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    from colqwen3_retrievers.stores.qdrant.store import QdrantStore
-
     class Dense(HashingEncoder):
         def multi_vector(self, text: str, image: Any) -> Any:
             made = super().multi_vector(text, image)
@@ -559,7 +538,7 @@ def test_a_page_that_the_store_cannot_take_is_reported_and_the_others_kept(tmp_p
             return made
 
     encoder = Dense()
-    index = PageIndex.open(QdrantStore("pages", client=client, info=INFO), encoder, images_dir=tmp_path / "images")
+    index = qdrant_index(encoder, images_dir=tmp_path / "images")
     made = index.sync(reports)
     assert made.added == 4 and index.ids() == [page for page in ALL if page != "c.tif#page=2"]
     assert [(item.source, item.page) for item in made.failed] == [("c.tif", 2)]
@@ -584,19 +563,17 @@ def test_a_collection_by_another_spelling_of_its_address_has_the_same_ledger(
             assert index.sync(reports) == Synced(unchanged=4, removed=1)
 
 
-def test_a_moved_folder_is_followed(index: PageIndex, reports: Path, tmp_path: Path, encoder: HashingEncoder) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
+def test_a_moved_folder_is_followed(synced: PageIndex, reports: Path, tmp_path: Path, encoder: HashingEncoder) -> None:
     moved = reports.rename(tmp_path / "moved")
     draw(moved / "a.png", 21)
-    made = index.sync(moved)
+    made = synced.sync(moved)
     assert (made.added, made.updated, made.unchanged, made.removed) == (0, 0, 4, 0)
     assert [item.source for item in made.failed] == ["a.png"]  # it may be another one: the old may lie on a lost disk
-    assert index.delete(where={"source": "a.png"}) == 1
-    assert index.sync(moved) == Synced(added=1, unchanged=4)
+    assert synced.delete(where={"source": "a.png"}) == 1
+    assert synced.sync(moved) == Synced(added=1, unchanged=4)
     assert encoder.encoded == ["a.png#page=1"]
     (moved / "2024" / "b.png").unlink()
-    assert index.sync(moved) == Synced(unchanged=4, removed=1)
+    assert synced.sync(moved) == Synced(unchanged=4, removed=1)
 
 
 def test_a_name_may_pass_from_one_root_to_another_of_the_same_call(
@@ -610,13 +587,12 @@ def test_a_name_may_pass_from_one_root_to_another_of_the_same_call(
     assert index.search(picture(31), k=1)[0].page.id == "a.png#page=1"
 
 
-def test_a_root_by_a_link_is_the_same_root(index: PageIndex, reports: Path, tmp_path: Path) -> None:
-    index.sync(reports)
+def test_a_root_by_a_link_is_the_same_root(synced: PageIndex, reports: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(reports, target_is_directory=True)
-    assert index.sync(tmp_path / "link") == Synced(unchanged=5)
+    assert synced.sync(tmp_path / "link") == Synced(unchanged=5)
     (reports / "a.png").unlink()
-    assert index.sync(reports) == Synced(unchanged=4)  # known by the other path now
-    assert index.sync(tmp_path / "link") == Synced(unchanged=4, removed=1)
+    assert synced.sync(reports) == Synced(unchanged=4)  # known by the other path now
+    assert synced.sync(tmp_path / "link") == Synced(unchanged=4, removed=1)
 
 
 @pytest.mark.parametrize("wrong", [3, None, "https://host/a.pdf", "", [b"a"]])
@@ -642,14 +618,13 @@ def test_patterns_and_bad_arguments_are_refused(index: PageIndex, reports: Path)
 # -- the index and its ledger ------------------------------------------------------------------------------------------
 
 
-def test_what_the_index_lost_is_brought_back(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
-    index.delete(["c.tif#page=2"])
-    index.add(Page(source="a.png", text="overwritten by hand"))
-    assert index.sync(reports) == Synced(added=1, updated=1, unchanged=3)
-    (image,) = (Path(index.location) / "images").rglob(index.store.get(["a.png#page=1"])[0].image)
+def test_what_the_index_lost_is_brought_back(synced: PageIndex, reports: Path) -> None:
+    synced.delete(["c.tif#page=2"])
+    synced.add(Page(source="a.png", text="overwritten by hand"))
+    assert synced.sync(reports) == Synced(added=1, updated=1, unchanged=3)
+    (image,) = (Path(synced.location) / "images").rglob(synced.store.get(["a.png#page=1"])[0].image)
     image.unlink()
-    index.sync(reports)
+    synced.sync(reports)
     assert image.exists()
 
 
@@ -660,22 +635,19 @@ def test_an_index_inside_the_folder_it_indexes(tmp_path: Path, encoder: HashingE
 
 
 def test_without_its_ledger_nothing_is_encoded_or_forgotten(
-    index: PageIndex, reports: Path, encoder: HashingEncoder
+    synced: PageIndex, reports: Path, encoder: HashingEncoder
 ) -> None:
-    index.sync(reports)
-    encoder.encoded.clear()
-    ledger = Path(index.location) / "files.sqlite"
+    ledger = Path(synced.location) / "files.sqlite"
     ledger.unlink()
     (reports / "a.png").unlink()
-    assert index.sync(reports) == Synced(unchanged=4)
+    assert synced.sync(reports) == Synced(unchanged=4)
     assert encoder.encoded == []
-    assert index.ids() == ALL
+    assert synced.ids() == ALL
 
 
 @pytest.mark.parametrize("what", ["damaged", "another program's", "later"])
-def test_a_ledger_that_cannot_be_used_is_named(index: PageIndex, reports: Path, what: str) -> None:
-    index.sync(reports)
-    ledger = Path(index.location) / "files.sqlite"
+def test_a_ledger_that_cannot_be_used_is_named(synced: PageIndex, reports: Path, what: str) -> None:
+    ledger = Path(synced.location) / "files.sqlite"
     if what == "damaged":
         ledger.write_bytes(b"not a database, though it is long enough to be one" * 99)
     else:
@@ -683,8 +655,8 @@ def test_a_ledger_that_cannot_be_used_is_named(index: PageIndex, reports: Path, 
             pragma = "application_id = 1" if what == "another program's" else "user_version = 99"
             connection.execute(f"PRAGMA {pragma}")
     with pytest.raises(StoreError, match=rf"files\.sqlite: .*{what}"):
-        index.sync(reports)
-    assert len(index) == 5
+        synced.sync(reports)
+    assert len(synced) == 5
 
 
 def test_a_moved_index_takes_its_ledger_along(tmp_path: Path, reports: Path, opened: list[str]) -> None:
@@ -731,10 +703,7 @@ def test_a_store_that_is_no_folder(tmp_path: Path, reports: Path, opened: list[s
 
 
 def test_a_qdrant_collection(tmp_path: Path, reports: Path, encoder: HashingEncoder) -> None:
-    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
-    from colqwen3_retrievers.stores.qdrant.store import QdrantStore
-
-    index = PageIndex.open(QdrantStore("pages", client=client, info=INFO), encoder, images_dir=tmp_path / "images")
+    index = qdrant_index(encoder, images_dir=tmp_path / "images")
     assert index.sync(reports) == Synced(added=5)
     encoder.encoded.clear()
     (reports / "a.png").unlink()
@@ -752,13 +721,12 @@ def test_read_only_and_closed_say_so(tmp_path: Path, index: PageIndex, reports: 
         index.sync(reports)
 
 
-def test_a_reader_sees_whole_pages_at_all_times(index: PageIndex, reports: Path) -> None:
-    index.sync(reports)
+def test_a_reader_sees_whole_pages_at_all_times(synced: PageIndex, reports: Path) -> None:
     done = threading.Event()
     seen: list[object] = []
 
     def read() -> None:
-        with PageIndex.open(index.location, HashingEncoder(), read_only=True) as reader:
+        with PageIndex.open(synced.location, HashingEncoder(), read_only=True) as reader:
             while not done.is_set():
                 try:
                     seen.append(len(reader.search(picture(3), k=9)))
@@ -771,7 +739,7 @@ def test_a_reader_sees_whole_pages_at_all_times(index: PageIndex, reports: Path)
     try:
         for seed in range(6):
             stack(reports / "c.tif", *range(100 + seed, 102 + seed + seed % 3))
-            index.sync(reports)
+            synced.sync(reports)
     finally:
         done.set()
         thread.join()
@@ -851,10 +819,6 @@ def test_a_page_seen_elsewhere_comes_from_the_cache(tmp_path: Path, reports: Pat
 
 
 def test_a_cache_of_another_encoder_is_refused(index: PageIndex, reports: Path) -> None:
-    import dataclasses
-
-    from colqwen3_retrievers.errors import StoreMismatchError
-
     other = Submitting(dataclasses.replace(INFO, fingerprint="other"))
     with pytest.raises(StoreMismatchError, match="fingerprint"):
         index.sync(reports, cache=PageEmbeddingCache(other))

@@ -73,6 +73,17 @@ def test_an_empty_index_answers_without_its_encoder(index: PageIndex, encoder: H
     encoder.hold.set()
 
 
+def test_a_search_counts_no_pages(tmp_path: Path, encoder: HashingEncoder) -> None:
+    class Uncounted(EmbeddedStore):
+        def __len__(self) -> int:
+            raise AssertionError("an exact count before each search is slow on a remote store")
+
+    with Uncounted(tmp_path / "store", info=INFO) as store, PageIndex.open(store, encoder) as index:
+        assert index.search("wine") == []
+        index.add([text_page("red wine", id="r")])
+        assert ids_of(index.search("wine")) == ids_of(asyncio.run(index.asearch("wine"))) == ["r"]
+
+
 def test_questions_of_every_kind(index: PageIndex, encoder: HashingEncoder, tmp_path: Path) -> None:
     index.add([text_page("red wine", id="t"), Page(id="i", image=picture(1)), Page(id="j", image=picture(2))])
     picture(2).save(tmp_path / "two.png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,16 +9,14 @@ from colqwen3_retrievers import Page, PageIndex
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.row_candidates import pooled_rows
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
-from tests.hashing import HashingEncoder
 
 TEXTS = [f"page {n} of {('cats', 'dogs', 'fish')[n % 3]} number{n} word{n % 7}" for n in range(40)]
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> PageIndex:
-    made = PageIndex.open(tmp_path / "index", HashingEncoder())
-    made.add(Page(id=f"p{n}", source=f"{n % 4}.txt", number=n + 1, text=text) for n, text in enumerate(TEXTS))
-    return made
+def index(index: PageIndex) -> PageIndex:
+    index.add(Page(id=f"p{n}", source=f"{n % 4}.txt", number=n + 1, text=text) for n, text in enumerate(TEXTS))
+    return index
 
 
 def test_rows_are_unit_means_of_clusters() -> None:

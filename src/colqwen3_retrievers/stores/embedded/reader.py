@@ -120,6 +120,11 @@ class EmbeddedReader:
             sql = "SELECT 1 FROM pages WHERE image = ?"
             return {item for item in set(among) if connection.execute(sql, (item,)).fetchone()}
 
+    def is_empty(self) -> bool:
+        """Return whether there are no records."""
+        with self._catalogue.reading() as connection:
+            return connection.execute("SELECT 1 FROM pages LIMIT 1").fetchone() is None
+
     def __len__(self) -> int:
         """Count the records."""
         with self._catalogue.reading() as connection:

@@ -80,12 +80,13 @@ def check_size(multi_vector: Any, label: str, index: int | None = None) -> None:
     tokens, dim = np.asarray(multi_vector).shape
     if tokens * dim >= MAX_FLOATS:
         raise InputTooLongError(
-            f"{label}: {tokens:,} tokens of dim {dim} are {tokens * dim:,} floats, and Qdrant takes fewer than "
+            f"{tokens:,} tokens of dim {dim} are {tokens * dim:,} floats, and Qdrant takes fewer than "
             f"{MAX_FLOATS:,}: at most {(MAX_FLOATS - 1) // dim:,} tokens of that dim. Encode with a smaller dim, with "
             "pool_factor, or with a smaller max_visual_tokens",
             limit=(MAX_FLOATS - 1) // dim,
             actual=tokens,
             index=index,
+            name=label,
         )
 
 

@@ -101,6 +101,7 @@ class QdrantStore:
         self._options = options or QdrantOptions()
         self._read_only = read_only
         self._given = info
+        self._has_records = False  # known to have some: only then is_empty need not ask
         self._address: Address | None = None
         if client is None:
             self._address = parse_address(location)
@@ -179,6 +180,7 @@ class QdrantStore:
         for first in range(0, len(points), _IDS_A_FILTER):
             chosen = self._models.PointIdsList(points=points[first : first + _IDS_A_FILTER])
             self._update("delete", points_selector=chosen)
+            self._has_records = False
         return len(points)
 
     def get(self, ids: Iterable[str], *, vectors: bool = False) -> list[Record]:
@@ -259,6 +261,19 @@ class QdrantStore:
             ]
         self._call.check_open()
         return {point.payload["image"] for chosen in filters for point in self._scroll(chosen, ["image"])}
+
+    def is_empty(self) -> bool:
+        """Return whether there are no records; one request at most, and none once records are known of.
+
+        Records that another handle deletes afterwards go unnoticed; see the protocol.
+        """
+        self._call.check_open()
+        if not self._has_records:
+            points, _ = self._call(
+                "scroll", collection_name=self._name, limit=1, with_payload=False, with_vectors=False
+            )
+            self._has_records = bool(points)
+        return not self._has_records
 
     def __len__(self) -> int:
         """Count the records."""

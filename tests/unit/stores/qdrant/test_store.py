@@ -58,6 +58,23 @@ def test_a_search_is_one_call(server: QdrantServer) -> None:
         assert "record" in search["with_payload"] and not search.get("with_vector")
 
 
+def test_a_search_after_a_check_for_emptiness_is_one_call(server: QdrantServer) -> None:
+    writer = open_store(server.address(), info=INFO)
+    assert writer.is_empty()
+    writer.add([record(n) for n in range(5)])
+    store = open_store(server.address())
+    calls = []
+    for _ in range(3):
+        before = len(server.requests)
+        assert not store.is_empty()
+        assert len(store.search([tokens(1)], 3)[0]) == 3
+        calls.append([path.partition("?")[0].rpartition("points/")[2] for _, path, _ in server.requests[before:]])
+    assert calls == [["scroll", "query/batch"], ["query/batch"], ["query/batch"]]
+    scroll = [body for _, path, body in server.requests if "scroll" in path][-1]
+    assert scroll["limit"] == 1 and scroll["with_payload"] is False and not scroll.get("with_vector")
+    assert store.delete(where={"source": "a.pdf"}) == 5 and store.is_empty()
+
+
 def test_an_exact_search_scores_every_page(server: QdrantServer) -> None:
     store = open_store(server.address(), info=INFO)
     store.add([record(n) for n in range(5)])
