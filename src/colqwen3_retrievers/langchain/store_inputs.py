@@ -1,4 +1,4 @@
-"""What is handed to the vector store: checked, and turned into pages."""
+"""Arguments of the vector store: checked, and converted to pages."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from langchain_core.embeddings import Embeddings
 
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.index.search import Question, to_encode
-from colqwen3_retrievers.langchain.kept_documents import document_to_kept_page
+from colqwen3_retrievers.langchain.documents import checked_documents, document_to_stored_page, errors_about
 from colqwen3_retrievers.pages.images import ImageSource
-from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 
 
 def texts_to_documents(
     texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None, ids: Sequence[str | None] | None
 ) -> list[Document]:
-    """Put texts, metadatas and ids together.
+    """Return texts, metadatas and ids as documents.
 
     Raises:
-        ConfigError: a single text, something that is none, or another number of metadatas or ids.
+        ConfigError: a single text, an item of another type, or another number of metadatas or ids.
 
     >>> texts_to_documents(["Revenue rose."], [{"year": 2020}], None)[0].metadata
     {'year': 2020}
@@ -36,41 +35,36 @@ def texts_to_documents(
     """
     if isinstance(texts, str | bytes):
         raise ConfigError(f"texts: expected a list of texts, got {type(texts).__name__}")
-    listed = list(texts)
-    for place, text in enumerate(listed):
+    contents = list(texts)
+    for position, text in enumerate(contents):
         if not isinstance(text, str):
-            raise ConfigError(f"texts: expected a text at {place}, got {type(text).__name__}")
-    each = _each(metadatas, len(listed), "metadatas", "texts")
-    known = _each(ids, len(listed), "ids", "texts")
+            raise ConfigError(f"texts: expected a text at {position}, got {type(text).__name__}")
+    metadata_of = _one_each(metadatas, len(contents), "metadatas", "texts")
     return [
-        Document(page_content=text, metadata=dict(metadata or {}), id=_id(given, place))
-        for place, (text, metadata, given) in enumerate(zip(listed, each, known, strict=True))
+        Document(page_content=text, metadata=dict(metadata or {}), id=own_id)
+        for text, metadata, own_id in zip(contents, metadata_of, _ids(ids, len(contents), "texts"), strict=True)
     ]
 
 
 def documents_to_pages(
     documents: Iterable[Document], ids: Sequence[str | None] | None, allow_remote: AllowRemote = False
 ) -> list[Page]:
-    """Give documents as pages to keep; a document without an id gets a random one.
+    """Return documents as pages to store; a document without an id gets a random one.
 
     Raises:
-        ConfigError: not documents, another number of ids, one id for two contents, or a document that cannot be kept;
-            it is named.
+        ConfigError: not documents, another number of ids, one id for two contents, or a document that cannot be
+            stored; it is named.
         PageError: an image of a repeated id cannot be read.
 
     >>> documents_to_pages([Document("x")], ["a"])
     [Page(id='a', source='', number=1, text)]
     """
-    if isinstance(documents, Document) or not isinstance(documents, Iterable):
-        raise ConfigError(f"documents: expected a list of documents, got {type(documents).__name__}")
-    listed = list(documents)
+    items = checked_documents(documents)
     pages = []
-    for place, (document, given) in enumerate(zip(listed, _each(ids, len(listed), "ids", "documents"), strict=True)):
-        if not isinstance(document, Document):
-            raise ConfigError(f"documents: {place} is a {type(document).__name__}, expected a Document")
-        page_id = _id(given, place) or document.id or str(uuid.uuid4())
-        pages.append(document_to_kept_page(document, page_id, f"document {place}", allow_remote))
-    return _one_content_an_id(pages)
+    for position, (document, own_id) in enumerate(zip(items, _ids(ids, len(items), "documents"), strict=True)):
+        page_id = own_id or document.id or str(uuid.uuid4())
+        pages.append(document_to_stored_page(document, page_id, f"document {position}", allow_remote))
+    return _distinct(pages)
 
 
 def images_to_pages(
@@ -80,7 +74,7 @@ def images_to_pages(
     texts: Sequence[str] | None,
     allow_remote: AllowRemote = False,
 ) -> list[Page]:
-    """Give images as pages; of a file or a web address the source is just that, unless the metadata has one.
+    """Return images as pages; the source of a file or a web address is its path, unless the metadata has one.
 
     Raises:
         ConfigError: a single image, another number of metadatas, ids or texts, one id for two contents, or a page that
@@ -92,35 +86,32 @@ def images_to_pages(
     """
     if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
         raise ConfigError(f"images: expected a list of images, got {type(images).__name__}")
-    listed = list(images)
-    each = _each(metadatas, len(listed), "metadatas", "images")
-    known = _each(ids, len(listed), "ids", "images")
-    beside = _each(texts, len(listed), "texts", "images")
+    items = list(images)
+    metadata_of = _one_each(metadatas, len(items), "metadatas", "images")
+    text_of = _one_each(texts, len(items), "texts", "images")
     pages = []
-    for place, image in enumerate(listed):
-        metadata = dict(each[place] or {})
+    for position, (image, own_id) in enumerate(zip(items, _ids(ids, len(items), "images"), strict=True)):
+        metadata = dict(metadata_of[position] or {})
         file = os.fspath(image) if isinstance(image, str | Path) else None
         source, number = metadata.pop("source", None) or file or "", metadata.pop("page", 1)
-        own = f"{source}#page={number}" if file is not None else str(uuid.uuid4())
-        try:
+        default_id = str(uuid.uuid4()) if file is None else f"{source}#page={number}"
+        with errors_about(f"image {position}"):
             pages.append(
                 Page(
-                    id=_id(known[place], place) or own,
+                    id=own_id or default_id,
                     source=source,
                     number=number,
                     label=metadata.pop("page_label", None),
                     image=local_image(image, allow_remote),
-                    text=beside[place] or "",
+                    text=text_of[position] or "",
                     metadata=metadata,
                 )
             )
-        except ConfigError as exc:
-            raise ConfigError(f"image {place}: {exc}") from exc
-    return _one_content_an_id(pages)
+    return _distinct(pages)
 
 
 def encoder_of(embedding: Embeddings | ColQwen3Encoder | None) -> ColQwen3Encoder | None:
-    """Give the encoder of what stands in LangChain's ``embedding`` argument.
+    """Return the encoder of LangChain's ``embedding`` argument.
 
     Raises:
         ConfigError: another maker's embeddings: they give one vector a text, where late interaction compares many.
@@ -130,67 +121,39 @@ def encoder_of(embedding: Embeddings | ColQwen3Encoder | None) -> ColQwen3Encode
     """
     if embedding is None or isinstance(embedding, ColQwen3Encoder):
         return embedding
-    own = getattr(embedding, "page_encoder", None)
-    if isinstance(own, ColQwen3Encoder):
-        return own
+    encoder = getattr(embedding, "page_encoder", None)
+    if isinstance(encoder, ColQwen3Encoder):
+        return encoder
     raise ConfigError(
         f"embedding: {type(embedding).__name__} gives one vector a text, and this store compares many by late "
         "interaction; give a ColQwen3Encoder, a ColQwen3Embeddings, or None"
     )
 
 
-def check_question(query: Question) -> Question:
-    """Refuse what cannot be searched for, before anything is loaded.
-
-    Raises:
-        ConfigError: an empty text, or a type that is no query.
-
-    >>> check_question(" ")
-    Traceback (most recent call last):
-    colqwen3_retrievers.errors.ConfigError: query: give a text, an image, or both
-    """
-    if isinstance(query, str):
-        Query(query)
-    to_encode([query])
-    return query
-
-
-def refuse(unknown: Mapping[str, Any], *known: str) -> None:
-    """Refuse arguments that mean nothing here: a misspelt filter must not find everything.
-
-    Raises:
-        ConfigError: there is one.
-
-    >>> refuse({"filtre": 1}, "k", "filter")
-    Traceback (most recent call last):
-    colqwen3_retrievers.errors.ConfigError: filtre: unknown argument; known: k, filter
-    """
-    for name in unknown:
-        raise ConfigError(f"{name}: unknown argument; known: {', '.join(known)}")
-
-
-def _each(values: Sequence[Any] | None, count: int, name: str, what: str) -> Sequence[Any]:
+def _one_each(values: Sequence[Any] | None, count: int, name: str, owners: str) -> Sequence[Any]:
     if values is None:
         return [None] * count
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ConfigError(f"{name}: expected a list, got {type(values).__name__}")
     if len(values) != count:
-        raise ConfigError(f"{name}: {len(values)} for {count} {what}")
+        raise ConfigError(f"{name}: {len(values)} for {count} {owners}")
     return values
 
 
-def _one_content_an_id(pages: list[Page]) -> list[Page]:
-    """Refuse what the index would refuse, before it has kept what came before."""
+def _ids(ids: Sequence[str | None] | None, count: int, owners: str) -> Sequence[str | None]:
+    values = _one_each(ids, count, "ids", owners)
+    for position, own_id in enumerate(values):
+        if own_id is not None and (not isinstance(own_id, str) or not own_id):
+            raise ConfigError(f"ids: expected a non-empty text or None at {position}, got {own_id!r}")
+    return values
+
+
+def _distinct(pages: list[Page]) -> list[Page]:
+    """Refuse one id for two contents now: the index would refuse it only after storing earlier batches."""
     first: dict[str, int] = {}
-    for place, page in enumerate(pages):
-        earlier = first.setdefault(page.id, place)
-        if earlier != place and pages[earlier].sha256 != page.sha256:
-            places = f"given at {earlier} and, with another content, at {place}"
-            raise ConfigError(f"ids: {page.id!r}: {places}; one would be lost")
+    for position, page in enumerate(pages):
+        earlier = first.setdefault(page.id, position)
+        if earlier != position and pages[earlier].sha256 != page.sha256:
+            positions = f"given at {earlier} and, with another content, at {position}"
+            raise ConfigError(f"ids: {page.id!r}: {positions}; one would be lost")
     return pages
-
-
-def _id(given: object, place: int) -> str | None:
-    if given is not None and (not isinstance(given, str) or not given):
-        raise ConfigError(f"ids: expected a non-empty text or None at {place}, got {given!r}")
-    return given
