@@ -52,9 +52,6 @@ _NO_CONTENT: Final = "neither a text nor an image (metadata 'image_path' or 'ima
 _FROM_PAGE: Final = {"source", "page", "page_label", "citation", "sha256", *TRANSIENT, *EVIDENCE}  # page_to_document's
 
 
-# -- pages to documents ------------------------------------------------------------------------------------------------
-
-
 def page_to_document(page: Page, score: float | None = None) -> Document:
     r"""Return a page as a LangChain document.
 
@@ -146,9 +143,6 @@ def citation(page: Page) -> str:
     return f"{page.source}, page {page.number}{printed}{own_id}"
 
 
-# -- what a document holds ---------------------------------------------------------------------------------------------
-
-
 def document_citation(document: Document, position: int) -> str:
     """Return a readable name of any document: its citation, its source and page, its id, or its position.
 
@@ -216,9 +210,6 @@ def document_image(document: Document, allow_remote: AllowRemote = False) -> Ima
     if not isinstance(image, str):
         raise ConfigError(f"metadata['image']: expected base64, bytes or an image block, got {type(image).__name__}")
     return None if _REMOTE.match(image) else _decode(image)
-
-
-# -- documents to pages ------------------------------------------------------------------------------------------------
 
 
 def checked_documents(documents: Iterable[Document]) -> list[Document]:

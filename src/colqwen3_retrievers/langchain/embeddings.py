@@ -105,8 +105,6 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         self._settings_for(1)  # raises for settings that contradict each other, before anything is loaded
         return self
 
-    # -- texts and queries ---------------------------------------------------------------------------------------------
-
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts as documents; names of pages, passed on by a vector store, log a warning once.
 
@@ -136,8 +134,6 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         """Embed a query without blocking the event loop."""
         query = checked_query(text)
         return (await self._areduced(lambda: self.page_encoder.submit_queries([query]), is_query=True))[0]
-
-    # -- images --------------------------------------------------------------------------------------------------------
 
     def embed_image(self, uris: Sequence[ImageSource]) -> list[list[float]]:
         """Embed images as documents, under the method name that other vector stores look for.
@@ -171,8 +167,6 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         """Embed documents without blocking the event loop."""
         return await self._aembed(await asyncio.to_thread(self._document_pages, documents))
 
-    # -- encoder and settings ------------------------------------------------------------------------------------------
-
     @property
     def page_encoder(self) -> ColQwen3Encoder:
         """The encoder in use: the one given, or one of ``model`` and ``device``."""
@@ -198,8 +192,6 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
         return SingleVectorSettings(
             token_dim, method=self.method, dim=self.dimensions, nearest=self.nearest, seed=self.seed
         )
-
-    # -- pages and vectors ---------------------------------------------------------------------------------------------
 
     def _text_pages(self, texts: Sequence[str]) -> list[Page]:
         pages = [Page(id=f"text {position}", text=text) for position, text in enumerate(_items(texts, "texts"))]

@@ -8,12 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from langchain_core.callbacks import (
-    AsyncCallbackManager,
-    AsyncCallbackManagerForRetrieverRun,
-    CallbackManager,
-    CallbackManagerForRetrieverRun,
-)
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
@@ -118,19 +113,14 @@ class ColQwen3Retriever(BaseRetriever):
         return await super().ainvoke(input, config, **kwargs)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, question: Query | None = None, **options: Any
+        self, query: str, *, run_manager: Any, question: Query | None = None, **options: Any
     ) -> list[Document]:
-        return _results(self._answer([question or query], **options), False)[0]
+        return _results(self._answer([question or query], **options))[0]
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        question: Query | None = None,
-        **options: Any,
+        self, query: str, *, run_manager: Any, question: Query | None = None, **options: Any
     ) -> list[Document]:
-        return _results(await self._aanswer([question or query], **options), False)[0]
+        return _results(await self._aanswer([question or query], **options))[0]
 
     # -- many queries --------------------------------------------------------------------------------------------------
 
@@ -334,7 +324,7 @@ def _all_failed(exc: BaseException, count: int) -> list[Outcome]:
     return [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * count  # callbacks take no interrupt
 
 
-def _results(outcomes: list[Outcome], return_exceptions: bool) -> list[list[Document]]:
+def _results(outcomes: list[Outcome], return_exceptions: bool = False) -> list[list[Document]]:
     error = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
     if error is not None and not return_exceptions:
         raise error

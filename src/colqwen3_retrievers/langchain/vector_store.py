@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,17 +25,17 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.index.search import Question, to_encode
 from colqwen3_retrievers.langchain.diversity import check_lambda, diverse_hits
-from colqwen3_retrievers.langchain.documents import hits_to_documents, page_to_document
-from colqwen3_retrievers.langchain.filters import document_filter
-from colqwen3_retrievers.langchain.store_inputs import (
-    documents_to_pages,
-    encoder_of,
-    images_to_pages,
-    texts_to_documents,
+from colqwen3_retrievers.langchain.documents import (
+    checked_documents,
+    document_to_stored_page,
+    errors_about,
+    hits_to_documents,
+    page_to_document,
 )
+from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.pages.images import ImageSource
-from colqwen3_retrievers.pages.page import Query
-from colqwen3_retrievers.pages.remote_images import AllowRemote
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy, check_info, check_search
 from colqwen3_retrievers.stores.where import Filter, Where
@@ -137,7 +138,7 @@ class ColQwen3VectorStore(VectorStore):
         Raises:
             ConfigError: another maker's embeddings, or as for :meth:`add_documents`.
         """
-        return cls.from_documents(texts_to_documents(texts, metadatas, ids), embedding, index=index, **kwargs)
+        return cls.from_documents(_texts_to_documents(texts, metadatas, ids), embedding, index=index, **kwargs)
 
     @classmethod
     async def afrom_texts(
@@ -161,7 +162,7 @@ class ColQwen3VectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """Make a store and add documents; see :meth:`from_texts` and :meth:`add_documents`."""
-        encoder = encoder_of(embedding)
+        encoder = _encoder_of(embedding)
         if isinstance(index, PageIndex):
             if encoder is not None:
                 check_info(index.info, encoder.info, index.location)
@@ -222,9 +223,12 @@ class ColQwen3VectorStore(VectorStore):
             StoreError: the index is read-only or closed, the disk is full, and the like.
         """
         _refuse(kwargs, "ids", "allow_remote", "batch_size", "show_progress")
-        pages = documents_to_pages(documents, ids, allow_remote)
-        self.index.add(pages, batch_size=batch_size, show_progress=show_progress)
-        return [page.id for page in pages]
+        items = checked_documents(documents)
+        pages = []
+        for position, (document, own_id) in enumerate(zip(items, _ids(ids, len(items), "documents"), strict=True)):
+            page_id = own_id or document.id or str(uuid.uuid4())
+            pages.append(document_to_stored_page(document, page_id, f"document {position}", allow_remote))
+        return self._add(pages, batch_size, show_progress)
 
     def add_texts(
         self,
@@ -235,7 +239,7 @@ class ColQwen3VectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Add texts; see :meth:`add_documents`."""
-        return self.add_documents(texts_to_documents(texts, metadatas, ids), **kwargs)
+        return self.add_documents(_texts_to_documents(texts, metadatas, ids), **kwargs)
 
     def add_images(
         self,
@@ -269,13 +273,37 @@ class ColQwen3VectorStore(VectorStore):
                 may not be fetched.
             EncodeError, PageError, StoreError: as for :meth:`add_documents`.
         """
-        pages = images_to_pages(images, metadatas, ids, texts, allow_remote)
-        self.index.add(pages, batch_size=batch_size, show_progress=show_progress)
-        return [page.id for page in pages]
+        if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
+            raise ConfigError(f"images: expected a list of images, got {type(images).__name__}")
+        items = list(images)
+        metadata_of = _one_each(metadatas, len(items), "metadatas", "images")
+        text_of = _one_each(texts, len(items), "texts", "images")
+        pages = []
+        for position, (image, own_id) in enumerate(zip(items, _ids(ids, len(items), "images"), strict=True)):
+            metadata = dict(metadata_of[position] or {})
+            file = os.fspath(image) if isinstance(image, str | Path) else None
+            source, number = metadata.pop("source", None) or file or "", metadata.pop("page", 1)
+            default_id = str(uuid.uuid4()) if file is None else f"{source}#page={number}"
+            with errors_about(f"image {position}"):
+                pages.append(Page(
+                    id=own_id or default_id, source=source, number=number, label=metadata.pop("page_label", None),
+                    image=local_image(image, allow_remote), text=text_of[position] or "", metadata=metadata,
+                ))  # fmt: skip
+        return self._add(pages, batch_size, show_progress)
 
     async def aadd_images(self, images: Iterable[ImageSource], **kwargs: Any) -> list[str]:
         """Add images without blocking the event loop; see :meth:`add_images`."""
         return await asyncio.to_thread(self.add_images, images, **kwargs)
+
+    def _add(self, pages: Sequence[Page], batch_size: int, show_progress: bool) -> list[str]:
+        first: dict[str, int] = {}
+        for position, page in enumerate(pages):  # the index would refuse one only after storing earlier batches
+            earlier = first.setdefault(page.id, position)
+            if earlier != position and pages[earlier].sha256 != page.sha256:
+                positions = f"given at {earlier} and, with another content, at {position}"
+                raise ConfigError(f"ids: {page.id!r}: {positions}; one would be lost")
+        self.index.add(pages, batch_size=batch_size, show_progress=show_progress)
+        return [page.id for page in pages]
 
     def delete(self, ids: list[str] | None = None, *, filter: Where | None = None, **kwargs: Any) -> bool:
         """Delete documents by id or filter; with both, those that match both. Unknown ids are ignored.
@@ -527,3 +555,49 @@ def _multi_vector(embedding: MultiVector | Sequence[Any]) -> MultiVector:
 def _discard(index: PageIndex, folder: str) -> None:
     index.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _texts_to_documents(
+    texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None, ids: Sequence[str | None] | None
+) -> list[Document]:
+    if isinstance(texts, str | bytes):
+        raise ConfigError(f"texts: expected a list of texts, got {type(texts).__name__}")
+    contents = list(texts)
+    for position, text in enumerate(contents):
+        if not isinstance(text, str):
+            raise ConfigError(f"texts: expected a text at {position}, got {type(text).__name__}")
+    metadata_of = _one_each(metadatas, len(contents), "metadatas", "texts")
+    return [
+        Document(page_content=text, metadata=dict(metadata or {}), id=own_id)
+        for text, metadata, own_id in zip(contents, metadata_of, _ids(ids, len(contents), "texts"), strict=True)
+    ]
+
+
+def _encoder_of(embedding: Embeddings | ColQwen3Encoder | None) -> ColQwen3Encoder | None:
+    if embedding is None or isinstance(embedding, ColQwen3Encoder):
+        return embedding
+    encoder = getattr(embedding, "page_encoder", None)
+    if isinstance(encoder, ColQwen3Encoder):
+        return encoder
+    raise ConfigError(
+        f"embedding: {type(embedding).__name__} gives one vector a text, and this store compares many by late "
+        "interaction; give a ColQwen3Encoder, a ColQwen3Embeddings, or None"
+    )
+
+
+def _one_each(values: Sequence[Any] | None, count: int, name: str, owners: str) -> Sequence[Any]:
+    if values is None:
+        return [None] * count
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise ConfigError(f"{name}: expected a list, got {type(values).__name__}")
+    if len(values) != count:
+        raise ConfigError(f"{name}: {len(values)} for {count} {owners}")
+    return values
+
+
+def _ids(ids: Sequence[str | None] | None, count: int, owners: str) -> Sequence[str | None]:
+    values = _one_each(ids, count, "ids", owners)
+    for position, own_id in enumerate(values):
+        if own_id is not None and (not isinstance(own_id, str) or not own_id):
+            raise ConfigError(f"ids: expected a non-empty text or None at {position}, got {own_id!r}")
+    return values

@@ -441,7 +441,7 @@ def test_from_texts_and_from_documents(store: ColQwen3VectorStore) -> None:
 
 
 def test_a_store_without_a_place_goes_when_it_goes(monkeypatch: pytest.MonkeyPatch, encoder: HashingEncoder) -> None:
-    monkeypatch.setattr("colqwen3_retrievers.langchain.vector_store.encoder_of", lambda embedding: encoder)
+    monkeypatch.setattr("colqwen3_retrievers.langchain.vector_store._encoder_of", lambda embedding: encoder)
     made = ColQwen3VectorStore.from_texts(["wine", "bread"])
     folder = Path(made.index.location)
     assert folder.exists()
