@@ -10,63 +10,43 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
-from tests.checkpoints import make_checkpoint
-from tests.hashing import picture
-from tests.terminal import open_terminal
-
-pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
 from colqwen3_retrievers.langchain import (
     ColQwen3Embeddings,
     ColQwen3Reranker,
     ColQwen3Retriever,
     ColQwen3VectorStore,
 )
+from tests.terminal import open_terminal
 
 PAGES = 4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("langchain_conventions")
-    make_checkpoint(made / "checkpoint", "tomoro")
-    for n in range(PAGES):
-        picture(n, 128, 96).save(made / f"{n}.png")
-    return made
+@pytest.fixture
+def pages(pictures: Path, encoder: ColQwen3Encoder, tmp_path: Path) -> Iterator[PageIndex]:
+    with PageIndex.open(tmp_path / "index", encoder) as index:
+        index.add(Page(source=f"{n}.png", image=pictures / f"{n}.png") for n in range(PAGES))
+        yield index
 
 
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def pages(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
-    with PageIndex.open(folder / "index", encoder) as made:
-        made.add(Page(source=f"{n}.png", image=folder / f"{n}.png") for n in range(PAGES))
-        yield made
-
-
-def documents(folder: Path) -> list[Document]:
-    return [Document("", metadata={"image_path": str(folder / f"{n}.png")}) for n in range(PAGES)]
+def documents(pictures: Path) -> list[Document]:
+    return [Document("", metadata={"image_path": str(pictures / f"{n}.png")}) for n in range(PAGES)]
 
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch"])
 def test_a_picture_with_words_asks_with_both(
-    pages: PageIndex, encoder: ColQwen3Encoder, folder: Path, how: str
+    pages: PageIndex, encoder: ColQwen3Encoder, pictures: Path, how: str
 ) -> None:
-    retriever, asked = ColQwen3Retriever(index=pages), Query("what was the revenue?", folder / "2.png")
+    retriever, asked = ColQwen3Retriever(index=pages), Query("what was the revenue?", pictures / "2.png")
     found = {
         "invoke": lambda: retriever.invoke(asked),
         "ainvoke": lambda: asyncio.run(retriever.ainvoke(asked)),
         "batch": lambda: retriever.batch([asked])[0],
     }[how]()
-    queries = encoder.encode_queries([asked, Query(image=folder / "2.png")])
-    both, alone = encoder.score(queries, encoder.encode_images([folder / f"{n}.png" for n in range(PAGES)]))
+    queries = encoder.encode_queries([asked, Query(image=pictures / "2.png")])
+    both, alone = encoder.score(queries, encoder.encode_images([pictures / f"{n}.png" for n in range(PAGES)]))
     order = np.argsort(-both, kind="stable")
     assert [document.metadata["source"] for document in found] == [f"{n}.png" for n in order]
     scores = [document.metadata["score"] for document in found]
@@ -75,30 +55,30 @@ def test_a_picture_with_words_asks_with_both(
 
 
 def test_bars_count_every_document(
-    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, encoder: ColQwen3Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = open_terminal(monkeypatch)
     ColQwen3Embeddings(encoder=encoder, dimensions=128, show_progress=True).embed_documents(["a", "b", "c"])
     assert terminal.counted == [(3, 3)]
     terminal = open_terminal(monkeypatch)
     with ColQwen3VectorStore(tmp_path / "store", encoder) as store:
-        store.add_documents(documents(folder), show_progress=True)
+        store.add_documents(documents(pictures), show_progress=True)
         assert terminal.counted == [(PAGES, PAGES)]
         terminal = open_terminal(monkeypatch)
         store.add_texts(["Revenue rose."])
     assert terminal.getvalue() == "", "nothing is drawn unless asked for"
 
 
-def test_ten_questions_encode_each_page_once(folder: Path, encoder: ColQwen3Encoder) -> None:
+def test_ten_questions_encode_each_page_once(pictures: Path, encoder: ColQwen3Encoder) -> None:
     reranker = ColQwen3Reranker(encoder=encoder)
     before = encoder.stats.inputs
     for n in range(10):
-        reranker.compress_documents(documents(folder), f"question {n}")
+        reranker.compress_documents(documents(pictures), f"question {n}")
     assert encoder.stats.inputs - before == 10 + PAGES
 
 
-def test_no_key_is_written_or_shown(folder: Path, pages: PageIndex) -> None:
-    encoder = ColQwen3Encoder(folder / "checkpoint", url="http://127.0.0.1:9", api_key="geheim")
+def test_no_key_is_written_or_shown(checkpoint: Path, pages: PageIndex) -> None:
+    encoder = ColQwen3Encoder(checkpoint, url="http://127.0.0.1:9", api_key="geheim")
     made: list[Any] = [
         ColQwen3Reranker(encoder=encoder), ColQwen3Embeddings(encoder=encoder),
         ColQwen3Retriever(index=pages.location, encoder=encoder),
@@ -109,10 +89,10 @@ def test_no_key_is_written_or_shown(folder: Path, pages: PageIndex) -> None:
     made[-1].close()
 
 
-def test_the_runnable_is_the_reranker(folder: Path, encoder: ColQwen3Encoder) -> None:
+def test_the_runnable_is_the_reranker(pictures: Path, encoder: ColQwen3Encoder) -> None:
     reranker = ColQwen3Reranker(encoder=encoder, top_n=2)
-    asked: dict[str, Any] = {"documents": documents(folder), "query": "revenue"}
-    expected = reranker.compress_documents(documents(folder), "revenue")
+    asked: dict[str, Any] = {"documents": documents(pictures), "query": "revenue"}
+    expected = reranker.compress_documents(documents(pictures), "revenue")
     step = reranker.as_runnable()
     assert step.get_name() == "ColQwen3Reranker"
     answers = [step.invoke(asked), asyncio.run(step.ainvoke(asked)), *step.batch([asked, asked])]
