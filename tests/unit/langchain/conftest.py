@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from colqwen3_retrievers.langchain import ColQwen3VectorStore
-from tests.hashing import HashingEncoder
+from tests.hashing import HashingEncoder, picture
 
 if TYPE_CHECKING:
     from colqwen3_retrievers import ColQwen3Encoder
@@ -38,3 +38,13 @@ def words(store: ColQwen3VectorStore) -> ColQwen3VectorStore:
     metadatas = [{"source": "a.pdf" if n < 2 else "b.pdf", "page": n, "year": 2020 + n} for n in range(4)]
     store.add_texts(texts, metadatas, ids=[text.split()[0] for text in texts])
     return store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pages in two files, without a text."""
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    picture(1).save(folder / "a.png")
+    picture(2).save(folder / "b.tif", save_all=True, append_images=[picture(3)])
+    return folder

@@ -6,44 +6,20 @@ import asyncio
 import copy
 import gc
 import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, Query
-from colqwen3_retrievers.errors import ConfigError, DimensionError, EncodeError, PageError, StoreError
-from tests.hashing import DIM, HashingEncoder, picture
-
-pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from PIL import Image
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, Query
+from colqwen3_retrievers.errors import ConfigError, DimensionError, EncodeError, PageError, StoreError
 from colqwen3_retrievers.langchain import ColQwen3Retriever, ColQwen3VectorStore, page_key_encoder
-from colqwen3_retrievers.langchain.diversity import most_diverse
-
-WORDS = {"tax": "tax and rent", "rent": "rent and wine", "wine": "wine and cheese", "bread": "bread and cheese"}
-
-
-@pytest.fixture
-def store(tmp_path: Path, encoder: HashingEncoder) -> Iterator[ColQwen3VectorStore]:
-    with ColQwen3VectorStore(tmp_path / "index", encoder) as made:
-        yield made
-
-
-@pytest.fixture
-def words(store: ColQwen3VectorStore) -> ColQwen3VectorStore:
-    store.add_texts(
-        list(WORDS.values()),
-        [{"source": "a.pdf" if n < 2 else "b.pdf", "page": n, "year": 2020 + n} for n in range(4)],
-        ids=list(WORDS),
-    )
-    return store
+from tests.hashing import DIM, HashingEncoder, picture
 
 
 def ids(documents: list[Document]) -> list[str | None]:
@@ -198,66 +174,6 @@ def test_mmr_passes_over_what_is_said_already(store: ColQwen3VectorStore) -> Non
         assert len(chosen) == 2
     assert "bread" in ids(store.max_marginal_relevance_search("wine red", k=3, fetch_k=4, lambda_mult=0))
     assert len(store.max_marginal_relevance_search("wine", k=9, fetch_k=1)) == 4  # never fewer for a small fetch_k
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_mmr_is_the_rule_of_its_paper(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    encoder = HashingEncoder()
-    documents = [encoder.multi_vector(" ".join(map(str, generator.integers(0, 9, 5))), None) for _ in range(12)]
-    encoder.threads.shutdown()
-    relevances = generator.uniform(-1, 1, 12).tolist()
-    chosen = [int(np.argmax(relevances))]
-    while len(chosen) < 8:
-        gains = {}
-        for n in set(range(12)) - set(chosen):
-            said = max(
-                float(np.mean([max(float(a @ b) for b in documents[s].vectors) for a in documents[n].vectors]))
-                for s in chosen
-            )
-            gains[n] = 0.3 * relevances[n] - 0.7 * said
-        chosen.append(max(gains, key=lambda n: gains[n]))
-    assert most_diverse(relevances, documents, 8, 0.3) == chosen
-
-
-def test_filters_are_over_the_metadata_that_documents_show(words: ColQwen3VectorStore) -> None:
-    words.index.add([Page(source="a.pdf", number=1, label="i", text="wine", metadata={"year": 2020})])
-    page = "a.pdf#page=1"
-    for where, wanted in (
-        ({"source": "b.pdf"}, {"wine", "bread"}),
-        ({"page": 0}, {"tax"}),
-        ({"page": 1}, {"rent", page}),
-        ({"metadata.page": 1}, {"rent"}),
-        ({"page": {"$gte": 1}, "year": {"$lte": 2021}}, {"rent", page}),
-        ({"$or": [{"page": 3}, {"page_label": "i"}]}, {"bread", page}),
-        ({"$not": {"source": "a.pdf"}}, {"wine", "bread"}),
-        ({"page": {"$ne": 1}}, {"tax", "wine", "bread"}),
-        ({"page": {"$in": [0, "1", 3]}}, {"tax", "bread"}),
-        ({"page": "1"}, set()),
-        ({"page_id": page}, {page}),
-        ({"page_label": {"$exists": False}}, set(WORDS)),
-        ({"text": {"$contains": "win"}}, {page}),
-        ({}, {*WORDS, page}),
-    ):  # fmt: skip
-        found = words.similarity_search("wine", k=9, filter=where)
-        assert set(ids(found)) == wanted, where
-        assert set(ids(ColQwen3Retriever(index=words.index, k=9, filter=where).invoke("wine"))) == wanted
-        assert set(ids(words.max_marginal_relevance_search("wine", k=9, filter=where))) == wanted
-        assert {d.id for d, _ in words.similarity_search_with_score("wine", k=9, filter=where)} == wanted
-    with pytest.raises(ConfigError, match=r"where: 'page': unknown operator '\$near'"):
-        words.similarity_search("wine", filter={"page": {"$near": 1}})
-
-
-def test_a_document_without_a_source_has_none_in_filters_either(store: ColQwen3VectorStore) -> None:
-    store.add_documents([Document("wine", id="bare"), Document("wine", id="a", metadata={"source": "a.pdf"})])
-    for where, wanted in (
-        ({"source": {"$exists": False}}, ["bare"]),
-        ({"source": {"$empty": False}}, ["a"]),
-        ({"source": {"$ne": "a.pdf"}}, ["bare"]),
-        ({"source": {"$contains": "a."}}, ["a"]),
-        ({"source": {"$in": ["a.pdf", "b.pdf"]}}, ["a"]),
-    ):
-        assert ids(store.similarity_search("wine", filter=where)) == wanted, where
 
 
 def test_sources_and_neighbours(words: ColQwen3VectorStore) -> None:
