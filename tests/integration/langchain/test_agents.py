@@ -45,9 +45,6 @@ def expected(encoder: ColQwen3Encoder, k: int) -> dict[str, str]:
     return named_scans(best_pages(encoder, QUESTION, k))
 
 
-# -- agents ------------------------------------------------------------------------------------------------------------
-
-
 class LookingChat(ScriptedChat):
     """A chat model that calls its tool once, and then answers with what it was shown: each name and its picture."""
 
@@ -98,9 +95,6 @@ def test_an_agent_sees_the_right_pages(
         base_retriever=ColQwen3Retriever(index=pages, k=PAGES),
     )
     assert ask(create_page_retriever_tool(reranked, "search_pages", "Search the scans.")) == expected(encoder, 1)
-
-
-# -- ensembles ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_ensemble_ranks_by_reciprocal_ranks(encoder: ColQwen3Encoder, pages: PageIndex) -> None:

@@ -224,9 +224,6 @@ def test_they_are_settings(pages: PageIndex, encoder: ColQwen3Encoder, tmp_path:
         ColQwen3Retriever(index=pages, boxes=-1)
 
 
-# -- web addresses -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def remote(pictures: Path) -> Iterator[tuple[str, list[str]]]:
     with image_server({f"{n}.png": (pictures / f"{n}.png").read_bytes() for n in range(3)}) as served:

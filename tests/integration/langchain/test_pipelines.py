@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -22,8 +24,13 @@ from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query
 from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES
 from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.errors import EncodeError
-from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, docs_to_content_blocks
-from tests.frameworks.langchain_suites import standard_suite
+from colqwen3_retrievers.langchain import (
+    ColQwen3Embeddings,
+    ColQwen3Reranker,
+    ColQwen3Retriever,
+    ColQwen3VectorStore,
+    docs_to_content_blocks,
+)
 from tests.frameworks.scans import digest, scan
 from tests.integration.langchain.corpus import (
     PAGES,
@@ -33,10 +40,11 @@ from tests.integration.langchain.corpus import (
     best_pages,
     images_of,
     named_scans,
+    scans,
 )
+from tests.terminal import open_terminal
 
 pytest.importorskip("langchain_classic")
-pytest.importorskip("langchain_tests")
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 
 NOTE = FixedRetriever(documents=[Document(QUESTION.upper(), metadata={"source": "notes.txt"})])
@@ -244,22 +252,49 @@ def test_an_image_is_asked_through_a_chain(encoder: ColQwen3Encoder, pages: Page
     assert [documents[0].metadata["page"] for documents in answers] == [2, 7]
 
 
-@pytest.mark.anyio  # anyio's plugin, which langchain-core brings, runs the suite's async test
-class TestLangChainsOwnSuite(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
-    """langchain-tests' contract of a retriever."""
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch"])
+def test_a_picture_with_words_asks_with_both(pages: PageIndex, encoder: ColQwen3Encoder, how: str) -> None:
+    retriever, asked = ColQwen3Retriever(index=pages, k=PAGES), Query("what was the revenue?", scan(2))
+    found = {
+        "invoke": lambda: retriever.invoke(asked),
+        "ainvoke": lambda: asyncio.run(retriever.ainvoke(asked)),
+        "batch": lambda: retriever.batch([asked])[0],
+    }[how]()
+    queries = encoder.encode_queries([asked, Query(image=scan(2))])
+    both, alone = encoder.score(queries, encoder.encode_pages(scans()))
+    assert [document.metadata["page"] for document in found] == [n + 1 for n in np.argsort(-both, kind="stable")]
+    assert [document.metadata["score"] for document in found] == pytest.approx(sorted(both, reverse=True), rel=5e-3)
+    assert not np.allclose(both, alone, rtol=2e-2), "the words count"
 
-    @pytest.fixture(autouse=True)
-    def _location(self, pages: PageIndex) -> None:
-        self.folder = Path(pages.location)
 
-    @property
-    def retriever_constructor(self) -> type[ColQwen3Retriever]:
-        return ColQwen3Retriever
+def test_bars_count_every_document(encoder: ColQwen3Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    ColQwen3Embeddings(encoder=encoder, dimensions=128, show_progress=True).embed_documents(["a", "b", "c"])
+    assert terminal.counted == [(3, 3)]
+    terminal = open_terminal(monkeypatch)
+    with ColQwen3VectorStore(tmp_path / "store", encoder) as store:
+        store.add_documents([Document("", metadata={"image": scan(n)}) for n in range(4)], show_progress=True)
+        assert terminal.counted == [(4, 4)]
+        terminal = open_terminal(monkeypatch)
+        store.add_texts(["Revenue rose."])
+    assert terminal.getvalue() == "", "nothing is drawn unless requested"
 
-    @property
-    def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"index": self.folder}
 
-    @property
-    def retriever_query_example(self) -> str:
-        return QUESTION
+def test_no_key_is_written_or_shown(checkpoint: Path, pages: PageIndex) -> None:
+    encoder = ColQwen3Encoder(checkpoint, url="http://127.0.0.1:9", api_key="geheim")
+    retriever = ColQwen3Retriever(index=pages.location, encoder=encoder)
+    for each in (retriever, ColQwen3Reranker(encoder=encoder), ColQwen3Embeddings(encoder=encoder)):
+        assert "127.0.0.1:9" in each.model_dump_json()
+        assert "geheim" not in repr(each) + each.model_dump_json() + str(pickle.dumps(each)) + str(each)
+    retriever.close()
+
+
+def test_the_runnable_is_the_reranker(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
+    reranker = ColQwen3Reranker(encoder=encoder, top_n=2)
+    inputs: Any = {"documents": ColQwen3Retriever(index=pages).invoke(QUESTION), "query": QUESTION}
+    step = reranker.as_runnable()
+    assert step.get_name() == "ColQwen3Reranker"
+    for ranked in (step.invoke(inputs), asyncio.run(step.ainvoke(inputs)), *step.batch([inputs, inputs])):
+        assert [document.id for document in ranked] == [
+            document.id for document in reranker.compress_documents(**inputs)
+        ]

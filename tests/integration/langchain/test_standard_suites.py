@@ -1,14 +1,16 @@
-"""LangChain's own suites of a vector store and of embeddings, all of their tests and none overridden."""
+"""LangChain's own suites of a retriever, a vector store and embeddings, all of their tests and none overridden."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colqwen3_retrievers import ColQwen3Encoder
-from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3VectorStore
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex
+from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3Retriever, ColQwen3VectorStore
 from tests.frameworks.langchain_suites import standard_suite
+from tests.integration.langchain.corpus import QUESTION
 
 pytest.importorskip("langchain_tests")
 
@@ -22,8 +24,29 @@ class TestVectorStore(standard_suite("integration_tests.vectorstores", "VectorSt
         return store
 
 
+@pytest.mark.anyio
+class TestRetriever(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
+    """An index by its folder."""
+
+    @pytest.fixture(autouse=True)
+    def _location(self, pages: PageIndex) -> None:
+        self.folder = Path(pages.location)
+
+    @property
+    def retriever_constructor(self) -> type[ColQwen3Retriever]:
+        return ColQwen3Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": self.folder}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return QUESTION
+
+
 class _Embeddings:
-    """What both suites of embeddings are told."""
+    """What both suites of embeddings need."""
 
     @pytest.fixture(autouse=True)
     def _encoder(self, encoder: ColQwen3Encoder) -> None:

@@ -87,9 +87,6 @@ def same(first: list[Document], second: list[Document]) -> bool:
     return plain[0] == plain[1] and bool(np.allclose(*scores, atol=1e-4))
 
 
-# -- one query ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [2, 5])
 def test_an_image_finds_its_page_by_every_way_in(retriever: ColQwen3Retriever, n: int) -> None:
     asked = Query(image=scan(n))
@@ -160,9 +157,6 @@ def test_a_wrong_k_or_filter_is_refused_by_name(retriever: ColQwen3Retriever, pa
         ColQwen3Retriever(index=None)
 
 
-# -- an index by its folder --------------------------------------------------------------------------------------------
-
-
 def test_a_folder_is_opened_for_reading_beside_its_writer(pages: PageIndex, model_encoder: ColQwen3Encoder) -> None:
     for given in (pages.location, Path(pages.location)):
         retriever = ColQwen3Retriever(index=given, encoder=model_encoder)
@@ -190,9 +184,6 @@ def test_a_missing_index_and_a_foreign_encoder_are_told_at_once(
     with pytest.raises(ValidationError, match="has its own"):
         ColQwen3Retriever(index=pages, encoder=other)
     assert ColQwen3Retriever(index=pages, encoder=model_encoder).encoder is model_encoder
-
-
-# -- many queries ------------------------------------------------------------------------------------------------------
 
 
 def test_c8_a_batch_is_one_batch(retriever: ColQwen3Retriever, model_encoder: ColQwen3Encoder) -> None:
@@ -284,9 +275,6 @@ def test_no_queries_and_no_pages(retriever: ColQwen3Retriever, model_encoder: Co
         assert empty.batch(["x", "y"]) == asyncio.run(empty.abatch(["x", "y"])) == [[], []]
 
 
-# -- callbacks, copies, traps ------------------------------------------------------------------------------------------
-
-
 def test_callbacks_see_the_model_and_never_pixels_or_paths(retriever: ColQwen3Retriever) -> None:
     witness = Witness()
     retriever.invoke(Query(image=scan(1)), {"callbacks": [witness]})
@@ -370,10 +358,3 @@ def test_c2_index_skips_no_page_and_c3_nothing_is_lost(retriever: ColQwen3Retrie
     kept = {document.metadata["citation"]: document for document in store.similarity_search("x", k=PAGES)}
     for document in documents:
         assert kept[document.metadata["citation"]].metadata == document.metadata
-
-
-def test_c5_documents_survive_serialisation(retriever: ColQwen3Retriever) -> None:
-    for document in retriever.invoke("what was the revenue?"):
-        assert json.loads(json.dumps(document.metadata)) == document.metadata
-        assert Document.model_validate_json(document.model_dump_json()) == document
-        assert json.loads(dumps(document))["kwargs"]["metadata"] == document.metadata

@@ -31,9 +31,6 @@ def png(path: Path, seed: int) -> Path:
     return path
 
 
-# -- what comes back ---------------------------------------------------------------------------------------------------
-
-
 def test_documents_come_back_word_for_word(store: ColQwen3VectorStore) -> None:
     metadatas: list[dict[str, Any]] = [
         {}, {"id": 7, "number": "x", "label": None, "text": [1], "sha256": "file", "page": "iv", "score": 3},
@@ -107,9 +104,6 @@ def test_add_images(store: ColQwen3VectorStore, tmp_path: Path) -> None:
     assert (document.metadata["page"], document.metadata["year"]) == (7, 2021)
     assert asyncio.run(store.aadd_images([picture(3)], ids=["c"])) == ["c"]
     assert store.similarity_search(Query(image=picture(3)), k=1)[0].id == "c"
-
-
-# -- searching ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_way_of_asking_gives_the_order_of_maxsim(words: ColQwen3VectorStore, encoder: HashingEncoder) -> None:
@@ -203,9 +197,6 @@ def test_a_neighbour_is_listed_once_and_a_hit_is_no_neighbour(words: ColQwen3Vec
     ]  # fmt: skip
 
 
-# -- deleting, replacing -----------------------------------------------------------------------------------------------
-
-
 def test_delete(words: ColQwen3VectorStore) -> None:
     assert words.delete(["tax", "nobody"]) is True
     assert words.delete(filter={"page": 1}) is True
@@ -252,9 +243,6 @@ def test_ids(store: ColQwen3VectorStore) -> None:
     assert made[1:] == ["own", "x"]
     assert len(made[0]) == 36
     assert store.add_texts([]) == store.add_documents([]) == store.add_images([]) == []
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_kept_is_refused_by_name(store: ColQwen3VectorStore, tmp_path: Path) -> None:
@@ -325,9 +313,6 @@ def test_cancelling_a_search_leaves_the_loop_at_once(words: ColQwen3VectorStore,
     encoder.hold.clear()
     asyncio.run(main())
     encoder.hold.set()
-
-
-# -- making, closing, copying ------------------------------------------------------------------------------------------
 
 
 def test_a_foreign_embeddings_is_refused(tmp_path: Path, store: ColQwen3VectorStore) -> None:
