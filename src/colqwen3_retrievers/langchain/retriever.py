@@ -150,7 +150,7 @@ class ColQwen3Retriever(BaseRetriever):
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        runs = [self._started(CallbackManager, query, each) for query, each in zip(inputs, configs, strict=True)]
+        runs = [self._start_run(CallbackManager, query, each) for query, each in zip(inputs, configs, strict=True)]
         outcomes: list[Outcome] = []
         try:
             for part in _parts(inputs, configs[0]):
@@ -161,7 +161,7 @@ class ColQwen3Retriever(BaseRetriever):
                 raise
         finally:
             for run, outcome in zip(runs, outcomes, strict=True):
-                _end(run, outcome)
+                _end_run(run, outcome)
         return _results(outcomes, return_exceptions)
 
     async def abatch(
@@ -177,7 +177,8 @@ class ColQwen3Retriever(BaseRetriever):
             return []
         configs = get_config_list(config, len(inputs))
         runs = [
-            await self._started(AsyncCallbackManager, query, each) for query, each in zip(inputs, configs, strict=True)
+            await self._start_run(AsyncCallbackManager, query, each)
+            for query, each in zip(inputs, configs, strict=True)
         ]
         outcomes: list[Outcome] = []
         try:
@@ -189,7 +190,7 @@ class ColQwen3Retriever(BaseRetriever):
                 raise
         finally:
             for run, outcome in zip(runs, outcomes, strict=True):
-                await _end(run, outcome)
+                await _end_run(run, outcome)
         return _results(outcomes, return_exceptions)
 
     # -- searching -----------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class ColQwen3Retriever(BaseRetriever):
         options = self._options(k, filter)
         group = FutureGroup()
         try:
-            return self._found(self._submit(queries, group), options)
+            return self._search(self._submit(queries, group), options)
         finally:
             group.cancel()
 
@@ -212,7 +213,7 @@ class ColQwen3Retriever(BaseRetriever):
         try:
             encodings = await asyncio.to_thread(self._submit, queries, group)  # it may load a model
             await group.settled()
-            return await asyncio.to_thread(self._found, encodings, options)
+            return await asyncio.to_thread(self._search, encodings, options)
         finally:
             group.cancel()
 
@@ -240,7 +241,7 @@ class ColQwen3Retriever(BaseRetriever):
             encodings.append(encoding)
         return encodings
 
-    def _found(self, encodings: Sequence[Future[list[MultiVector]] | None], options: dict[str, Any]) -> list[Outcome]:
+    def _search(self, encodings: Sequence[Future[list[MultiVector]] | None], options: dict[str, Any]) -> list[Outcome]:
         """Search with all queries that could be encoded at once."""
         outcomes: list[Outcome] = [[] for _ in encodings]
         vectors: dict[int, MultiVector] = {}
@@ -265,7 +266,7 @@ class ColQwen3Retriever(BaseRetriever):
 
     # -- callbacks -----------------------------------------------------------------------------------------------------
 
-    def _started(self, manager: Any, query: object, config: RunnableConfig) -> Any:
+    def _start_run(self, manager: Any, query: object, config: RunnableConfig) -> Any:
         """Start a run with callbacks configured as ``invoke`` does; awaitable with an async manager."""
         callbacks = manager.configure(
             config.get("callbacks"),
@@ -311,7 +312,7 @@ def _query_text(query: object) -> str:
     return " ".join(part for part in ("[image]" if query.image is not None else "", query.text or "") if part)
 
 
-def _end(run: Any, outcome: Outcome) -> Any:
+def _end_run(run: Any, outcome: Outcome) -> Any:
     return run.on_retriever_error(outcome) if isinstance(outcome, Exception) else run.on_retriever_end(outcome)
 
 

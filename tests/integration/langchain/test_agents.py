@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
@@ -39,6 +39,10 @@ from tests.integration.langchain.corpus import (
 
 pytest.importorskip("langchain_classic")
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
+
+
+def ids(documents: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in documents]
 
 
 def expected(encoder: ColQwen3Encoder, k: int) -> dict[str, str]:
@@ -155,20 +159,25 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 running = threading.Event()
 
 
-@pytest.mark.parametrize("how", ["retriever", "vector store", "tool"])
-def test_a_hundred_questions_at_once_leave_the_loop_ticking(pages: PageIndex, ticks: list[int], how: str) -> None:
+@pytest.mark.parametrize("how", ["retriever", "vector store", "tool", "chain", "retriever.abatch", "chain.abatch"])
+def test_a_hundred_questions_at_once_leave_the_loop_ticking(
+    encoder: ColQwen3Encoder, pages: PageIndex, ticks: list[int], how: str
+) -> None:
     retriever: Any = ColQwen3Retriever(index=pages, k=2)
     if how == "vector store":
         retriever = ColQwen3VectorStore(pages).as_retriever(search_kwargs={"k": 2})
+    if how.startswith("chain"):
+        reranker = ColQwen3Reranker(encoder=encoder, index=pages)
+        retriever = RunnableParallel(documents=retriever, query=RunnablePassthrough()) | reranker.as_runnable()
     questions = [f"what was the revenue in {1924 + n}?" for n in range(100)]
-    one_by_one = [[document.id for document in retriever.invoke(question)] for question in questions]
-    tool = create_page_retriever_tool(retriever, "search_pages", "Search.", max_images=0)
+    one_by_one = [ids(retriever.invoke(question)) for question in questions]
 
     async def ask(question: str) -> list[str | None]:
         if how == "tool":
+            tool = create_page_retriever_tool(retriever, "search_pages", "Search.", max_images=0)
             call = {"name": "search_pages", "args": {"query": question}, "id": question, "type": "tool_call"}
-            return [document.id for document in (await tool.ainvoke(call)).artifact]
-        return [document.id for document in await retriever.ainvoke(question)]
+            return ids((await tool.ainvoke(call)).artifact)
+        return ids(await retriever.ainvoke(question))
 
     async def tick() -> None:
         while True:
@@ -178,6 +187,8 @@ def test_a_hundred_questions_at_once_leave_the_loop_ticking(pages: PageIndex, ti
     async def main() -> list[list[str | None]]:
         ticking = asyncio.create_task(tick())
         try:
+            if how.endswith("abatch"):
+                return [ids(documents) for documents in await retriever.abatch(questions)]
             return list(await asyncio.gather(*map(ask, questions)))
         finally:
             ticking.cancel()

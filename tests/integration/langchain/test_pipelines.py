@@ -117,36 +117,6 @@ def held_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     let_go.set()
 
 
-@pytest.mark.parametrize("how", ["chain.ainvoke", "chain.abatch", "retriever.abatch"])
-def test_the_event_loop_goes_on_while_the_engine_works(
-    encoder: ColQwen3Encoder, first_stage: PageIndex, held_engine: threading.Event, how: str
-) -> None:
-    retriever = ColQwen3Retriever(index=first_stage, k=3)
-    chain = rag(retriever, ColQwen3Reranker(encoder=encoder, top_n=1))
-
-    async def tick() -> None:
-        while True:  # the model works between 20 ticks and the next, and so in every stage of the chain
-            for _ in range(20):
-                await asyncio.sleep(0.001)
-            held_engine.set()
-            await asyncio.sleep(0.001)
-            held_engine.clear()
-
-    async def main() -> list[Any]:
-        ticking = asyncio.create_task(tick())
-        try:
-            if how == "retriever.abatch":
-                return await retriever.abatch(["one", "two"])
-            return await chain.abatch(["one", "two"]) if how == "chain.abatch" else [await chain.ainvoke("one")]
-        finally:
-            ticking.cancel()
-
-    answers = asyncio.run(main())
-    assert [len(answer) if how == "retriever.abatch" else len(answer["shown"]) for answer in answers] == {
-        "chain.ainvoke": [1], "chain.abatch": [1, 1], "retriever.abatch": [3, 3],
-    }[how]  # fmt: skip
-
-
 def settled(encoder: ColQwen3Encoder) -> int:
     """Count the inputs the engine has encoded once it encodes no more."""
     seen = -1

@@ -26,6 +26,11 @@ def ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
+def both(owner: Any, method: str, *args: Any, **options: Any) -> list[Any]:
+    """What a method and its async twin return."""
+    return [getattr(owner, method)(*args, **options), asyncio.run(getattr(owner, f"a{method}")(*args, **options))]
+
+
 def png(path: Path, seed: int) -> Path:
     picture(seed).save(path)
     return path
@@ -107,32 +112,29 @@ def test_add_images(store: ColQwen3VectorStore, tmp_path: Path) -> None:
 
 
 def test_every_way_of_asking_gives_the_order_of_maxsim(words: ColQwen3VectorStore, encoder: HashingEncoder) -> None:
-    wanted = [hit.page.id for hit in words.index.search("wine cheese", 4)]
-    sums = [hit.score for hit in words.index.search("wine cheese", 4)]
+    hits = words.index.search("wine cheese", 4)
     made = encoder.multi_vector("wine cheese", None)
+    scored = [
+        *both(words, "similarity_search_with_score", "wine cheese"),
+        *both(words, "similarity_search_with_relevance_scores", "wine cheese"),
+    ]
     ways = [
-        words.similarity_search("wine cheese"),
-        words.similarity_search_by_vector(made),
+        *both(words, "similarity_search", "wine cheese"),
+        *both(words, "similarity_search_by_vector", made),
         words.similarity_search_by_vector(made.vectors.tolist()),
-        [document for document, _ in words.similarity_search_with_score("wine cheese")],
-        [document for document, _ in words.similarity_search_with_relevance_scores("wine cheese")],
-        words.max_marginal_relevance_search("wine cheese", lambda_mult=1),
+        *([document for document, _ in pairs] for pairs in scored),
+        *both(words, "max_marginal_relevance_search", "wine cheese", lambda_mult=1),
         words.search("wine cheese", "similarity"),
-        words.as_retriever().invoke("wine cheese"),
-        asyncio.run(words.asimilarity_search("wine cheese")),
-        asyncio.run(words.asimilarity_search_by_vector(made)),
-        [document for document, _ in asyncio.run(words.asimilarity_search_with_score("wine cheese"))],
-        [document for document, _ in asyncio.run(words.asimilarity_search_with_relevance_scores("wine cheese"))],
-        asyncio.run(words.amax_marginal_relevance_search("wine cheese", lambda_mult=1)),
-        asyncio.run(words.as_retriever().ainvoke("wine cheese")),
+        *both(words.as_retriever(), "invoke", "wine cheese"),
     ]
     for documents in ways:
-        assert ids(documents) == wanted
+        assert ids(documents) == [hit.page.id for hit in hits]
         assert all("score" not in document.metadata for document in documents)
-    assert [score for _, score in words.similarity_search_with_score("wine cheese")] == pytest.approx(sums)
-    relevances = [score for _, score in words.similarity_search_with_relevance_scores("wine cheese")]
-    assert relevances == pytest.approx([(1 + total / 2) / 2 for total in sums])
-    assert all(type(score) is float and 0 <= score <= 1 for score in relevances)
+    for n, (_, score) in enumerate(scored[0]):
+        assert score == scored[1][n][1] == pytest.approx(hits[n].score)
+        assert scored[2][n][1] == scored[3][n][1] == pytest.approx((1 + hits[n].score / 2) / 2)
+        assert type(scored[2][n][1]) is float
+        assert 0 <= scored[2][n][1] <= 1
 
 
 def test_a_threshold_is_inclusive_and_the_same_for_long_and_short_queries(words: ColQwen3VectorStore) -> None:
@@ -154,16 +156,13 @@ def test_mmr_passes_over_what_is_said_already(store: ColQwen3VectorStore) -> Non
         ["wine red dry", "wine red dry", "wine white sweet", "bread"], ids=["one", "copy", "other", "bread"]
     )
     assert set(ids(store.similarity_search("wine red", k=2))) == {"one", "copy"}
+    how = {"k": 2, "fetch_k": 3, "lambda_mult": 0.4}
+    [asked] = store.index.encoder.submit_queries(["wine red"]).result()
     for chosen in (
-        store.max_marginal_relevance_search("wine red", k=2, fetch_k=3, lambda_mult=0.4),
-        asyncio.run(store.amax_marginal_relevance_search("wine red", k=2, fetch_k=3, lambda_mult=0.4)),
-        store.max_marginal_relevance_search_by_vector(
-            store.index.encoder.submit_queries(["wine red"]).result()[0], k=2, fetch_k=3, lambda_mult=0.4
-        ),
-        store.as_retriever(
-            search_type="mmr", search_kwargs={"k": 2, "fetch_k": 3, "lambda_mult": 0.4}
-        ).invoke("wine red"),
-    ):  # fmt: skip
+        *both(store, "max_marginal_relevance_search", "wine red", **how),
+        *both(store, "max_marginal_relevance_search_by_vector", asked, **how),
+        *both(store.as_retriever(search_type="mmr", search_kwargs=how), "invoke", "wine red"),
+    ):
         assert ids(chosen)[1] == "other"
         assert len(chosen) == 2
     assert "bread" in ids(store.max_marginal_relevance_search("wine red", k=3, fetch_k=4, lambda_mult=0))
@@ -178,12 +177,10 @@ def test_sources_and_neighbours(words: ColQwen3VectorStore) -> None:
         ("tax", None), ("rent", "tax"),
     ]  # fmt: skip
     assert found == asyncio.run(words.asimilarity_search("tax", k=1, window=1))
-    retrieved = ColQwen3Retriever(index=words.index, k=1, window=1)
+    retriever = ColQwen3Retriever(index=words.index, k=1, window=1)
     for documents in (
-        retrieved.invoke("tax"),
-        asyncio.run(retrieved.ainvoke("tax")),
-        retrieved.batch(["tax"])[0],
-        asyncio.run(retrieved.abatch(["tax"]))[0],
+        *both(retriever, "invoke", "tax"),
+        *(answers[0] for answers in both(retriever, "batch", ["tax"])),
     ):
         assert ids(documents) == ["tax", "rent"]
         assert ["score" in document.metadata for document in documents] == [True, False]
