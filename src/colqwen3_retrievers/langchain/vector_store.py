@@ -63,7 +63,8 @@ class ColQwen3VectorStore(VectorStore):
     in ``as_retriever(search_kwargs=...)``, ``boxes`` and ``heatmaps`` ask for the regions that answered, as in
     :class:`~colqwen3_retrievers.langchain.retriever.ColQwen3Retriever`. All searches raise ConfigError for a bad or
     unknown argument, and EncodeError for a query that cannot be encoded. The async methods take the same arguments and
-    never block the event loop; cancelling a search cancels its encoding. LangChain's own async methods do the rest.
+    never block the event loop; cancelling a search cancels its encoding. Those not defined here are LangChain's own,
+    which run the sync method in a thread.
 
     Args:
         index: an open index; or its folder, which is opened for writing, and created if it is new and there is an
