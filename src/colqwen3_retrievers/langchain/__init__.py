@@ -1,6 +1,6 @@
 """LangChain: retriever, reranker, vector store, loader, tool, and page images for chat models. Extra ``langchain``.
 
-Each name is loaded when it is first used; importing this package imports neither langchain_core nor torch.
+Each name is loaded on first use; importing this package imports neither langchain_core nor torch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ _WHERE = {
     "page_key_encoder": "index_keys",
 }
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
+__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table holds the public names and their modules
 
 __getattr__, __dir__ = lazy_names(__name__, _WHERE, lambda: require("langchain", "langchain_core", "langchain-core"))

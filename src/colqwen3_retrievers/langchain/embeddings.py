@@ -1,4 +1,4 @@
-"""The LangChain embeddings: one vector an item, for vector stores that know no other."""
+"""The LangChain embeddings: one vector an item, for stores of single vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Self
 
@@ -16,12 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.langchain.documents import document_to_page
-from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, pickled
+from colqwen3_retrievers.langchain.documents import checked_documents, document_to_page, errors_about
+from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, checked_query, pickled
 from colqwen3_retrievers.pages.files import IMAGE_SUFFIXES
 from colqwen3_retrievers.pages.images import ImageSource
 from colqwen3_retrievers.pages.page import Page, Query
-from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 from colqwen3_retrievers.vectors.single_vector import Method, SingleVectorSettings, single_vectors
 
@@ -32,35 +31,34 @@ _PAGE_NAME: Final = re.compile(
     r"(?: \([^\n]*\))?(?: \[[^\n]*\])?(?:\n\n|\Z)",
     re.IGNORECASE,
 )
-"""What :func:`~colqwen3_retrievers.langchain.documents.page_to_document` puts first in a page's content."""
+"""What :func:`~colqwen3_retrievers.langchain.documents.page_to_document` puts at the start of a page's content."""
 
 
 class ColQwen3Embeddings(BaseModel, Embeddings):
-    """Makes one vector of each text, page image or query, for any single-vector store as first stage.
+    """Makes one vector of each text, page image or query, for a single-vector store as the first stage.
 
-    Token embeddings are cut down to one vector by :mod:`~colqwen3_retrievers.vectors.single_vector`, which costs
-    quality: let :class:`~colqwen3_retrievers.langchain.reranker.ColQwen3Reranker` put what the store finds in the order
-        of MaxSim,
-    or use :class:`~colqwen3_retrievers.langchain.vector_store.ColQwen3VectorStore`, which needs no bridge. Vectors have
-    length 1: cosine and inner product rank alike. Nothing is loaded before the first item.
+    Token embeddings are reduced to one vector by :mod:`~colqwen3_retrievers.vectors.single_vector`, which costs
+    quality: rerank what the store returns with :class:`~colqwen3_retrievers.langchain.reranker.ColQwen3Reranker`, or
+    use :class:`~colqwen3_retrievers.langchain.vector_store.ColQwen3VectorStore`, which needs no reduction. Vectors have
+    length 1, so cosine and inner product rank alike. Nothing is loaded before the first item.
 
-    Vectors of other settings or of another model do not compare with these; :attr:`fingerprint` tells, and is what to
-    name a collection or a cache by.
+    Vectors of other settings or of another model are not comparable with these; name a collection or a cache by
+    :attr:`fingerprint`.
 
-    **Vector stores hand over texts only.** ``store.add_documents(PageLoader("reports/").load())`` embeds what stands in
-    ``page_content`` ("scan.pdf, page 1"), never the picture; a warning in the log says so. Give the store the vectors
-    of :meth:`embed_pages` instead: ``FAISS.from_embeddings``, ``PGVector.add_embeddings`` and the like take them beside
-    the texts, and the example shows it for LangChain's store in memory, which has no such method.
+    **Vector stores pass on texts only.** ``store.add_documents(PageLoader("reports/").load())`` embeds the
+    ``page_content`` ("scan.pdf, page 1"), never the image, and logs a warning. Give the store the vectors of
+    :meth:`embed_pages` instead: ``FAISS.from_embeddings``, ``PGVector.add_embeddings`` and the like take them together
+    with the texts; the example shows it for LangChain's in-memory store, which has no such method.
 
     Args:
         model: hub name, folder or ``"tiny"``; None reads ``COLQWEN3_MODEL``, then takes the default.
-        device: ``"cuda"``, ``"cpu"``, ...; None takes the best there is.
+        device: ``"cuda"``, ``"cpu"``, ...; None takes the best available.
         encoder: a ready encoder, in place of ``model`` and ``device``.
         method: ``"fde"`` or ``"directions"``.
         dimensions: components of a vector.
         nearest: see :class:`~colqwen3_retrievers.vectors.single_vector.SingleVectorSettings`.
         seed: the same.
-        allow_remote: whether images of documents known by the web address of a content block are fetched; see
+        allow_remote: whether images known by the web address of a content block are fetched; see
             :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
         show_progress: whether to draw a progress bar (on a terminal); not in async calls.
 
@@ -94,183 +92,159 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     show_progress: bool = False
 
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
-    _told: bool = PrivateAttr(default=False)
-    _made: tuple[tuple[str | None, str | None], ColQwen3Encoder] | None = PrivateAttr(default=None)
+    _warned: bool = PrivateAttr(default=False)
+    _default: tuple[tuple[str | None, str | None], ColQwen3Encoder] | None = PrivateAttr(default=None)
 
     def __init__(self, model: str | None = None, **fields: Any) -> None:
         super().__init__(**({} if model is None else {"model": model}), **fields)
 
     @model_validator(mode="after")
-    def _checked(self) -> Self:
+    def _check(self) -> Self:
         if self.encoder is not None and (self.model is not None or self.device is not None):
             raise ConfigError("give model and device, or an encoder that has them, not both")
-        self._settings(1)  # refuses settings that do not go together, before anything is loaded
+        self._settings_for(1)  # raises for settings that contradict each other, before anything is loaded
         return self
 
-    # -- LangChain's ---------------------------------------------------------------------------------------------------
-
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts as documents; names of pages, which vector stores hand over, are told in the log, once.
+        """Embed texts as documents; names of pages, passed on by a vector store, log a warning once.
 
         Returns:
-            A list of ``dimensions`` floats for each, in order.
+            A list of ``dimensions`` floats for each text, in order.
 
         Raises:
             ConfigError: not a list of texts.
-            EncodeError: one is empty or too long; ``.index`` says which.
+            EncodeError: one is empty or too long; ``.index`` is its position.
         """
-        return self._of_pages(self._texts(texts))
+        return self._embed(self._text_pages(texts))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts without blocking the event loop; cancelling it cancels the encoding."""
-        return await self._aof_pages(self._texts(texts))
+        return await self._aembed(self._text_pages(texts))
 
     def embed_query(self, text: str | Query) -> list[float]:
-        """Embed a query: a text, or a Query for an image. Queries are embedded otherwise than documents.
+        """Embed a query: a text, or a Query for an image. Queries and documents are embedded differently.
 
         Raises:
             ConfigError: an empty query.
             EncodeError: it cannot be encoded.
         """
-        return self._flat(self.page_encoder.encode_queries([_query(text)]), is_query=True)[0]
+        return self._reduced(self.page_encoder.encode_queries([checked_query(text)]), is_query=True)[0]
 
     async def aembed_query(self, text: str | Query) -> list[float]:
         """Embed a query without blocking the event loop."""
-        asked = _query(text)
-        future = await asyncio.to_thread(lambda: self.page_encoder.submit_queries([asked]))
-        return (await self._awaited(future, is_query=True))[0]
-
-    # -- images --------------------------------------------------------------------------------------------------------
+        query = checked_query(text)
+        return (await self._areduced(lambda: self.page_encoder.submit_queries([query]), is_query=True))[0]
 
     def embed_image(self, uris: Sequence[ImageSource]) -> list[list[float]]:
-        """Embed images as documents; the name is the one by which other vector stores look for it.
+        """Embed images as documents, under the method name that other vector stores look for.
 
         Args:
             uris: paths, bytes or PIL images; nothing is fetched.
 
         Raises:
             ConfigError: a single image, or one of another type.
-            EncodeError: one cannot be read; ``.index`` says which.
+            EncodeError: one cannot be read; ``.index`` is its position.
         """
-        return self._of_pages(_images(uris))
+        return self._embed(_image_pages(uris))
 
     async def aembed_image(self, uris: Sequence[ImageSource]) -> list[list[float]]:
         """Embed images without blocking the event loop."""
-        return await self._aof_pages(_images(uris))
+        return await self._aembed(_image_pages(uris))
 
     def embed_pages(self, documents: Sequence[Document]) -> list[list[float]]:
         """Embed LangChain documents: those with an image by their image, the others by their text.
 
-        ``embed_documents``, which vector stores call, is never given an image: of pages without text it would embed
-        their names. With these vectors a store is filled by hand (``add_embeddings``, ``upsert``, ...).
+        ``embed_documents``, which vector stores call, never receives an image, so it would embed the names of pages
+        without text. Fill a store with these vectors directly (``add_embeddings``, ``upsert``, ...).
 
         Raises:
             ConfigError: a document with neither image nor text; it is named.
-            EncodeError: one cannot be read; ``.index`` says which.
+            EncodeError: one cannot be read; ``.index`` is its position.
         """
-        return self._of_pages(_pages(documents, self.allow_remote))
+        return self._embed(self._document_pages(documents))
 
     async def aembed_pages(self, documents: Sequence[Document]) -> list[list[float]]:
         """Embed documents without blocking the event loop."""
-        return await self._aof_pages(await asyncio.to_thread(_pages, documents, self.allow_remote))
-
-    # -- what makes the vectors ----------------------------------------------------------------------------------------
+        return await self._aembed(await asyncio.to_thread(self._document_pages, documents))
 
     @property
     def page_encoder(self) -> ColQwen3Encoder:
-        """The encoder behind: the one given, or one of ``model`` and ``device``."""
+        """The encoder in use: the one given, or one of ``model`` and ``device``."""
         if self.encoder is not None:
             return self.encoder
         with self._lock:
-            asked = (self.model, self.device)
-            if self._made is None or self._made[0] != asked:
-                self._made = (asked, ColQwen3Encoder(self.model, device=self.device))
-            return self._made[1]
+            settings = (self.model, self.device)
+            if self._default is None or self._default[0] != settings:
+                self._default = (settings, ColQwen3Encoder(self.model, device=self.device))
+            return self._default[1]
 
     @property
     def settings(self) -> SingleVectorSettings:
-        """How one vector is made of many; reads the checkpoint's headers for its dim."""
-        return self._settings(self.page_encoder.info.dim)
+        """How token embeddings become one vector; reads the checkpoint's headers for its dim."""
+        return self._settings_for(self.page_encoder.info.dim)
 
     @property
     def fingerprint(self) -> str:
         """Digests of the model and of the settings: vectors of two fingerprints may not share a store."""
-        info = self.page_encoder.info
-        return f"{info.fingerprint[:16]}-{self.settings.fingerprint}"
+        return f"{self.page_encoder.info.fingerprint[:16]}-{self.settings.fingerprint}"
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _settings(self, token_dim: int) -> SingleVectorSettings:
+    def _settings_for(self, token_dim: int) -> SingleVectorSettings:
         return SingleVectorSettings(
             token_dim, method=self.method, dim=self.dimensions, nearest=self.nearest, seed=self.seed
         )
 
-    def _texts(self, texts: Sequence[str]) -> list[Page]:
-        pages = [Page(id=f"text {place}", text=text) for place, text in enumerate(_listed(texts, "texts"))]
-        named = next((page.text for page in pages if _PAGE_NAME.match(page.text)), None)
-        if named is not None and not self._told:
-            self._told = True
+    def _text_pages(self, texts: Sequence[str]) -> list[Page]:
+        pages = [Page(id=f"text {position}", text=text) for position, text in enumerate(_items(texts, "texts"))]
+        name = next((page.text for page in pages if _PAGE_NAME.match(page.text)), None)
+        if name is not None and not self._warned:
+            self._warned = True
             _logger.warning(
-                "embed_documents: %r names a page whose picture is not embedded: vector stores hand over texts only. "
-                "Give the store the vectors of embed_pages(documents), or take ColQwen3VectorStore",
-                named.partition("\n")[0],
+                "embed_documents: %r is the name of a page whose image is not embedded: vector stores pass on texts "
+                "only. Give the store the vectors of embed_pages(documents), or use ColQwen3VectorStore",
+                name.partition("\n")[0],
             )
         return pages
 
-    def _of_pages(self, pages: list[Page]) -> list[list[float]]:
+    def _document_pages(self, documents: Sequence[Document]) -> list[Page]:
+        pages = []
+        for position, document in enumerate(checked_documents(documents)):
+            with errors_about(f"document {position}"):
+                pages.append(document_to_page(document, f"document {position}", self.allow_remote))
+        return pages
+
+    def _embed(self, pages: list[Page]) -> list[list[float]]:
         if not pages:
             return []
-        return self._flat(self.page_encoder.encode_pages(pages, show_progress=self.show_progress))
+        return self._reduced(self.page_encoder.encode_pages(pages, show_progress=self.show_progress))
 
-    async def _aof_pages(self, pages: list[Page]) -> list[list[float]]:
-        if not pages:
-            return []
-        future = await asyncio.to_thread(lambda: self.page_encoder.submit_pages(pages))  # it may load a model
-        return await self._awaited(future)
+    async def _aembed(self, pages: list[Page]) -> list[list[float]]:
+        return await self._areduced(lambda: self.page_encoder.submit_pages(pages)) if pages else []
 
-    async def _awaited(self, future: Future[list[MultiVector]], *, is_query: bool = False) -> list[list[float]]:
-        made = await asyncio.wrap_future(future)
-        return await asyncio.to_thread(self._flat, made, is_query=is_query)
-
-    def _flat(self, made: list[MultiVector], *, is_query: bool = False) -> list[list[float]]:
-        rows: list[list[float]] = single_vectors(made, self.settings, is_query=is_query).tolist()
+    def _reduced(self, embeddings: list[MultiVector], *, is_query: bool = False) -> list[list[float]]:
+        rows: list[list[float]] = single_vectors(embeddings, self.settings, is_query=is_query).tolist()
         return rows
+
+    async def _areduced(
+        self, submit: Callable[[], Future[list[MultiVector]]], *, is_query: bool = False
+    ) -> list[list[float]]:
+        future = await asyncio.to_thread(submit)  # it may load a model
+        embeddings = await asyncio.wrap_future(future)
+        return await asyncio.to_thread(self._reduced, embeddings, is_query=is_query)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as settings."""
         return pickled(self)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Give a copy that shares the encoder."""
+        """Return a copy that shares the encoder."""
         return self.model_copy()
 
 
-def _query(text: str | Query) -> str | Query:
-    if isinstance(text, Query):
-        return text
-    if not isinstance(text, str):
-        raise ConfigError(f"query: expected a text or a Query, got {type(text).__name__}")
-    Query(text)  # refuses an empty one before anything is loaded
-    return text
+def _image_pages(images: Sequence[ImageSource]) -> list[Page]:
+    return [Page(id=f"image {position}", image=image) for position, image in enumerate(_items(images, "uris"))]
 
 
-def _images(images: Sequence[ImageSource]) -> list[Page]:
-    return [Page(id=f"image {place}", image=image) for place, image in enumerate(_listed(images, "uris"))]
-
-
-def _pages(documents: Sequence[Document], allow_remote: AllowRemote) -> list[Page]:
-    pages = []
-    for place, document in enumerate(_listed(documents, "documents")):
-        if not isinstance(document, Document):
-            raise ConfigError(f"documents: {place} is a {type(document).__name__}, expected a Document")
-        try:
-            pages.append(document_to_page(document, f"document {place}", allow_remote))
-        except ConfigError as exc:
-            raise ConfigError(f"document {place}: {exc}") from exc
-    return pages
-
-
-def _listed(items: Sequence[Any], name: str) -> list[Any]:
+def _items(items: Sequence[Any], name: str) -> list[Any]:
     if isinstance(items, str | bytes) or not isinstance(items, Sequence):
         raise ConfigError(f"{name}: expected a list, got {type(items).__name__}")
     return list(items)

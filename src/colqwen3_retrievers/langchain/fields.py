@@ -1,4 +1,4 @@
-"""What the retriever and the reranker share: an index by folder or in hand, and copies that carry settings only."""
+"""Parts the LangChain classes share: pydantic fields, opening an index, checking a query, and pickling as settings."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.pages.remote_images import checked_remote
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
 
 def _location(index: PageIndex | str | Path | None) -> str | None:
-    if index is None or isinstance(index, PageIndex):
-        return None if index is None else index.location
-    if isinstance(index, str) and "://" in index:
-        return index
-    return str(user_path(index).absolute())
+    if isinstance(index, PageIndex):
+        return index.location
+    return index if isinstance(index, str) and "://" in index else _absolute(index)
+
+
+def _folder(cache: PageEmbeddingCache | str | Path | None) -> str | None:
+    return _absolute(cache.folder if isinstance(cache, PageEmbeddingCache) else cache)
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(user_path(path).absolute())
 
 
 def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
     return None if encoder is None else encoder.to_dict()
 
 
-def _folder(cache: PageEmbeddingCache | str | Path | None) -> str | None:
-    folder = cache.folder if isinstance(cache, PageEmbeddingCache) else cache
-    return None if folder is None else str(user_path(folder).absolute())
-
-
 IndexField: TypeAlias = Annotated[PageIndex | str | Path, PlainSerializer(_location, when_used="json")]
-"""An open index, or where one lies; in JSON its location."""
+"""An open index or its location; in JSON its location."""
 
 OptionalIndexField: TypeAlias = Annotated[PageIndex | str | Path | None, PlainSerializer(_location, when_used="json")]
-"""The same, or none."""
+"""The same, or None."""
 
 EncoderField: TypeAlias = Annotated[ColQwen3Encoder | None, PlainSerializer(_settings, when_used="json")]
-"""An encoder or none; in JSON its settings, which hold no secret."""
+"""An encoder or None; in JSON its settings, which hold no secret."""
 
 CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainSerializer(_folder, when_used="json")]
-"""A cache of page embeddings, the folder of one, or none; in JSON its folder."""
-
+"""A cache of page embeddings, its folder, or None; in JSON its folder."""
 
 RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(checked_remote)]
 """Which web addresses may be fetched: see :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`."""
@@ -54,21 +55,21 @@ RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(check
 def open_index(
     index: PageIndex | str | Path, encoder: ColQwen3Encoder | None, images_dir: str | Path | None = None
 ) -> PageIndex:
-    """Give an open index; one named by its place is opened for reading, beside whoever writes it.
+    """Return an open index; a location is opened for reading, which is possible beside another writer.
 
     Args:
-        index: the index, or its place.
-        encoder: with a place: what encodes.
-        images_dir: with a place that is no folder: where its images lie.
+        index: the index, or its location.
+        encoder: with a location: encodes the queries.
+        images_dir: with an address: the folder of its images.
 
     Raises:
-        ConfigError: an open index together with an encoder or ``images_dir`` that is not its own.
+        ConfigError: an open index together with another encoder or ``images_dir`` than its own.
         StoreError: no index there.
         StoreMismatchError: the index was made by another model than the encoder's.
     """
     if not isinstance(index, PageIndex):
         return PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=True)
-    # A copy of ours with other settings is made with the index that was opened here and the arguments it was opened by.
+    # A copy with other settings is constructed from the index opened here and the arguments it was opened with.
     if images_dir is not None and user_path(images_dir).absolute() != index.images_dir:
         raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
     if encoder is not None and encoder is not index.encoder:
@@ -76,25 +77,40 @@ def open_index(
     return index
 
 
+def checked_query(query: str | Query) -> str | Query:
+    """Return a query that can be encoded, before anything is loaded.
+
+    Raises:
+        ConfigError: an empty text, or another type.
+
+    >>> checked_query("revenue")
+    'revenue'
+    """
+    if not isinstance(query, str | Query):
+        raise ConfigError(f"query: expected a text or a Query, got {type(query).__name__}")
+    if isinstance(query, str):
+        Query(query)  # raises for an empty text
+    return query
+
+
 def pickled(model: BaseModel, *dropped: str) -> tuple[Any, ...]:
-    """Say how to pickle a model that holds an index or an encoder: as settings and the index's location.
+    """Return what pickles a model with an index or an encoder: its settings and the index's location.
 
     Args:
         model: the model; its ``index`` and ``encoder`` fields may hold live objects.
-        dropped: fields that are not carried.
+        dropped: fields to leave out.
 
     Raises:
-        TypeError: the index lies in a store that cannot be opened again by its location alone.
+        TypeError: the index is in a store that its location alone cannot open again.
     """
     fields = {name: getattr(model, name) for name in model.model_fields_set if name not in dropped}
     index = fields.get("index")
     if isinstance(index, PageIndex):
         if not isinstance(index.store, EmbeddedStore):
             raise TypeError(f"{type(model).__name__}: cannot pickle an index at {index.location}; give its location")
-        fields["index"] = index.location
         if fields.get("encoder") is None and isinstance(index.encoder, ColQwen3Encoder):
             fields["encoder"] = index.encoder
-    elif index is not None:
+    if index is not None:
         fields["index"] = _location(index)
     return _rebuild, (type(model), fields)
 

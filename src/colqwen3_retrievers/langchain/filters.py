@@ -1,4 +1,4 @@
-"""Filters on the metadata that documents show, as filters on the pages behind them."""
+"""Filters on the metadata of documents, translated to filters on the stored pages."""
 
 from __future__ import annotations
 
@@ -6,35 +6,26 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.langchain.documents import KEPT
-from colqwen3_retrievers.stores.where import (
-    FIELDS,
-    And,
-    Condition,
-    Filter,
-    Not,
-    Or,
-    parse,
-    rename_fields,
-)
+from colqwen3_retrievers.langchain.documents import ORIGIN
+from colqwen3_retrievers.stores.where import FIELDS, And, Condition, Filter, Not, Or, parse, rename_fields
 
 DOCUMENT_KEYS: Final = {
     "source": "source", "page": "number", "page_label": "label", "page_id": "id", "sha256": "sha256",
     "id": "id", "number": "number", "label": "label", "text": "text",
 }  # fmt: skip
-"""Names that mean a page's own field, where the page was not a document that brought metadata of that name along."""
+"""Names that mean a page's own field, unless the page was a document with metadata of that name."""
 
-_MARK: Final = "_document."  # in front of such a name while it is parsed: what is asked of it need not fit the field
-_MIRRORED: Final = ("source", "page_label")  # texts under these names are the page's own, whoever made the document
+_MARK: Final = "_document."  # prefix of such a name while it is parsed: its values need not fit the field's type
+_MIRRORED: Final = ("source", "page_label")  # texts under these names are always also the page's own
 _NOTHING: Final = Or(())
 
 
 def document_filter(where: Mapping[str, Any] | None) -> Filter | None:
-    """Read a filter whose names are the keys of documents' metadata.
+    """Parse a filter whose names are the keys of documents' metadata.
 
     Args:
         where: in the language of :mod:`~colqwen3_retrievers.stores.where`. ``source``, ``page``, ``page_label`` and
-            ``sha256`` are what documents show; ``page_id`` is their id; ``metadata.page`` is always a key of yours.
+            ``sha256`` mean what documents show; ``page_id`` is their id; ``metadata.page`` is always a key of yours.
 
     Raises:
         ConfigError: as for :func:`~colqwen3_retrievers.stores.where.parse`.
@@ -65,13 +56,13 @@ def _translated(tree: Filter) -> Filter:
     field = _on_field(tree, DOCUMENT_KEYS[name])
     if name in _MIRRORED and tree.test == "in" and all(value.kind == "text" for value in tree.values):
         return field
-    kept = Condition(KEPT, False, "exists")
-    brought = Condition(name, False, tree.test, tree.values)
-    return Or((And((kept, brought)), And((Not(kept), field))))
+    was_document = Condition(ORIGIN, False, "exists")
+    own = Condition(name, False, tree.test, tree.values)
+    return Or((And((was_document, own)), And((Not(was_document), field))))
 
 
 def _on_field(condition: Condition, field: str) -> Filter:
-    """Put the same to a page's own field; a value of another kind than the field's is not there."""
+    """The same condition on a page's own field, which never holds a value of another kind."""
     values = tuple(value for value in condition.values if value.kind == FIELDS[field])
     if condition.values and not values:
         return _NOTHING

@@ -1,4 +1,4 @@
-"""Keys for ``langchain_core.indexing.index()`` that tell pages by what stands on them."""
+"""Keys for ``langchain_core.indexing.index()`` that identify pages by their content."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 
-from colqwen3_retrievers.langchain.documents import EVIDENCE, STALE, document_image
+from colqwen3_retrievers.langchain.documents import EVIDENCE, TRANSIENT, document_image
 from colqwen3_retrievers.pages.images import open_image, read_image_bytes
 from colqwen3_retrievers.pages.page import json_object
 from colqwen3_retrievers.pages.remote_images import AllowRemote
 
 
 def page_key_encoder(document: Document, *, allow_remote: AllowRemote = False) -> str:
-    """Give a key that is the same for the same page and another for any other: ``index(..., key_encoder=this)``.
+    """Return a key that identifies a page by its content, for ``index(..., key_encoder=page_key_encoder)``.
 
-    LangChain's own keys digest text and metadata. Pages without text are then all alike and silently left out, a page
-    whose picture has changed is taken for known, and bytes in the metadata are an error.
+    LangChain's own keys digest text and metadata: pages without text are then all equal and silently left out, a page
+    whose image has changed counts as known, and bytes in the metadata are an error.
 
-    The key digests the id, the text, the metadata (without the place of the image file and scores of a search) and
-    the image itself: the bytes of its file, or of an image in memory its pixels. It becomes the document's id in the
-    store, which is why it begins with the one it had.
+    This key digests the id, the text, the metadata (without the path of the image file and the scores of a search) and
+    the image: the bytes of its file, or the pixels of an image in memory. It becomes the document's id in the store,
+    and therefore begins with the id the document had.
 
     Args:
         document: of :class:`~colqwen3_retrievers.langchain.page_loader.PageLoader` or any other maker.
-        allow_remote: whether the web address of an image block is fetched, to tell whether the image has changed; give
+        allow_remote: whether the web address of an image block is fetched, to detect a changed image; pass
             ``functools.partial(page_key_encoder, allow_remote=True)``, and the same to the store by
             ``upsert_kwargs={"allow_remote": True}``.
 
     Raises:
-        ConfigError: metadata that is not JSON, or an image that is none.
+        ConfigError: metadata that is not JSON, or a bad image.
         PageError: the image cannot be read or fetched.
 
     Example:
@@ -44,11 +44,10 @@ def page_key_encoder(document: Document, *, allow_remote: AllowRemote = False) -
         'a.pdf#page=1@898ad8c1931b1ef492422f9643ed75e8'
     """
     image = document_image(document, allow_remote)
-    away = {*STALE, *EVIDENCE} | ({"image"} if image is not None else set())
-    metadata = {key: value for key, value in document.metadata.items() if key not in away}
-    known = json_object(metadata, f"document {document.id!r}")
-    described = json.dumps([document.id, document.page_content, known], sort_keys=True)
-    digest = hashlib.sha256(described.encode("utf-8", "surrogatepass"))
+    ignored = {*TRANSIENT, *EVIDENCE} | ({"image"} if image is not None else set())
+    metadata = {key: value for key, value in document.metadata.items() if key not in ignored}
+    fields = [document.id, document.page_content, json_object(metadata, f"document {document.id!r}")]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode("utf-8", "surrogatepass"))
     if image is not None:
         name = document.id or "a document's image"
         if isinstance(image, str | Path | bytes):

@@ -7,11 +7,11 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
+from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.langchain.documents import page_to_document
 from colqwen3_retrievers.pages.files import OnError, PagePath
@@ -26,21 +26,21 @@ class PageLoader(BaseLoader):
 
     Documents are those of :func:`~colqwen3_retrievers.langchain.documents.page_to_document`: ``page_content`` is the
     citation and the text layer, ``metadata`` has source, page (from 1), page_count, sha256 and so on. The image of a
-    single image file is that file, ``metadata["image_path"]``. A rendered page is written to ``images_dir``, or, by
-    default, travels in ``metadata["image"]`` as base64, so that it survives JSON and ``index()``; chat models and other
-    embedders see neither, for they are given ``page_content``. One page at a time is held.
+    single image file is that file, ``metadata["image_path"]``. A rendered page is written to ``images_dir``, or by
+    default kept in ``metadata["image"]`` as base64, which survives JSON and ``index()``; chat models and other
+    embedders see neither, because they receive ``page_content``. One page is held in memory at a time.
 
     Args:
         paths: files, folders or patterns, as for :func:`~colqwen3_retrievers.pages.loading.load_pages`.
-        root: what sources are relative to; by default a folder itself, and a file's folder.
+        root: the folder that sources are relative to; by default a folder itself, and a file's folder.
         max_pixels: most pixels of a rendered page.
-        on_error: ``"raise"``; ``"skip"``, which logs a warning and goes on; or a function called with the PageError.
+        on_error: ``"raise"``; ``"skip"``, which logs a warning and continues; or a function called with the PageError.
         password: opens encrypted PDFs; it is neither shown nor pickled.
-        images_dir: where images of rendered pages are written, by the digest of their content; made when needed.
+        images_dir: the folder for images of rendered pages, named by the digest of their content; made when needed.
 
     Raises:
         ConfigError: a wrong argument; while loading, also two files of one source.
-        PageError: while loading: a file that is not there or cannot be read.
+        PageError: while loading: a file that does not exist or cannot be read.
 
     Example:
         >>> import pathlib, tempfile
@@ -72,7 +72,7 @@ class PageLoader(BaseLoader):
         self._password = password
 
     def lazy_load(self) -> Iterator[Document]:
-        """Give one page after the other; files are looked up now and opened as their pages are asked for."""
+        """Return an iterator over pages; paths are resolved now, files are opened when their pages are needed."""
         pages = load_pages(
             self.paths, root=self.root, max_pixels=self.max_pixels, on_error=self.on_error, password=self._password
         )
@@ -84,10 +84,19 @@ class PageLoader(BaseLoader):
             return document
         file = io.BytesIO()
         open_image(page.image_source, name=page.id).save(file, "PNG")
+        data = file.getvalue()
         if self.images_dir is None:
-            document.metadata["image"] = base64.b64encode(file.getvalue()).decode("ascii")
-        else:
-            document.metadata["image_path"] = str(_written(file.getvalue(), self.images_dir, page))
+            document.metadata["image"] = base64.b64encode(data).decode("ascii")
+            return document
+        path = self.images_dir / f"{hashlib.sha256(data).hexdigest()}.png"
+        try:
+            if not path.exists():
+                self.images_dir.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, data)
+        except OSError as exc:
+            reason = f"its image cannot be written to {self.images_dir}: {exc.strerror or exc}"
+            raise PageError(reason, source=page.source, page=page.number) from exc
+        document.metadata["image_path"] = str(path)
         return document
 
     def __getstate__(self) -> dict[str, object]:
@@ -95,20 +104,4 @@ class PageLoader(BaseLoader):
         return {**self.__dict__, "_password": None}
 
     def __repr__(self) -> str:
-        """Name the paths; never the password."""
         return f"PageLoader({self.paths!r})"
-
-
-def _written(data: bytes, folder: Path, page: Page) -> Path:
-    """Write a file named by its content, whole or not at all, unless it is there."""
-    path = folder / f"{hashlib.sha256(data).hexdigest()}.png"
-    try:
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(data)
-            partial.replace(path)
-    except OSError as exc:
-        reason = f"its image cannot be written to {folder}: {exc.strerror or exc}"
-        raise PageError(reason, source=page.source, page=page.number) from exc
-    return path

@@ -8,35 +8,26 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from langchain_core.callbacks import (
-    AsyncCallbackManager,
-    AsyncCallbackManagerForRetrieverRun,
-    CallbackManager,
-    CallbackManagerForRetrieverRun,
-)
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
-from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
+from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.langchain.future_group import FutureGroup
-from colqwen3_retrievers.langchain.questions import (
-    Outcome,
-    checked_query,
-    in_parts,
-    model_name,
-    results_of,
-    shown_query,
-    sorted_out,
-)
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
+from colqwen3_retrievers.stores.protocol import check_search
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
+
+Outcome = list[Document] | Exception
+"""The documents of one query, or why there are none."""
 
 
 class ColQwen3Retriever(BaseRetriever):
@@ -45,21 +36,21 @@ class ColQwen3Retriever(BaseRetriever):
     ``invoke(query, k=..., filter=...)`` overrides the fields for one call; ``batch`` encodes all its queries together
     and reads the index once. A query is a text, or a :class:`~colqwen3_retrievers.pages.page.Query` for an image.
     Documents are those of :func:`~colqwen3_retrievers.langchain.documents.page_to_document`: ``metadata["score"]`` is
-    the MaxSim sum, which orders the pages of one query and says nothing across queries.
+    the MaxSim sum, comparable between pages of one query only.
 
     Args:
         index: an open index; or its folder or address, which is opened now, for reading. No model is loaded.
-        encoder: with a folder: what encodes queries; None rebuilds it from what the index knows, at the first query.
-        images_dir: with an address: where the images of its pages lie, which documents name as ``image_path``.
+        encoder: with a folder: encodes queries; None rebuilds it from what the index stores, at the first query.
+        images_dir: with an address: the folder of its pages' images, which documents name as ``image_path``.
         k: most documents, at least 1.
-        filter: only among these pages; the language is that of :mod:`colqwen3_retrievers.stores.where`, the names are
-            keys of the documents' metadata: ``page`` is what they show, ``metadata.page`` a key of yours.
-        group_by: ``"source"`` gives the best page of each source.
-        window: pages before and after each of them in its source, which follow it in the list, without a score; their
-            ``metadata["neighbour_of"]`` is the id of the page they stand beside. ``filter`` does not bear on them.
-        boxes: most regions that answered, a page: ``metadata["boxes"]``, best first, in shares of the page; see
+        filter: search among these pages only; the language is that of :mod:`colqwen3_retrievers.stores.where`, the
+            names are keys of the documents' metadata: ``page`` is what they show, ``metadata.page`` a key of yours.
+        group_by: ``"source"`` returns the best page of each source.
+        window: neighbours on each side in the same source, which follow a page in the list, without a score, with the
+            page's id under ``metadata["neighbour_of"]``. ``filter`` does not apply to them.
+        boxes: most regions that answered, per page: ``metadata["boxes"]``, best first, in shares of the page; see
             :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`. Neighbours have theirs too, texts have none.
-        heatmaps: a folder for pictures of them: ``metadata["heatmap"]`` is the file of a page with the map over it.
+        heatmaps: a folder for overlays: ``metadata["heatmap"]`` is the file of a page with its similarity map.
 
     Raises:
         StoreError: no index there.
@@ -89,11 +80,11 @@ class ColQwen3Retriever(BaseRetriever):
     boxes: int = Field(default=0, ge=0, strict=True)
     heatmaps: str | Path | None = None
 
-    _opened_here: bool = PrivateAttr(default=False)
+    _owns_index: bool = PrivateAttr(default=False)
 
     @model_validator(mode="after")
     def _open(self) -> Self:
-        self._opened_here = not isinstance(self.index, PageIndex)
+        self._owns_index = not isinstance(self.index, PageIndex)
         self.index = open_index(self.index, self.encoder, self.images_dir)
         return self
 
@@ -103,7 +94,7 @@ class ColQwen3Retriever(BaseRetriever):
         """Find documents for one query.
 
         Args:
-            input: a text, or a Query; of an image, callbacks see its text and the word "image", never its pixels.
+            input: a text, or a Query; callbacks see an image as the word "image", never its pixels.
             config: LangChain's.
             **kwargs: ``k`` and ``filter`` for this call; ``filter={}`` is no filter.
 
@@ -112,40 +103,24 @@ class ColQwen3Retriever(BaseRetriever):
             EncodeError: the query cannot be encoded.
         """
         if isinstance(input, Query):
-            return super().invoke(shown_query(input), config, question=input, **kwargs)
+            return super().invoke(_query_text(input), config, question=input, **kwargs)
         return super().invoke(input, config, **kwargs)
 
     async def ainvoke(self, input: str | Query, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Find documents for one query without blocking the event loop; see :meth:`invoke`."""
         if isinstance(input, Query):
-            return await super().ainvoke(shown_query(input), config, question=input, **kwargs)
+            return await super().ainvoke(_query_text(input), config, question=input, **kwargs)
         return await super().ainvoke(input, config, **kwargs)
 
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: dict[str, Any] | None = None,
-        question: Query | None = None,
+        self, query: str, *, run_manager: Any, question: Query | None = None, **options: Any
     ) -> list[Document]:
-        asked = checked_query(question or query)
-        hits, told = self._evidence.search(self._pages, asked, self._how(k, filter))
-        return hits_to_documents(hits, evidence=told)
+        return _results(self._answer([question or query], **options))[0]
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: dict[str, Any] | None = None,
-        question: Query | None = None,
+        self, query: str, *, run_manager: Any, question: Query | None = None, **options: Any
     ) -> list[Document]:
-        asked = checked_query(question or query)
-        hits, told = await self._evidence.asearch(self._pages, asked, self._how(k, filter))
-        return hits_to_documents(hits, evidence=told)
+        return _results(await self._aanswer([question or query], **options))[0]
 
     # -- many queries --------------------------------------------------------------------------------------------------
 
@@ -164,34 +139,30 @@ class ColQwen3Retriever(BaseRetriever):
 
         Args:
             inputs: texts or Queries.
-            config: one for all, or one for each; ``max_concurrency`` is the most queries that go together.
-            return_exceptions: whether a query that fails gives its exception in its place, instead of raising the
-                first one once all are done.
+            config: one for all, or one for each; ``max_concurrency`` is the most queries encoded together.
+            return_exceptions: whether the exception of a query that fails takes its place in the list, instead of being
+                raised once all are done.
             **kwargs: ``k`` and ``filter`` for all of them.
 
         Returns:
-            The documents of each query, in order: those :meth:`invoke` gives.
+            The documents of each query, in order: those :meth:`invoke` returns.
         """
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        runs = [self._manager(CallbackManager, each).on_retriever_start(None, shown_query(query), **self._run(each))
-                for query, each in zip(inputs, configs, strict=True)]  # fmt: skip
+        runs = [self._start_run(CallbackManager, query, each) for query, each in zip(inputs, configs, strict=True)]
         outcomes: list[Outcome] = []
         try:
-            for part in in_parts(inputs, configs[0]):
+            for part in _parts(inputs, configs[0]):
                 outcomes += self._answer(part, **kwargs)
-        except BaseException as exc:  # that of all of them; an interrupt goes on at once
-            outcomes = [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * len(inputs)
+        except BaseException as exc:
+            outcomes = _all_failed(exc, len(inputs))
             if not isinstance(exc, Exception):
                 raise
         finally:
             for run, outcome in zip(runs, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    run.on_retriever_error(outcome)
-                else:
-                    run.on_retriever_end(outcome)
-        return results_of(outcomes, return_exceptions)
+                _end_run(run, outcome)
+        return _results(outcomes, return_exceptions)
 
     async def abatch(
         self,
@@ -205,31 +176,86 @@ class ColQwen3Retriever(BaseRetriever):
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        runs = [await self._manager(AsyncCallbackManager, each).on_retriever_start(
-                    None, shown_query(query), **self._run(each))
-                for query, each in zip(inputs, configs, strict=True)]  # fmt: skip
+        runs = [
+            await self._start_run(AsyncCallbackManager, query, each)
+            for query, each in zip(inputs, configs, strict=True)
+        ]
         outcomes: list[Outcome] = []
         try:
-            for part in in_parts(inputs, configs[0]):
+            for part in _parts(inputs, configs[0]):
                 outcomes += await self._aanswer(part, **kwargs)
-        except BaseException as exc:  # that of all of them; a cancellation goes on at once
-            outcomes = [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * len(inputs)
+        except BaseException as exc:
+            outcomes = _all_failed(exc, len(inputs))
             if not isinstance(exc, Exception):
                 raise
         finally:
             for run, outcome in zip(runs, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    await run.on_retriever_error(outcome)
-                else:
-                    await run.on_retriever_end(outcome)
-        return results_of(outcomes, return_exceptions)
+                await _end_run(run, outcome)
+        return _results(outcomes, return_exceptions)
 
-    # -- inside --------------------------------------------------------------------------------------------------------
+    # -- searching -----------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Close the index, if it was opened here by its location; one that was handed in stays open."""
-        if self._opened_here and isinstance(self.index, PageIndex):
-            self.index.close()
+    def _answer(
+        self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
+    ) -> list[Outcome]:
+        options = self._options(k, filter)
+        group = FutureGroup()
+        try:
+            return self._search(self._submit(queries, group), options)
+        finally:
+            group.cancel()
+
+    async def _aanswer(
+        self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
+    ) -> list[Outcome]:
+        options = self._options(k, filter)
+        group = FutureGroup()
+        try:
+            encodings = await asyncio.to_thread(self._submit, queries, group)  # it may load a model
+            await group.settled()
+            return await asyncio.to_thread(self._search, encodings, options)
+        finally:
+            group.cancel()
+
+    def _options(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
+        k = self.k if k is None else k
+        check_search(k, self.group_by)  # before anything is encoded
+        where = document_filter(self.filter if filter is None else filter)
+        return {"k": k, "where": where, "group_by": self.group_by, "window": self.window}
+
+    def _submit(self, queries: Sequence[str | Query], group: FutureGroup) -> list[Future[list[MultiVector]] | None]:
+        """Start encoding each query by itself, so that each can fail by itself; None if the index is empty."""
+        empty = not len(self._pages)  # and needs no model
+        encodings: list[Future[list[MultiVector]] | None] = []
+        for query in queries:
+            encoding: Future[list[MultiVector]] | None = None
+            try:
+                checked_query(query)
+            except ConfigError as exc:
+                encoding = Future()
+                encoding.set_exception(exc)
+            else:
+                if not empty:
+                    encoding = self._pages.encoder.submit_queries([query])
+                    group.add([encoding])
+            encodings.append(encoding)
+        return encodings
+
+    def _search(self, encodings: Sequence[Future[list[MultiVector]] | None], options: dict[str, Any]) -> list[Outcome]:
+        """Search with all queries that could be encoded at once."""
+        outcomes: list[Outcome] = [[] for _ in encodings]
+        vectors: dict[int, MultiVector] = {}
+        for position, encoding in enumerate(encodings):
+            if encoding is not None:
+                try:
+                    [vectors[position]] = encoding.result()
+                except Exception as exc:  # for the caller of this query
+                    outcomes[position] = exc
+        hits_of = self._pages.search_many(list(vectors.values()), **options)
+        evidence = Evidence(self.boxes, self.heatmaps)
+        for (position, query), hits in zip(vectors.items(), hits_of, strict=True):
+            outcomes[position] = hits_to_documents(hits, evidence=evidence.of_hits(self._pages, query, hits))
+        return outcomes
 
     @property
     def _pages(self) -> PageIndex:
@@ -238,66 +264,11 @@ class ColQwen3Retriever(BaseRetriever):
             index = self.index = open_index(index, self.encoder, self.images_dir)
         return index
 
-    @property
-    def _evidence(self) -> Evidence:
-        return Evidence(self.boxes, self.heatmaps)
+    # -- callbacks -----------------------------------------------------------------------------------------------------
 
-    def _how(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
-        return {
-            "k": self.k if k is None else k,
-            "where": document_filter(self.filter if filter is None else filter),
-            "group_by": self.group_by,
-            "window": self.window,
-        }
-
-    def _answer(
-        self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
-    ) -> list[Outcome]:
-        how, outcomes, asked = self._how(k, filter), *sorted_out(queries)
-        group = FutureGroup()
-        try:
-            return self._search(outcomes, self._submit(asked, group), how)
-        finally:
-            group.cancel()
-
-    async def _aanswer(
-        self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
-    ) -> list[Outcome]:
-        how, outcomes, asked = self._how(k, filter), *sorted_out(queries)
-        group = FutureGroup()
-        try:  # submitting may load a model
-            futures = await asyncio.to_thread(self._submit, asked, group)
-            await group.settled()
-            return await asyncio.to_thread(self._search, outcomes, futures, how)
-        finally:
-            group.cancel()
-
-    def _submit(self, asked: dict[int, str | Query], group: FutureGroup) -> dict[int, Future[list[MultiVector]]]:
-        """Start encoding; each query by itself, so that each can fail by itself, and all before one is waited for."""
-        if not asked or not len(self._pages):  # an empty index needs no model
-            return {}
-        encoder = self._pages.encoder
-        futures = {place: encoder.submit_queries([query]) for place, query in asked.items()}
-        group.add(futures.values())
-        return futures
-
-    def _search(
-        self, outcomes: dict[int, Outcome], futures: dict[int, Future[list[MultiVector]]], how: dict[str, Any]
-    ) -> list[Outcome]:
-        made: dict[int, MultiVector] = {}
-        for place, future in futures.items():
-            try:
-                made[place] = future.result()[0]
-            except Exception as exc:  # handed to the caller of this query
-                outcomes[place] = exc
-        found = self._pages.search_many(list(made.values()), **how)
-        for (place, asked), hits in zip(made.items(), found, strict=True):
-            outcomes[place] = hits_to_documents(hits, evidence=self._evidence.of_hits(self._pages, asked, hits))
-        return [outcomes[place] for place in sorted(outcomes)]
-
-    def _manager(self, kind: Any, config: RunnableConfig) -> Any:
-        """Configure callbacks as ``invoke`` does."""
-        return kind.configure(
+    def _start_run(self, manager: Any, query: object, config: RunnableConfig) -> Any:
+        """Start a run with callbacks configured as ``invoke`` does; awaitable with an async manager."""
+        callbacks = manager.configure(
             config.get("callbacks"),
             None,
             verbose=False,
@@ -306,23 +277,56 @@ class ColQwen3Retriever(BaseRetriever):
             inheritable_metadata={**(config.get("metadata") or {}), **self._get_ls_params()},
             local_metadata=self.metadata,
         )
-
-    def _run(self, config: RunnableConfig) -> dict[str, Any]:
-        return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
+        name = config.get("run_name") or self.get_name()
+        return callbacks.on_retriever_start(None, _query_text(query), name=name, run_id=config.get("run_id"))
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
-        """Name the model for tracing; of a folder its last part, as paths are nobody else's business."""
+        model = Path(self._pages.info.model)
         return LangSmithRetrieverParams(
             **super()._get_ls_params(**kwargs),
             ls_vector_store_provider="PageIndex",
             ls_embedding_provider="colqwen3-retrievers",
-            ls_embedding_model=model_name(self._pages.info.model),
+            ls_embedding_model=model.name if model.is_absolute() else self._pages.info.model,  # traces show no paths
         )
+
+    # -- closing and copying -------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the index if it was opened here by its location; an index passed in stays open."""
+        if self._owns_index and isinstance(self.index, PageIndex):
+            self.index.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as settings and the index's location."""
         return pickled(self)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Give a copy that shares the index and the encoder."""
+        """Return a copy that shares the index and the encoder."""
         return self.model_copy()
+
+
+def _query_text(query: object) -> str:
+    """What callbacks and traces see of a query: never its pixels."""
+    if not isinstance(query, Query):
+        return query if isinstance(query, str) else repr(query)
+    return " ".join(part for part in ("[image]" if query.image is not None else "", query.text or "") if part)
+
+
+def _end_run(run: Any, outcome: Outcome) -> Any:
+    return run.on_retriever_error(outcome) if isinstance(outcome, Exception) else run.on_retriever_end(outcome)
+
+
+def _parts(inputs: Sequence[Any], config: RunnableConfig) -> list[Sequence[Any]]:
+    size = config.get("max_concurrency") or len(inputs)
+    return [inputs[first : first + size] for first in range(0, len(inputs), size)]
+
+
+def _all_failed(exc: BaseException, count: int) -> list[Outcome]:
+    return [exc if isinstance(exc, Exception) else RuntimeError(repr(exc))] * count  # callbacks take no interrupt
+
+
+def _results(outcomes: list[Outcome], return_exceptions: bool = False) -> list[list[Document]]:
+    error = next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None)
+    if error is not None and not return_exceptions:
+        raise error
+    return outcomes  # type: ignore[return-value]  # LangChain types exceptions in place of results so, too

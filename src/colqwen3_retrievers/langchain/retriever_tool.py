@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.callbacks import Callbacks
@@ -12,13 +14,14 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import BaseModel, Field
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 
 
 class PageQuestion(BaseModel):
-    """What the agent fills in."""
+    """The tool's arguments."""
 
     query: str = Field(description="what to look for, in words")
 
@@ -31,26 +34,26 @@ def create_page_retriever_tool(
     max_images: int | None = None,
     allow_remote: AllowRemote = False,
 ) -> StructuredTool:
-    """Make a tool that answers with page images, each right after its name, so that the model can see and cite them.
+    """Return a tool that answers with page images, each after its name, for a model to see and cite.
 
-    LangChain's own ``create_retriever_tool`` hands over text only. This one's answer is a list of content blocks (see
+    LangChain's own ``create_retriever_tool`` returns text only. This one's answer is a list of content blocks (see
     :func:`~colqwen3_retrievers.langchain.content_blocks.docs_to_content_blocks`), and the ToolMessage's ``artifact``
-    the documents.
+    is the documents.
 
     Args:
-        retriever: any retriever whose documents have images; a reranking one too.
+        retriever: any retriever whose documents have images, also a reranking one.
         name: the tool's name for the model.
         description: when the model should use it.
-        max_images: most images in one answer; the text of the others is handed over. None sends all.
+        max_images: most images in one answer; the other documents are sent as text. None sends all.
         allow_remote: whether images known by a web address are fetched; see
             :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
     Returns:
-        A tool for ``create_agent`` and ``bind_tools``, with a native async half. A question that is empty or too long
-        comes back to the model as an error it can mend; any other error is raised.
+        A tool for ``create_agent`` and ``bind_tools``, sync and async. An empty or too long question is returned to the
+        model as an error it can correct; any other error is raised.
 
     Raises:
-        ConfigError: ``retriever`` is none, or ``max_images`` below 0.
+        ConfigError: ``retriever`` is not a retriever, or ``max_images`` is below 0.
 
     Example:
         >>> from colqwen3_retrievers.langchain import ColQwen3Retriever, create_page_retriever_tool
@@ -61,35 +64,36 @@ def create_page_retriever_tool(
     """
     if not isinstance(retriever, BaseRetriever):
         raise ConfigError(f"retriever: expected a LangChain retriever, got {type(retriever).__name__}")
-    docs_to_content_blocks([], max_images=max_images)  # refuses a wrong number now
+    if max_images is not None:
+        whole_number(max_images, "max_images")
     remote = checked_remote(allow_remote)
 
+    def content(documents: list[Document]) -> list[ContentBlock]:
+        blocks = docs_to_content_blocks(documents, max_images=max_images, allow_remote=remote)
+        return blocks or [TextContentBlock(type="text", text="No page was found.")]
+
     def search(query: str, callbacks: Callbacks = None) -> tuple[list[ContentBlock], list[Document]]:
-        try:
-            documents = retriever.invoke(_asked(query), {"callbacks": callbacks})
-        except EncodeError as exc:
-            raise ToolException(str(exc)) from exc
-        return _blocks(documents, max_images, remote), documents
+        with _question_errors(query):
+            documents = retriever.invoke(query, {"callbacks": callbacks})
+        return content(documents), documents
 
     async def asearch(query: str, callbacks: Callbacks = None) -> tuple[list[ContentBlock], list[Document]]:
-        try:
-            documents = await retriever.ainvoke(_asked(query), {"callbacks": callbacks})
-        except EncodeError as exc:
-            raise ToolException(str(exc)) from exc
-        return await asyncio.to_thread(_blocks, documents, max_images, remote), documents  # it reads files
+        with _question_errors(query):
+            documents = await retriever.ainvoke(query, {"callbacks": callbacks})
+        return await asyncio.to_thread(content, documents), documents  # it reads files
 
-    handled: dict[str, Any] = {"response_format": "content_and_artifact", "handle_tool_error": True}
+    options: dict[str, Any] = {"response_format": "content_and_artifact", "handle_tool_error": True}
     return StructuredTool(
-        name=name, description=description, func=search, coroutine=asearch, args_schema=PageQuestion, **handled
+        name=name, description=description, func=search, coroutine=asearch, args_schema=PageQuestion, **options
     )
 
 
-def _asked(query: str) -> str:
+@contextmanager
+def _question_errors(query: str) -> Iterator[None]:
+    """Turn errors of the question itself into answers to the model."""
     if not query.strip():
         raise ToolException("query: expected words to look for, got none")
-    return query
-
-
-def _blocks(documents: list[Document], max_images: int | None, allow_remote: AllowRemote) -> list[ContentBlock]:
-    found = docs_to_content_blocks(documents, max_images=max_images, allow_remote=allow_remote)
-    return found or [TextContentBlock(type="text", text="No page was found.")]
+    try:
+        yield
+    except EncodeError as exc:
+        raise ToolException(str(exc)) from exc

@@ -3,119 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import importlib.util
-import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
-from colqwen3_retrievers.engines.torch.engine import TorchEngine
-from tests.checkpoints import make_checkpoint
-
-pytest.importorskip("langchain_core")
-pytest.importorskip("langchain_classic")
-from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex
+from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.langchain import (
     ColQwen3Reranker,
     ColQwen3Retriever,
     ColQwen3VectorStore,
     create_page_retriever_tool,
 )
+from tests.frameworks.scans import digest, scan
+from tests.integration.langchain.corpus import (
+    PAGES,
+    QUESTION,
+    FixedRetriever,
+    ScriptedChat,
+    best_pages,
+    images_of,
+    named_scans,
+)
 
-PAGES = 8
-QUESTION = "what was the revenue in 2024?"
-
-
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST)
-
-
-def digest(image: Image.Image) -> str:
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
-    with ColQwen3Encoder(folder, device="cpu") as encoder:
-        yield encoder
+pytest.importorskip("langchain_classic")
+from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 
 
-@pytest.fixture(scope="module")
-def pages(encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path_factory.mktemp("index") / "pages", encoder) as made:
-        made.add(Page(source="scan.pdf", number=n, image=picture(n)) for n in range(1, PAGES + 1))
-        yield made
-
-
-def best_pages(encoder: ColQwen3Encoder, question: str, k: int) -> list[int]:
-    """Page numbers in the order of exact MaxSim, counted here from the images themselves."""
-    documents = encoder.encode_images([picture(n) for n in range(1, PAGES + 1)])
-    scores = encoder.score(encoder.encode_queries([question]), documents)[0]
-    return [int(place) + 1 for place in np.argsort(-scores, kind="stable")[:k]]
+def ids(documents: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in documents]
 
 
 def expected(encoder: ColQwen3Encoder, k: int) -> dict[str, str]:
-    best = best_pages(encoder, QUESTION, k)
-    return {f"[{place}] scan.pdf, page {n}": digest(picture(n)) for place, n in enumerate(best, start=1)}
+    return named_scans(best_pages(encoder, QUESTION, k))
 
 
-# -- agents ------------------------------------------------------------------------------------------------------------
-
-
-class LookingChat(BaseChatModel):
-    """A chat model that asks its tool once, and then answers with what it was shown: each name and its picture."""
+class LookingChat(ScriptedChat):
+    """A chat model that calls its tool once, and then answers with what it was shown: each name and its picture."""
 
     _tools: list[str] = PrivateAttr(default_factory=list)
-
-    @property
-    def _llm_type(self) -> str:
-        return "looking"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, Any]:
         self._tools = [tool.name for tool in tools]
         return self
 
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> ChatResult:
-        seen = [message for message in messages if isinstance(message, ToolMessage)]
-        if not seen:
-            question = next(message for message in messages if isinstance(message, HumanMessage))
-            call = {"name": self._tools[0], "args": {"query": question.text}, "id": "call-1"}
-            answer = AIMessage("", tool_calls=[call])
-        else:
-            shown: dict[str, str] = {}
-            name = "no name before this picture"
-            for block in seen[-1].content_blocks:
-                if block["type"] == "text":
-                    name = block["text"]
-                else:
-                    assert block["type"] == "image"
-                    shown[name] = digest(Image.open(io.BytesIO(base64.b64decode(block["base64"]))))
-                    name = "no name before this picture"
-            answer = AIMessage(json.dumps(shown))
-        return ChatResult(generations=[ChatGeneration(message=answer)])
+    def answer(self, messages: list[BaseMessage]) -> AIMessage:
+        results = [message for message in messages if isinstance(message, ToolMessage)]
+        if results:
+            shown = images_of(results[-1].content_blocks)
+            return AIMessage(json.dumps({name: digest(image) for name, image in shown.items()}))
+        question = next(message for message in messages if isinstance(message, HumanMessage))
+        return AIMessage("", tool_calls=[{"name": self._tools[0], "args": {"query": question.text}, "id": "call-1"}])
 
 
 def by_hand(tool: BaseTool) -> dict[str, str]:
@@ -130,30 +79,16 @@ def by_hand(tool: BaseTool) -> dict[str, str]:
 def by_create_agent(tool: BaseTool) -> dict[str, str]:
     from langchain.agents import create_agent
 
-    result = create_agent(LookingChat(), [tool]).invoke({"messages": [HumanMessage(QUESTION)]})
-    return json.loads(result["messages"][-1].text)
+    agent, question = create_agent(LookingChat(), [tool]), {"messages": [HumanMessage(QUESTION)]}
+    results = [agent.invoke(question), asyncio.run(agent.ainvoke(question))]
+    answers = [json.loads(result["messages"][-1].text) for result in results]
+    assert answers[0] == answers[1]
+    return answers[0]
 
 
-def by_create_agent_async(tool: BaseTool) -> dict[str, str]:
-    from langchain.agents import create_agent
-
-    result = asyncio.run(create_agent(LookingChat(), [tool]).ainvoke({"messages": [HumanMessage(QUESTION)]}))
-    return json.loads(result["messages"][-1].text)
-
-
-without_langchain = pytest.mark.skipif(
+@pytest.mark.parametrize("ask", [by_hand, pytest.param(by_create_agent, marks=pytest.mark.skipif(
     importlib.util.find_spec("langchain") is None, reason="create_agent is in the package langchain"
-)
-
-
-@pytest.mark.parametrize(
-    "ask",
-    [
-        by_hand,
-        pytest.param(by_create_agent, marks=without_langchain),
-        pytest.param(by_create_agent_async, marks=without_langchain),
-    ],
-)
+))])  # fmt: skip
 def test_an_agent_sees_the_right_pages(
     encoder: ColQwen3Encoder, pages: PageIndex, ask: Callable[[BaseTool], dict[str, str]]
 ) -> None:
@@ -166,23 +101,11 @@ def test_an_agent_sees_the_right_pages(
     assert ask(create_page_retriever_tool(reranked, "search_pages", "Search the scans.")) == expected(encoder, 1)
 
 
-# -- ensembles ---------------------------------------------------------------------------------------------------------
-
-
-class Words(BaseRetriever):
-    """A text retriever beside ours, which knows a page of its own and one of ours."""
-
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-        return self.documents
-
-
 def test_an_ensemble_ranks_by_reciprocal_ranks(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
     ours = ColQwen3Retriever(index=pages, k=3)
     first, second, third = ours.invoke(QUESTION)
     alone = Document("a note", id="note")
-    ensemble = EnsembleRetriever(retrievers=[ours, Words(documents=[third, alone])], weights=[0.5, 0.5], c=60)
+    ensemble = EnsembleRetriever(retrievers=[ours, FixedRetriever(documents=[third, alone])], weights=[0.5, 0.5], c=60)
     scores = {
         third.id: 0.5 / 63 + 0.5 / 61, first.id: 0.5 / 61, second.id: 0.5 / 62, alone.id: 0.5 / 62,
     }  # fmt: skip
@@ -195,7 +118,7 @@ def test_an_ensemble_ranks_by_reciprocal_ranks(encoder: ColQwen3Encoder, pages: 
 def test_a_reranker_takes_what_the_vector_store_holds(encoder: ColQwen3Encoder, tmp_path: Path) -> None:
     """Documents that were added as documents are known by their id; nothing but the question is encoded."""
     with ColQwen3VectorStore(tmp_path / "index", encoder) as store:
-        store.add_documents([Document("", id=f"scan {n}", metadata={"image": picture(n)}) for n in (1, 2, 3)])
+        store.add_documents([Document("", id=f"scan {n}", metadata={"image": scan(n)}) for n in (1, 2, 3)])
         store.add_texts(["revenue rose"], ids=["note"])
         found = store.similarity_search(QUESTION)
         before = encoder.stats.inputs
@@ -236,20 +159,25 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 running = threading.Event()
 
 
-@pytest.mark.parametrize("how", ["retriever", "vector store", "tool"])
-def test_a_hundred_questions_at_once_leave_the_loop_ticking(pages: PageIndex, ticks: list[int], how: str) -> None:
+@pytest.mark.parametrize("how", ["retriever", "vector store", "tool", "chain", "retriever.abatch", "chain.abatch"])
+def test_a_hundred_questions_at_once_leave_the_loop_ticking(
+    encoder: ColQwen3Encoder, pages: PageIndex, ticks: list[int], how: str
+) -> None:
     retriever: Any = ColQwen3Retriever(index=pages, k=2)
     if how == "vector store":
         retriever = ColQwen3VectorStore(pages).as_retriever(search_kwargs={"k": 2})
+    if how.startswith("chain"):
+        reranker = ColQwen3Reranker(encoder=encoder, index=pages)
+        retriever = RunnableParallel(documents=retriever, query=RunnablePassthrough()) | reranker.as_runnable()
     questions = [f"what was the revenue in {1924 + n}?" for n in range(100)]
-    one_by_one = [[document.id for document in retriever.invoke(question)] for question in questions]
-    tool = create_page_retriever_tool(retriever, "search_pages", "Search.", max_images=0)
+    one_by_one = [ids(retriever.invoke(question)) for question in questions]
 
     async def ask(question: str) -> list[str | None]:
         if how == "tool":
+            tool = create_page_retriever_tool(retriever, "search_pages", "Search.", max_images=0)
             call = {"name": "search_pages", "args": {"query": question}, "id": question, "type": "tool_call"}
-            return [document.id for document in (await tool.ainvoke(call)).artifact]
-        return [document.id for document in await retriever.ainvoke(question)]
+            return ids((await tool.ainvoke(call)).artifact)
+        return ids(await retriever.ainvoke(question))
 
     async def tick() -> None:
         while True:
@@ -259,6 +187,8 @@ def test_a_hundred_questions_at_once_leave_the_loop_ticking(pages: PageIndex, ti
     async def main() -> list[list[str | None]]:
         ticking = asyncio.create_task(tick())
         try:
+            if how.endswith("abatch"):
+                return [ids(documents) for documents in await retriever.abatch(questions)]
             return list(await asyncio.gather(*map(ask, questions)))
         finally:
             ticking.cancel()

@@ -13,21 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from langchain_core.documents import Document
+from langchain_core.indexing import InMemoryRecordManager, index
+from pydantic import ValidationError
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query, similarity_map
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
-from colqwen3_retrievers.pages.images import open_image
-from tests.frameworks.evidence_pages import checkpoint_and_pictures, last_token, three_pages_and_a_text
-from tests.hashing import HashingEncoder, picture
-from tests.image_server import HOST, image_server
-
-pytest.importorskip("langchain_core")
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
-from langchain_core.documents import Document
-from langchain_core.indexing import InMemoryRecordManager, index
-from langchain_core.retrievers import BaseRetriever
-from pydantic import ValidationError
-
 from colqwen3_retrievers.langchain import (
     ColQwen3Embeddings,
     ColQwen3Reranker,
@@ -37,25 +28,29 @@ from colqwen3_retrievers.langchain import (
     docs_to_content_blocks,
     page_key_encoder,
 )
+from colqwen3_retrievers.pages.images import open_image
+from tests.frameworks.evidence_pages import last_token, three_pages_and_a_text
+from tests.hashing import HashingEncoder, picture
+from tests.image_server import HOST, image_server
+from tests.integration.langchain.corpus import FixedRetriever
 
-TOLD = {"boxes", "heatmap", "pooled"}
+KEYS = {"boxes", "heatmap", "pooled"}
+
+
+BOTH_WAYS = pytest.mark.parametrize("asynchronous", [False, True])
 
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Iterator[PageIndex]:
-    with three_pages_and_a_text(tmp_path) as made:
-        yield made
+    with three_pages_and_a_text(tmp_path) as index:
+        yield index
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint_and_pictures(tmp_path_factory.mktemp("langchain_evidence"))
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
+def call(asynchronous: bool, owner: Any, method: str, *args: Any, **options: Any) -> Any:
+    """Call a method, or its async twin."""
+    if asynchronous:
+        return asyncio.run(getattr(owner, f"a{method}")(*args, **options))
+    return getattr(owner, method)(*args, **options)
 
 
 def piece(n: int) -> Query:
@@ -84,7 +79,7 @@ def test_the_retriever_says_where_the_answer_lies(pages: PageIndex, tmp_path: Pa
         assert open_image(found[0].metadata["heatmap"]).size == picture(number).size
         for told, without in zip(found, bare, strict=True):
             text = told.metadata["source"] == "notes.txt"
-            assert told.metadata.keys() - without.metadata.keys() == (set() if text else TOLD)
+            assert told.metadata.keys() - without.metadata.keys() == (set() if text else KEYS)
             assert told.page_content == without.page_content
         json.dumps([document.model_dump() for document in found])
 
@@ -98,7 +93,7 @@ SEARCHES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "settings"), SEARCHES)
-@pytest.mark.parametrize("asynchronous", [False, True])
+@BOTH_WAYS
 def test_a_vector_stores_retriever_says_it_too(
     pages: PageIndex, tmp_path: Path, kind: str, settings: dict[str, Any], asynchronous: bool
 ) -> None:
@@ -106,25 +101,21 @@ def test_a_vector_stores_retriever_says_it_too(
     plain = store.as_retriever(search_type=kind, search_kwargs={"k": 4, **settings})
     told = store.as_retriever(search_type=kind, search_kwargs={"k": 4, **settings, "boxes": 1, "heatmaps": maps})
     asked: Any = piece(2)
-    found = asyncio.run(told.ainvoke(asked)) if asynchronous else told.invoke(asked)
+    found = call(asynchronous, told, "invoke", asked)
     assert edges(found[0]) == [pytest.approx([2 / 3, 0.5, 1.0, 1.0])]
     assert open_image(found[0].metadata["heatmap"]).size == picture(2).size
     for document, bare in zip(found, plain.invoke(asked), strict=True):
         assert (document.id, document.page_content) == (bare.id, bare.page_content)
         text = bare.metadata["source"] == "notes.txt"
-        assert document.metadata.keys() - bare.metadata.keys() == (set() if text else TOLD)
+        assert document.metadata.keys() - bare.metadata.keys() == (set() if text else KEYS)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_searches_with_scores_say_it_and_refuse_what_is_none(
-    pages: PageIndex, encoder: ColQwen3Encoder, tmp_path: Path, asynchronous: bool
-) -> None:
+@BOTH_WAYS
+def test_searches_with_scores_say_it_and_refuse_what_is_none(pages: PageIndex, asynchronous: bool) -> None:
     store, asked = ColQwen3VectorStore(pages), piece(2)
     found, bare = (
-        asyncio.run(store.asimilarity_search_with_score(asked, **how)) if asynchronous
-        else store.similarity_search_with_score(asked, **how)
-        for how in ({"boxes": 1}, {})
-    )  # fmt: skip
+        call(asynchronous, store, "similarity_search_with_score", asked, **options) for options in ({"boxes": 1}, {})
+    )
     assert edges(found[0][0]) == [pytest.approx([2 / 3, 0.5, 1.0, 1.0])]
     assert [score for _, score in found] == [score for _, score in bare]
     for wrong in ({"boxes": -1}, {"heatmaps": ""}, {"heatmap": "why"}):
@@ -132,10 +123,10 @@ def test_searches_with_scores_say_it_and_refuse_what_is_none(
             store.similarity_search(asked, **wrong)
 
 
-def test_pages_that_are_pooled_say_so(folder: Path, tmp_path: Path) -> None:
-    encoder = ColQwen3Encoder(folder / "checkpoint", device="cpu", pool_factor=3)
+def test_pages_that_are_pooled_say_so(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    encoder = ColQwen3Encoder(checkpoint, device="cpu", pool_factor=3)
     with encoder, PageIndex.open(tmp_path / "pooled", encoder) as index:
-        index.add(Page(id="page", image=folder / "1.png"))
+        index.add(Page(id="page", image=pictures / "1.png"))
         [found] = ColQwen3Retriever(index=index, boxes=1).invoke("revenue")
         assert found.metadata["pooled"] is True
         [ranked] = ColQwen3Reranker(index=index, boxes=1).compress_documents([found], "revenue")
@@ -143,7 +134,7 @@ def test_pages_that_are_pooled_say_so(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_reranker_draws_what_the_index_encoded(
-    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pictures: Path, encoder: ColQwen3Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "scan.png"
     picture(0, 128, 96).save(file)
@@ -151,10 +142,10 @@ def test_the_reranker_draws_what_the_index_encoded(
         index.add(Page(id="scan", image=file))
         found = ColQwen3Retriever(index=index).invoke("revenue")
         reranker = ColQwen3Reranker(index=index, boxes=1, heatmaps=tmp_path / "maps")
-        assert reranker.compress_documents(found, "revenue")[0].metadata.keys() >= TOLD
+        assert reranker.compress_documents(found, "revenue")[0].metadata.keys() >= KEYS
         picture(1, 128, 96).save(file)
         [ranked] = reranker.compress_documents(found, "revenue")
-        assert ranked.metadata.keys() & TOLD == {"boxes", "pooled"}
+        assert ranked.metadata.keys() & KEYS == {"boxes", "pooled"}
         assert "has changed since the page was indexed" in caplog.text
 
 
@@ -170,7 +161,12 @@ def test_what_was_found_can_be_indexed_again_without_its_boxes(pages: PageIndex,
     bare = ColQwen3Retriever(index=pages).invoke(piece(2))
     assert page_key_encoder(found[0]) == page_key_encoder(bare[0])
     assert ColQwen3VectorStore(pages).add_documents(found) == [document.id for document in found]
-    assert all(not TOLD & record.page.metadata.keys() for record in pages.get(pages.ids()))
+    assert all(not KEYS & record.page.metadata.keys() for record in pages.get(pages.ids()))
+    other = Document("revenue", id="x", metadata={"boxes": [], "pooled": False, "heatmap": "a.png", "year": 2024})
+    ColQwen3VectorStore(pages).add_documents([other, Document("profit", id="y", metadata={"boxes": 3})])
+    other_page, own_page = (record.page.metadata.keys() for record in pages.get(["x", "y"]))
+    assert other_page & {"year", *KEYS} == {"year"}
+    assert "boxes" in own_page
 
 
 def test_metadata_of_the_same_name_is_the_pages_own_unless_asked(pages: PageIndex) -> None:
@@ -183,21 +179,18 @@ def test_metadata_of_the_same_name_is_the_pages_own_unless_asked(pages: PageInde
     assert told.metadata["heatmap"] == "mine"
 
 
-def documents_of(folder: Path) -> list[Document]:
-    images = [Document("", id=f"page {n}", metadata={"image_path": str(folder / f"{n}.png")}) for n in range(3)]
+def documents_of(pictures: Path) -> list[Document]:
+    images = [Document("", id=f"page {n}", metadata={"image_path": str(pictures / f"{n}.png")}) for n in range(3)]
     return [*images, Document("Revenue rose.", id="text", metadata={"boxes": "own"})]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@BOTH_WAYS
 def test_the_reranker_says_where_the_answer_lies(
-    folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, asynchronous: bool
+    pictures: Path, encoder: ColQwen3Encoder, tmp_path: Path, asynchronous: bool
 ) -> None:
     reranker = ColQwen3Reranker(encoder=encoder, top_n=None, boxes=2, heatmaps=tmp_path)
-    given, asked = documents_of(folder), Query(image=folder / "1.png")
-    ranked = (
-        asyncio.run(reranker.acompress_documents(given, asked)) if asynchronous
-        else reranker.compress_documents(given, asked)
-    )  # fmt: skip
+    given, asked = documents_of(pictures), Query(image=pictures / "1.png")
+    ranked = call(asynchronous, reranker, "compress_documents", given, asked)
     assert ranked[0].id == "page 1"
     assert len(ranked) == len(given)
     [vectors] = encoder.encode_queries([asked])
@@ -206,7 +199,7 @@ def test_the_reranker_says_where_the_answer_lies(
             assert found.metadata["boxes"] == "own"
             assert "heatmap" not in found.metadata
             continue
-        file = folder / f"{str(found.id).removeprefix('page ')}.png"
+        file = pictures / f"{str(found.id).removeprefix('page ')}.png"
         made = similarity_map(vectors, encoder.encode_images([file])[0])
         expected = [[box.left, box.top, box.right, box.bottom] for box in made.boxes(top=2)]
         assert edges(found) == [pytest.approx(box, abs=1e-6) for box in expected]
@@ -217,9 +210,9 @@ def test_the_reranker_says_where_the_answer_lies(
     assert all("heatmap" not in document.metadata for document in given), "what is handed in is left as it is"
 
 
-def test_only_what_is_given_back_is_drawn(folder: Path, encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+def test_only_what_is_given_back_is_drawn(pictures: Path, encoder: ColQwen3Encoder, tmp_path: Path) -> None:
     reranker = ColQwen3Reranker(encoder=encoder, top_n=1, heatmaps=tmp_path)
-    assert len(reranker.compress_documents(documents_of(folder), "revenue")) == 1
+    assert len(reranker.compress_documents(documents_of(pictures), "revenue")) == 1
     assert len(list(tmp_path.iterdir())) <= 1
 
 
@@ -236,12 +229,9 @@ def test_they_are_settings(pages: PageIndex, encoder: ColQwen3Encoder, tmp_path:
         ColQwen3Retriever(index=pages, boxes=-1)
 
 
-# -- web addresses -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def remote(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    with image_server({f"{n}.png": (folder / f"{n}.png").read_bytes() for n in range(3)}) as served:
+def remote(pictures: Path) -> Iterator[tuple[str, list[str]]]:
+    with image_server({f"{n}.png": (pictures / f"{n}.png").read_bytes() for n in range(3)}) as served:
         yield served
 
 
@@ -255,23 +245,25 @@ def at(url: str, n: int, kind: str = "langchain") -> Document:
 
 
 @pytest.mark.parametrize("kind", ["langchain", "openai"])
-@pytest.mark.parametrize("asynchronous", [False, True])
+@BOTH_WAYS
 def test_the_reranker_fetches_when_it_may(
-    kind: str, asynchronous: bool, folder: Path, encoder: ColQwen3Encoder, remote: tuple[str, list[str]], tmp_path: Path
+    kind: str,
+    asynchronous: bool,
+    pictures: Path,
+    encoder: ColQwen3Encoder,
+    remote: tuple[str, list[str]],
+    tmp_path: Path,
 ) -> None:
     url, asked = remote
-    given, query = [at(url, n, kind) for n in range(3)], Query(image=folder / "2.png")
+    given, query = [at(url, n, kind) for n in range(3)], Query(image=pictures / "2.png")
     with pytest.raises(EncodeError, match="not fetched"):
         ColQwen3Reranker(encoder=encoder).compress_documents(given, query)
     with pytest.raises(EncodeError, match="no public address"):
         ColQwen3Reranker(encoder=encoder, allow_remote=True).compress_documents(given, query)
     assert asked == []
     reranker = ColQwen3Reranker(encoder=encoder, allow_remote=[HOST], heatmaps=tmp_path)
-    ranked = (
-        asyncio.run(reranker.acompress_documents(given, query)) if asynchronous
-        else reranker.compress_documents(given, query)
-    )  # fmt: skip
-    local = ColQwen3Reranker(encoder=encoder).compress_documents(documents_of(folder)[:3], query)
+    ranked = call(asynchronous, reranker, "compress_documents", given, query)
+    local = ColQwen3Reranker(encoder=encoder).compress_documents(documents_of(pictures)[:3], query)
     assert [document.id for document in ranked] == [document.id for document in local]
     for there, here in zip(ranked, local, strict=True):
         assert there.metadata["relevance_score"] == pytest.approx(here.metadata["relevance_score"], abs=1e-4)
@@ -289,75 +281,69 @@ def test_what_cannot_be_fetched_is_a_bad_document(encoder: ColQwen3Encoder, remo
     assert caught.value.index == 0
 
 
-def test_the_store_keeps_what_was_fetched(folder: Path, remote: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_the_store_keeps_what_was_fetched(
+    pictures: Path, remote: tuple[str, list[str]], store: ColQwen3VectorStore
+) -> None:
     url, asked = remote
-    encoder = HashingEncoder()
-    with ColQwen3VectorStore(tmp_path / "store", encoder) as store:  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="not fetched"):
-            store.add_documents([at(url, 0)])
-        with pytest.raises(ConfigError, match="not fetched"):
-            store.add_images([f"{url}/0.png"])
-        assert asked == []
-        store.add_documents([at(url, 0)], allow_remote=[HOST])
-        asyncio.run(store.aadd_documents([at(url, 1, "openai")], allow_remote=[HOST]))
-        (added,) = store.add_images([f"{url}/2.png"], allow_remote=[HOST])
-        assert added == f"{url}/2.png#page=1"
-        with pytest.raises(PageError, match="status 404"):
-            store.add_images([f"{url}/9.png"], allow_remote=[HOST])
-        asked.clear()
-        found = {document.id: document for document in store.similarity_search(folder / "1.png", k=3)}
-        for page_id, n in (("page 0", 0), ("page 1", 1), (added, 2)):
-            kept = open_image(found[page_id].metadata["image_path"])
-            assert np.array_equal(np.asarray(kept), np.asarray(open_image(folder / f"{n}.png")))
-        assert asked == [], "searching fetches nothing"
-    encoder.threads.shutdown()
+    with pytest.raises(ConfigError, match="not fetched"):
+        store.add_documents([at(url, 0)])
+    with pytest.raises(ConfigError, match="not fetched"):
+        store.add_images([f"{url}/0.png"])
+    assert asked == []
+    store.add_documents([at(url, 0)], allow_remote=[HOST])
+    asyncio.run(store.aadd_documents([at(url, 1, "openai")], allow_remote=[HOST]))
+    (added,) = store.add_images([f"{url}/2.png"], allow_remote=[HOST])
+    assert added == f"{url}/2.png#page=1"
+    with pytest.raises(PageError, match="status 404"):
+        store.add_images([f"{url}/9.png"], allow_remote=[HOST])
+    asked.clear()
+    found = {document.id: document for document in store.similarity_search(pictures / "1.png", k=3)}
+    for page_id, n in (("page 0", 0), ("page 1", 1), (added, 2)):
+        stored = open_image(found[page_id].metadata["image_path"])
+        assert np.array_equal(np.asarray(stored), np.asarray(open_image(pictures / f"{n}.png")))
+    assert asked == [], "searching fetches nothing"
 
 
-def test_an_indexing_pipeline_may_fetch(remote: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_an_indexing_pipeline_may_fetch(remote: tuple[str, list[str]], store: ColQwen3VectorStore) -> None:
     url, _ = remote
-    encoder, records = HashingEncoder(), InMemoryRecordManager("remote")
-    with ColQwen3VectorStore(tmp_path / "store", encoder) as store:  # type: ignore[arg-type]
-        keys = functools.partial(page_key_encoder, allow_remote=[HOST])
-        for expected in (3, 0):
-            done = index(
-                [at(url, n) for n in range(3)], records, store, cleanup=None, key_encoder=keys,
-                upsert_kwargs={"allow_remote": [HOST]},
-            )  # fmt: skip
-            assert done["num_added"] == expected
-        assert len(store.index) == 3
-    encoder.threads.shutdown()
+    records = InMemoryRecordManager("remote")
+    keys = functools.partial(page_key_encoder, allow_remote=[HOST])
+    for expected in (3, 0):
+        done = index(
+            [at(url, n) for n in range(3)], records, store, cleanup=None, key_encoder=keys,
+            upsert_kwargs={"allow_remote": [HOST]},
+        )  # fmt: skip
+        assert done["num_added"] == expected
+    assert len(store.index) == 3
 
 
-def test_embeddings_fetch_when_they_may(encoder: ColQwen3Encoder, folder: Path, remote: tuple[str, list[str]]) -> None:
+def test_embeddings_fetch_when_they_may(
+    encoder: ColQwen3Encoder, pictures: Path, remote: tuple[str, list[str]]
+) -> None:
     url, _ = remote
     with pytest.raises(ConfigError, match="not fetched"):
         ColQwen3Embeddings(encoder=encoder, dimensions=256).embed_pages([at(url, 0)])
     embeddings = ColQwen3Embeddings(encoder=encoder, dimensions=256, allow_remote=[HOST])
-    [here] = embeddings.embed_image([folder / "0.png"])
+    [here] = embeddings.embed_image([pictures / "0.png"])
     assert embeddings.embed_pages([at(url, 0)])[0] == pytest.approx(here, abs=1e-5)
     assert asyncio.run(embeddings.aembed_pages([at(url, 0)]))[0] == pytest.approx(here, abs=1e-5)
 
 
-class Fixed(BaseRetriever):
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        return self.documents
-
-
-def test_chat_models_and_agents_are_shown_what_was_fetched(folder: Path, remote: tuple[str, list[str]]) -> None:
+def test_chat_models_and_agents_are_shown_what_was_fetched(pictures: Path, remote: tuple[str, list[str]]) -> None:
     url, asked = remote
     with pytest.raises(EncodeError, match="not fetched"):
         docs_to_content_blocks([at(url, 1)])
     assert asked == []
     blocks = docs_to_content_blocks([at(url, 1)], allow_remote=[HOST])
     assert [block["type"] for block in blocks] == ["text", "image"]
-    assert base64.b64decode(blocks[1]["base64"]) == (folder / "1.png").read_bytes()  # type: ignore[typeddict-item]
-    tool = create_page_retriever_tool(Fixed(documents=[at(url, 1)]), "search", "Searches.", allow_remote=[HOST])
+    assert base64.b64decode(blocks[1]["base64"]) == (pictures / "1.png").read_bytes()  # type: ignore[typeddict-item]
+    tool = create_page_retriever_tool(
+        FixedRetriever(documents=[at(url, 1)]), "search", "Searches.", allow_remote=[HOST]
+    )
     assert tool.invoke({"query": "x"}) == blocks
     assert asyncio.run(tool.ainvoke({"query": "x"})) == blocks
     with pytest.raises(ConfigError, match="allow_remote"):
-        create_page_retriever_tool(Fixed(documents=[]), "search", "Searches.", allow_remote="example.org")
+        create_page_retriever_tool(FixedRetriever(documents=[]), "search", "Searches.", allow_remote="example.org")
 
 
 def test_a_preview_of_a_web_page_is_never_its_image(remote: tuple[str, list[str]]) -> None:
@@ -365,16 +351,6 @@ def test_a_preview_of_a_web_page_is_never_its_image(remote: tuple[str, list[str]
     article = Document("An article.", metadata={"image": f"{url}/0.png"})
     assert [block["type"] for block in docs_to_content_blocks([article], allow_remote=[HOST])] == ["text"]
     assert asked == []
-
-
-def test_what_one_question_was_told_does_not_go_into_a_store(pages: PageIndex, tmp_path: Path) -> None:
-    found = [Document("revenue", id="x", metadata={"boxes": [], "pooled": False, "heatmap": "a.png", "year": 2024})]
-    own = [Document("profit", id="y", metadata={"boxes": 3})]
-    ColQwen3VectorStore(pages).add_documents([*found, *own])
-    kept = {record.page.id: set(record.page.metadata) for record in pages.get(["x", "y"])}
-    assert not TOLD & kept["x"]
-    assert "year" in kept["x"]
-    assert "boxes" in kept["y"]
 
 
 def test_a_reranker_leaves_nothing_of_another_question(pages: PageIndex, tmp_path: Path) -> None:
@@ -385,12 +361,12 @@ def test_a_reranker_leaves_nothing_of_another_question(pages: PageIndex, tmp_pat
     assert sum("boxes" in document.metadata for document in ranked) == 3
 
 
-def test_pages_without_a_picture_are_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = HashingEncoder()
-    with PageIndex.open(tmp_path / "index", encoder, images="none") as made:
-        made.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2))
-        found = ColQwen3Retriever(index=made, k=2).invoke(piece(2))
-        ranked = ColQwen3Reranker(index=made, boxes=1, heatmaps=tmp_path / "maps").compress_documents(found, "revenue")
-    encoder.threads.shutdown()
-    assert [set(document.metadata) & TOLD for document in ranked] == [{"boxes", "pooled"}] * 2
+def test_pages_without_a_picture_are_no_fault(
+    hashing: HashingEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with PageIndex.open(tmp_path / "index", hashing, images="none") as index:
+        index.add(Page(source="a.pdf", number=n, image=picture(n)) for n in (1, 2))
+        found = ColQwen3Retriever(index=index, k=2).invoke(piece(2))
+        ranked = ColQwen3Reranker(index=index, boxes=1, heatmaps=tmp_path / "maps").compress_documents(found, "revenue")
+    assert [set(document.metadata) & KEYS for document in ranked] == [{"boxes", "pooled"}] * 2
     assert not caplog.records

@@ -5,25 +5,12 @@ Each test shows the trap first, where the framework lets it be shown, so that it
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
-from colqwen3_retrievers.errors import ConfigError
-from tests.checkpoints import make_checkpoint
-from tests.hashing import HashingEncoder, picture
-
-pytest.importorskip("langchain_core")
-pytest.importorskip("langchain_classic")
-from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import InMemoryRecordManager, index
@@ -33,6 +20,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import create_retriever_tool
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
+from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.langchain import (
     ColQwen3Embeddings,
     ColQwen3Reranker,
@@ -43,38 +32,23 @@ from colqwen3_retrievers.langchain import (
     docs_to_content_blocks,
     page_key_encoder,
 )
+from tests.hashing import picture
+from tests.integration.langchain.corpus import FixedRetriever, images_of
+
+pytest.importorskip("langchain_classic")
+from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
 
 SCANS = 3
 
 
 @pytest.fixture
-def hashing() -> Iterator[HashingEncoder]:
-    made = HashingEncoder()
-    yield made
-    made.threads.shutdown()
-
-
-@pytest.fixture
-def store(tmp_path: Path, hashing: HashingEncoder) -> Iterator[ColQwen3VectorStore]:
-    with ColQwen3VectorStore(tmp_path / "index", hashing) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
-    with ColQwen3Encoder(folder, device="cpu") as encoder:
-        yield encoder
-
-
-@pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """A folder of scans: a file of three pages, none of which has a text."""
-    made = tmp_path / "scans"
-    made.mkdir()
+    folder = tmp_path / "scans"
+    folder.mkdir()
     first, *others = [picture(n) for n in range(SCANS)]
-    first.save(made / "scan.tif", save_all=True, append_images=others)
-    return made
+    first.save(folder / "scan.tif", save_all=True, append_images=others)
+    return folder
 
 
 def as_documents(scans: Path) -> list[Document]:
@@ -85,8 +59,7 @@ def as_documents(scans: Path) -> list[Document]:
 
 def shown(documents: list[Document]) -> set[bytes]:
     """The pixels a chat model would get to see."""
-    blocks = [block for block in docs_to_content_blocks(documents) if block["type"] == "image"]
-    return {Image.open(io.BytesIO(base64.b64decode(block["base64"]))).tobytes() for block in blocks}
+    return {image.tobytes() for image in images_of(docs_to_content_blocks(documents)).values()}
 
 
 PIXELS = {picture(n).tobytes() for n in range(SCANS)}
@@ -173,25 +146,16 @@ def test_c3_index_keeps_images_because_they_are_no_field_of_a_subclass(scans: Pa
     assert all(type(document) is Document for document in PageLoader(scans).load())
 
 
-class Fixed(BaseRetriever):
-    """Gives the same documents whatever is asked."""
-
-    documents: list[Document]
-
-    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-        return self.documents
-
-
 def test_c4_an_ensemble_keeps_pages_without_text_apart(scans: Path, store: ColQwen3VectorStore) -> None:
     """`EnsembleRetriever` tells documents by their content: pages without any become one."""
-    merged = EnsembleRetriever(retrievers=[Fixed(documents=as_documents(scans))]).invoke("x")
+    merged = EnsembleRetriever(retrievers=[FixedRetriever(documents=as_documents(scans))]).invoke("x")
     assert len(merged) == 1
 
     store.add_documents(as_documents(scans))
     for retriever in (
         ColQwen3Retriever(index=store.index),
         store.as_retriever(),
-        Fixed(documents=PageLoader(scans).load()),
+        FixedRetriever(documents=PageLoader(scans).load()),
     ):
         documents = EnsembleRetriever(retrievers=[retriever, retriever]).invoke("x")
         assert len(documents) == SCANS
@@ -228,8 +192,7 @@ def test_c6_the_tool_hands_over_images(scans: Path, store: ColQwen3VectorStore) 
     message = create_page_retriever_tool(retriever, "search_pages", "Search.").invoke(call)
     assert isinstance(message, ToolMessage)
     assert shown(message.artifact) == PIXELS
-    images = [block["base64"] for block in message.content_blocks if block["type"] == "image"]
-    assert {Image.open(io.BytesIO(base64.b64decode(image))).tobytes() for image in images} == PIXELS
+    assert {image.tobytes() for image in images_of(message.content_blocks).values()} == PIXELS
 
 
 def test_c7_threshold_and_mmr_are_implemented(scans: Path, store: ColQwen3VectorStore) -> None:
@@ -287,7 +250,9 @@ def test_c9_reranking_copies_and_thresholds_are_inclusive(encoder: ColQwen3Encod
     documents = [Document(f"text {n}", id=str(n), metadata={"n": n, "score": 9.0 - n}) for n in range(4)]
     before = [document.model_copy(deep=True) for document in documents]
     reranker = ColQwen3Reranker(encoder=encoder, top_n=None)
-    pipeline = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=Fixed(documents=documents))
+    pipeline = ContextualCompressionRetriever(
+        base_compressor=reranker, base_retriever=FixedRetriever(documents=documents)
+    )
     ranked = pipeline.invoke("text 2")
     assert documents == before
     assert {document.id for document in ranked} == {"0", "1", "2", "3"}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import io
 import json
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -16,95 +14,49 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.output_parsers import JsonOutputParser
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query
 from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES
 from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.errors import EncodeError
-from tests.checkpoints import make_checkpoint
-from tests.langchain_suites import standard_suite
+from colqwen3_retrievers.langchain import (
+    ColQwen3Embeddings,
+    ColQwen3Reranker,
+    ColQwen3Retriever,
+    ColQwen3VectorStore,
+    docs_to_content_blocks,
+)
+from tests.frameworks.scans import digest, scan
+from tests.integration.langchain.corpus import (
+    PAGES,
+    QUESTION,
+    FixedRetriever,
+    ScriptedChat,
+    best_pages,
+    images_of,
+    named_scans,
+    scans,
+)
+from tests.terminal import open_terminal
 
-pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_classic")
-pytest.importorskip("langchain_tests")
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
-from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from langchain_core.output_parsers import JsonOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableParallel, RunnablePassthrough
 
-from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, docs_to_content_blocks
-
-PAGES = 8
-QUESTION = "what was the revenue in 2024?"
+NOTE = FixedRetriever(documents=[Document(QUESTION.upper(), metadata={"source": "notes.txt"})])
 
 
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST)
-
-
-def corpus() -> Iterator[Page]:
-    """Scans: every page has the same text layer, so that only its image tells it from the others."""
-    for n in range(1, PAGES + 1):
-        yield Page(source="scan.pdf", number=n, image=picture(n), text="Confidential")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
-    with ColQwen3Encoder(folder, device="cpu") as encoder:
-        yield encoder
-
-
-@pytest.fixture(scope="module")
-def pages(encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path_factory.mktemp("index") / "pages", encoder) as made:
-        made.add(corpus())
-        yield made
-
-
-@pytest.fixture(scope="module")
-def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
-    """The same pages by another model, whose order is another: what a reranker is for."""
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "other", "tomoro", seed=11).folder
-    with (
-        ColQwen3Encoder(folder, device="cpu") as other,
-        PageIndex.open(tmp_path_factory.mktemp("index") / "other", other) as made,
-    ):
-        made.add(corpus())
-        yield made
-
-
-class SeeingChat(BaseChatModel):
+class SeeingChat(ScriptedChat):
     """A chat model that answers with what it was shown: the name before each image, and a digest of its pixels."""
 
-    @property
-    def _llm_type(self) -> str:
-        return "seeing"
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> ChatResult:
-        shown: dict[str, str] = {}
-        name = ""
-        for block in (block for message in messages for block in message.content_blocks):
-            if block["type"] == "text":
-                name = block["text"]
-            else:
-                assert block["type"] == "image"
-                shown[name] = pixels(Image.open(io.BytesIO(base64.b64decode(block["base64"]))))
-        answer = json.dumps({"shown": shown, "question": name})
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(answer))])
-
-
-def pixels(image: Image.Image) -> str:
-    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    def answer(self, messages: list[BaseMessage]) -> AIMessage:
+        blocks = [block for message in messages for block in message.content_blocks]
+        shown = {name: digest(image) for name, image in images_of(blocks).items()}
+        return AIMessage(json.dumps({"shown": shown, "question": messages[-1].text}))
 
 
 def rag(retriever: Runnable[Any, list[Document]], reranker: ColQwen3Reranker | None) -> Runnable[Any, Any]:
@@ -125,15 +77,8 @@ def rag(retriever: Runnable[Any, list[Document]], reranker: ColQwen3Reranker | N
     )  # fmt: skip
 
 
-def best_pages(encoder: ColQwen3Encoder, question: str, k: int) -> list[int]:
-    """Page numbers in the order of exact MaxSim, counted here from the images themselves."""
-    scores = encoder.score(encoder.encode_queries([question]), encoder.encode_pages(corpus()))[0]
-    return [int(place) + 1 for place in np.argsort(-scores, kind="stable")[:k]]
-
-
 def expected(numbers: list[int], question: str) -> dict[str, Any]:
-    shown = {f"[{place}] scan.pdf, page {n}": pixels(picture(n)) for place, n in enumerate(numbers, start=1)}
-    return {"shown": shown, "question": question}
+    return {"shown": named_scans(numbers), "question": question}
 
 
 def test_a_chain_brings_the_right_page_images_to_the_chat_model(
@@ -157,18 +102,6 @@ def test_a_batch_of_chains_answers_as_its_single_calls_do(pages: PageIndex) -> N
     assert answers == one_by_one
 
 
-def test_c8_twenty_queries_make_few_engine_batches(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
-    retriever = ColQwen3Retriever(index=pages)
-    questions = [f"what was the revenue in {2000 + n}?" for n in range(20)]
-    before = encoder.stats.batches
-    single = [[document.id for document in retriever.invoke(question)] for question in questions]
-    invokes = encoder.stats.batches - before
-    before = encoder.stats.batches
-    together = [[document.id for document in documents] for documents in retriever.batch(questions)]
-    assert together == single
-    assert (invokes, encoder.stats.batches - before <= 4) == (20, True)
-
-
 @pytest.fixture
 def held_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The engine waits before each batch until it is let go: whoever blocks the loop that lets it go waits in vain."""
@@ -182,36 +115,6 @@ def held_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(TorchEngine, "embed", wait_first)
     yield let_go
     let_go.set()
-
-
-@pytest.mark.parametrize("how", ["chain.ainvoke", "chain.abatch", "retriever.abatch"])
-def test_the_event_loop_goes_on_while_the_engine_works(
-    encoder: ColQwen3Encoder, first_stage: PageIndex, held_engine: threading.Event, how: str
-) -> None:
-    retriever = ColQwen3Retriever(index=first_stage, k=3)
-    chain = rag(retriever, ColQwen3Reranker(encoder=encoder, top_n=1))
-
-    async def tick() -> None:
-        while True:  # the model works between 20 ticks and the next, and so in every stage of the chain
-            for _ in range(20):
-                await asyncio.sleep(0.001)
-            held_engine.set()
-            await asyncio.sleep(0.001)
-            held_engine.clear()
-
-    async def main() -> list[Any]:
-        ticking = asyncio.create_task(tick())
-        try:
-            if how == "retriever.abatch":
-                return await retriever.abatch(["one", "two"])
-            return await chain.abatch(["one", "two"]) if how == "chain.abatch" else [await chain.ainvoke("one")]
-        finally:
-            ticking.cancel()
-
-    answers = asyncio.run(main())
-    assert [len(answer) if how == "retriever.abatch" else len(answer["shown"]) for answer in answers] == {
-        "chain.ainvoke": [1], "chain.abatch": [1, 1], "retriever.abatch": [3, 3],
-    }[how]  # fmt: skip
 
 
 def settled(encoder: ColQwen3Encoder) -> int:
@@ -272,16 +175,9 @@ def test_contextual_compression_reranks_what_another_model_found(
     assert len(three) == 1
 
 
-class Words(BaseRetriever):
-    """A text retriever beside ours."""
-
-    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-        return [Document(query.upper(), metadata={"source": "notes.txt"})]
-
-
 def test_c4_an_ensemble_merges_no_two_pages(pages: PageIndex, first_stage: PageIndex) -> None:
     ensemble = EnsembleRetriever(
-        retrievers=[ColQwen3Retriever(index=pages, k=PAGES), ColQwen3Retriever(index=first_stage, k=PAGES), Words()]
+        retrievers=[ColQwen3Retriever(index=pages, k=PAGES), ColQwen3Retriever(index=first_stage, k=PAGES), NOTE]
     )
     for documents in (ensemble.invoke(QUESTION), asyncio.run(ensemble.ainvoke(QUESTION))):
         assert sorted(d.metadata["page"] for d in documents if "page" in d.metadata) == list(range(1, PAGES + 1))
@@ -291,7 +187,7 @@ def test_c4_an_ensemble_merges_no_two_pages(pages: PageIndex, first_stage: PageI
 def test_an_ensemble_is_reranked_pages_and_texts_together(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
     pipeline = ContextualCompressionRetriever(
         base_compressor=ColQwen3Reranker(encoder=encoder, index=pages, top_n=None),
-        base_retriever=EnsembleRetriever(retrievers=[ColQwen3Retriever(index=pages, k=3), Words()]),
+        base_retriever=EnsembleRetriever(retrievers=[ColQwen3Retriever(index=pages, k=3), NOTE]),
     )
     before = encoder.stats.inputs
     documents = pipeline.invoke(QUESTION)
@@ -321,31 +217,54 @@ def test_an_image_is_asked_through_a_chain(encoder: ColQwen3Encoder, pages: Page
         RunnableParallel(documents=ColQwen3Retriever(index=first_stage, k=PAGES), query=RunnablePassthrough())
         | ColQwen3Reranker(encoder=encoder, top_n=1).as_runnable()
     )
-    assert [document.metadata["page"] for document in chain.invoke(Query(image=picture(6)))] == [6]
-    answers = chain.batch([Query(image=picture(n)) for n in (2, 7)])
+    assert [document.metadata["page"] for document in chain.invoke(Query(image=scan(6)))] == [6]
+    answers = chain.batch([Query(image=scan(n)) for n in (2, 7)])
     assert [documents[0].metadata["page"] for documents in answers] == [2, 7]
 
 
-@pytest.mark.anyio  # anyio's plugin, which langchain-core brings, runs the suite's async test
-class TestLangChainsOwnSuite(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
-    """langchain-tests' contract of a retriever."""
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch"])
+def test_a_picture_with_words_asks_with_both(pages: PageIndex, encoder: ColQwen3Encoder, how: str) -> None:
+    retriever, asked = ColQwen3Retriever(index=pages, k=PAGES), Query("what was the revenue?", scan(2))
+    found = {
+        "invoke": lambda: retriever.invoke(asked),
+        "ainvoke": lambda: asyncio.run(retriever.ainvoke(asked)),
+        "batch": lambda: retriever.batch([asked])[0],
+    }[how]()
+    queries = encoder.encode_queries([asked, Query(image=scan(2))])
+    both, alone = encoder.score(queries, encoder.encode_pages(scans()))
+    assert [document.metadata["page"] for document in found] == [n + 1 for n in np.argsort(-both, kind="stable")]
+    assert [document.metadata["score"] for document in found] == pytest.approx(sorted(both, reverse=True), rel=5e-3)
+    assert not np.allclose(both, alone, rtol=2e-2), "the words count"
 
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
 
-    @pytest.fixture(autouse=True)
-    def _location(self, pages: PageIndex) -> None:
-        self.folder = Path(pages.location)
+def test_bars_count_every_document(encoder: ColQwen3Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    ColQwen3Embeddings(encoder=encoder, dimensions=128, show_progress=True).embed_documents(["a", "b", "c"])
+    assert terminal.counted == [(3, 3)]
+    terminal = open_terminal(monkeypatch)
+    with ColQwen3VectorStore(tmp_path / "store", encoder) as store:
+        store.add_documents([Document("", metadata={"image": scan(n)}) for n in range(4)], show_progress=True)
+        assert terminal.counted == [(4, 4)]
+        terminal = open_terminal(monkeypatch)
+        store.add_texts(["Revenue rose."])
+    assert terminal.getvalue() == "", "nothing is drawn unless requested"
 
-    @property
-    def retriever_constructor(self) -> type[ColQwen3Retriever]:
-        return ColQwen3Retriever
 
-    @property
-    def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"index": self.folder}
+def test_no_key_is_written_or_shown(checkpoint: Path, pages: PageIndex) -> None:
+    encoder = ColQwen3Encoder(checkpoint, url="http://127.0.0.1:9", api_key="geheim")
+    retriever = ColQwen3Retriever(index=pages.location, encoder=encoder)
+    for each in (retriever, ColQwen3Reranker(encoder=encoder), ColQwen3Embeddings(encoder=encoder)):
+        assert "127.0.0.1:9" in each.model_dump_json()
+        assert "geheim" not in repr(each) + each.model_dump_json() + str(pickle.dumps(each)) + str(each)
+    retriever.close()
 
-    @property
-    def retriever_query_example(self) -> str:
-        return QUESTION
+
+def test_the_runnable_is_the_reranker(encoder: ColQwen3Encoder, pages: PageIndex) -> None:
+    reranker = ColQwen3Reranker(encoder=encoder, top_n=2)
+    inputs: Any = {"documents": ColQwen3Retriever(index=pages).invoke(QUESTION), "query": QUESTION}
+    step = reranker.as_runnable()
+    assert step.get_name() == "ColQwen3Reranker"
+    for ranked in (step.invoke(inputs), asyncio.run(step.ainvoke(inputs)), *step.batch([inputs, inputs])):
+        assert [document.id for document in ranked] == [
+            document.id for document in reranker.compress_documents(**inputs)
+        ]

@@ -1,22 +1,18 @@
-"""LangChain's own suites of a vector store and of embeddings, all of their tests and none overridden."""
+"""LangChain's own suites of a retriever, a vector store and embeddings, all of their tests and none overridden."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colqwen3_retrievers import ColQwen3Encoder
-from tests.checkpoints import make_checkpoint
-from tests.hashing import HashingEncoder
-from tests.langchain_suites import standard_suite
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex
+from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3Retriever, ColQwen3VectorStore
+from tests.frameworks.langchain_suites import standard_suite
+from tests.integration.langchain.corpus import QUESTION
 
-pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_tests")
-
-from colqwen3_retrievers.langchain import ColQwen3Embeddings, ColQwen3VectorStore
 
 
 @pytest.mark.anyio  # anyio's plugin, which langchain-core brings, runs the suites' async tests
@@ -24,30 +20,33 @@ class TestVectorStore(standard_suite("integration_tests.vectorstores", "VectorSt
     """Its documents are words; an encoder that knows a word only by its hash ranks them as the suite expects."""
 
     @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
-
-    @pytest.fixture
-    def vectorstore(self, tmp_path: Path) -> Iterator[ColQwen3VectorStore]:
-        encoder = HashingEncoder()
-        with ColQwen3VectorStore(tmp_path / "index", encoder) as store:
-            yield store
-        encoder.threads.shutdown()
+    def vectorstore(self, store: ColQwen3VectorStore) -> ColQwen3VectorStore:
+        return store
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
-    with ColQwen3Encoder(folder, device="cpu") as encoder:
-        yield encoder
+@pytest.mark.anyio
+class TestRetriever(standard_suite("integration_tests.retrievers", "RetrieversIntegrationTests")):
+    """An index by its folder."""
+
+    @pytest.fixture(autouse=True)
+    def _location(self, pages: PageIndex) -> None:
+        self.folder = Path(pages.location)
+
+    @property
+    def retriever_constructor(self) -> type[ColQwen3Retriever]:
+        return ColQwen3Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"index": self.folder}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return QUESTION
 
 
 class _Embeddings:
-    """What both suites of embeddings are told."""
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "asyncio"
+    """What both suites of embeddings need."""
 
     @pytest.fixture(autouse=True)
     def _encoder(self, encoder: ColQwen3Encoder) -> None:

@@ -5,15 +5,12 @@ import io
 from pathlib import Path
 
 import pytest
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage
 from PIL import Image
 
 from colqwen3_retrievers import Page
 from colqwen3_retrievers.errors import ConfigError, EncodeError
-
-pytest.importorskip("langchain_core")
-from langchain_core.documents import Document
-from langchain_core.messages import HumanMessage
-
 from colqwen3_retrievers.langchain import docs_to_content_blocks
 from colqwen3_retrievers.langchain.documents import page_to_document
 

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 
 import pytest
+from langchain_core.documents import Document
 from PIL import Image
 
 from colqwen3_retrievers import Page
 from colqwen3_retrievers.errors import ConfigError
-
-pytest.importorskip("langchain_core")
-from langchain_core.documents import Document
-
 from colqwen3_retrievers.langchain.documents import (
     citation,
     document_citation,
@@ -22,17 +18,22 @@ from colqwen3_retrievers.langchain.documents import (
     document_to_page,
     page_to_document,
 )
+from tests.frameworks.scans import png
+
+PNG = png(Image.new("RGB", (8, 6), "red"))
+ENCODED = base64.b64encode(PNG).decode()
+FORGED = {
+    "source": "forged", "page": 99, "sha256": "0", "image_path": "/etc/passwd", "score": 1, "relevance_score": 1,
+}  # fmt: skip
 
 
-def png(colour: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), colour).save(file, "PNG")
-    return file.getvalue()
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "page.png").write_bytes(PNG)
+    return tmp_path / "page.png"
 
 
-def test_a_page_becomes_a_document(tmp_path: Path) -> None:
-    path = tmp_path / "page.png"
-    path.write_bytes(png())
+def test_a_page_becomes_a_document(path: Path) -> None:
     page = Page(
         source="reports/a.pdf", number=3, label="iii", image=path, text="Revenue rose.",
         metadata={"page_count": 9, "year": 2020},
@@ -66,15 +67,7 @@ def test_c5_metadata_is_json_even_from_an_image_in_memory() -> None:
 
 
 def test_what_the_page_says_of_itself_beats_its_metadata() -> None:
-    metadata = {
-        "source": "forged",
-        "page": 99,
-        "sha256": "0",
-        "image_path": "/etc/passwd",
-        "score": 1,
-        "relevance_score": 1,
-    }
-    document = page_to_document(Page(source="a.pdf", text="x", metadata=metadata))
+    document = page_to_document(Page(source="a.pdf", text="x", metadata=FORGED))
     assert document.metadata["source"] == "a.pdf"
     assert document.metadata["page"] == 1
     assert not {"image_path", "score", "relevance_score"} & document.metadata.keys()
@@ -85,16 +78,14 @@ def test_a_page_without_a_source_is_named_by_its_id() -> None:
     assert (document.metadata["source"], document.metadata["citation"]) == ("folder/note 7", "folder/note 7")
 
 
-def test_an_image_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "page.png").write_bytes(png())
-    monkeypatch.chdir(tmp_path)
-    assert page_to_document(Page(source="a", image="page.png")).metadata["image_path"] == str(tmp_path / "page.png")
+def test_an_image_path_is_absolute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    assert page_to_document(Page(source="a", image="page.png")).metadata["image_path"] == str(path)
 
 
 @pytest.mark.parametrize("text", ["", "Revenue rose.", "a.pdf, page 1", "\n\nindented\n", "a.pdf, page 1\n\nagain"])
-def test_a_document_goes_back_to_the_same_content(tmp_path: Path, text: str) -> None:
-    (tmp_path / "page.png").write_bytes(png())
-    page = Page(source="a.pdf", image=tmp_path / "page.png", text=text)
+def test_a_document_goes_back_to_the_same_content(path: Path, text: str) -> None:
+    page = Page(source="a.pdf", image=path, text=text)
     again = document_to_page(page_to_document(page), "document 0")
     assert (again.text, again.sha256) == (page.text, page.sha256)
 
@@ -112,13 +103,10 @@ def test_the_text_of_foreign_documents_is_left_alone() -> None:
     assert document_text(Document("x", metadata={"citation": 7})) == "x"
 
 
-ENCODED = base64.b64encode(png()).decode()
-
-
 @pytest.mark.parametrize(
     "image",
     [
-        png(),
+        PNG,
         ENCODED,
         "\n".join(ENCODED[i : i + 60] for i in range(0, len(ENCODED), 60)),
         f"data:image/png;base64,{ENCODED}",
@@ -131,11 +119,11 @@ ENCODED = base64.b64encode(png()).decode()
     ],
 )
 def test_images_are_found_in_every_common_place(image: object) -> None:
-    assert document_image(Document("", metadata={"image": image})) == png()
+    assert document_image(Document("", metadata={"image": image})) == PNG
 
 
 def test_an_image_path_comes_before_an_image() -> None:
-    assert document_image(Document("", metadata={"image_path": "a.png", "image": png()})) == "a.png"
+    assert document_image(Document("", metadata={"image_path": "a.png", "image": PNG})) == "a.png"
 
 
 @pytest.mark.parametrize("metadata", [{}, {"image": None}, {"image": ""}, {"image": b""}, {"image_path": ""}])

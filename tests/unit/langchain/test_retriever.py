@@ -4,8 +4,6 @@ import asyncio
 import copy
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,6 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
-from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError, StoreMismatchError
-from tests.checkpoints import make_checkpoint
-
-pytest.importorskip("langchain_core")
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
@@ -27,34 +18,23 @@ from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 from langchain_core.vectorstores import InMemoryVectorStore
+from PIL import Image
 from pydantic import ValidationError
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, Query
+from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError, StoreMismatchError
 from colqwen3_retrievers.langchain import ColQwen3Reranker, ColQwen3Retriever, ColQwen3VectorStore
+from tests.checkpoints import make_checkpoint
+from tests.frameworks.scans import scan
 
 PAGES = 6
-NAMES = [
-    "ColQwen3Embeddings", "ColQwen3Reranker", "ColQwen3Retriever", "ColQwen3VectorStore", "PageLoader",
-    "create_page_retriever_tool", "docs_to_content_blocks", "page_key_encoder",
-]  # fmt: skip
-
-
-def picture(seed: int) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ColQwen3Encoder]:
-    folder = make_checkpoint(tmp_path_factory.mktemp("models") / "tomoro", "tomoro").folder
-    with ColQwen3Encoder(folder, device="cpu") as encoder:
-        yield encoder
-
-
-@pytest.fixture(scope="module")
-def pages(encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
-    with PageIndex.open(tmp_path_factory.mktemp("index") / "pages", encoder) as made:
+def pages(model_encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
+    with PageIndex.open(tmp_path_factory.mktemp("index") / "pages", model_encoder) as made:
         made.add(
-            Page(source="a.pdf" if n <= 4 else "b.pdf", number=n, image=picture(n), metadata={"year": 2018 + n})
+            Page(source="a.pdf" if n <= 4 else "b.pdf", number=n, image=scan(n), metadata={"year": 2018 + n})
             for n in range(1, PAGES + 1)
         )
         yield made
@@ -107,12 +87,9 @@ def same(first: list[Document], second: list[Document]) -> bool:
     return plain[0] == plain[1] and bool(np.allclose(*scores, atol=1e-4))
 
 
-# -- one query ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [2, 5])
 def test_an_image_finds_its_page_by_every_way_in(retriever: ColQwen3Retriever, n: int) -> None:
-    asked = Query(image=picture(n))
+    asked = Query(image=scan(n))
     results = [
         retriever.invoke(asked),
         asyncio.run(retriever.ainvoke(asked)),
@@ -136,7 +113,7 @@ def test_documents_carry_what_the_index_knows(retriever: ColQwen3Retriever, page
         assert document.metadata["sha256"] == hit.page.sha256
         path = Path(document.metadata["image_path"])
         assert path.is_absolute()
-        assert Image.open(path).tobytes() == picture(hit.page.number).tobytes()
+        assert Image.open(path).tobytes() == scan(hit.page.number).tobytes()
 
 
 def test_k_and_filter_of_a_call_beat_the_fields(pages: PageIndex) -> None:
@@ -180,13 +157,10 @@ def test_a_wrong_k_or_filter_is_refused_by_name(retriever: ColQwen3Retriever, pa
         ColQwen3Retriever(index=None)
 
 
-# -- an index by its folder --------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_opened_for_reading_beside_its_writer(pages: PageIndex, encoder: ColQwen3Encoder) -> None:
+def test_a_folder_is_opened_for_reading_beside_its_writer(pages: PageIndex, model_encoder: ColQwen3Encoder) -> None:
     for given in (pages.location, Path(pages.location)):
-        retriever = ColQwen3Retriever(index=given, encoder=encoder)
-        assert retriever.invoke(Query(image=picture(3)))[0].metadata["page"] == 3
+        retriever = ColQwen3Retriever(index=given, encoder=model_encoder)
+        assert retriever.invoke(Query(image=scan(3)))[0].metadata["page"] == 3
         with pytest.raises(StoreError, match="read_only"):
             retriever.index.add(Page(source="c.pdf", text="x"))
         retriever.index.close()
@@ -194,12 +168,12 @@ def test_a_folder_is_opened_for_reading_beside_its_writer(pages: PageIndex, enco
 
 def test_a_folder_knows_its_model(pages: PageIndex) -> None:
     retriever = ColQwen3Retriever(index=pages.location)
-    assert retriever.invoke(Query(image=picture(3)))[0].metadata["page"] == 3
+    assert retriever.invoke(Query(image=scan(3)))[0].metadata["page"] == 3
     retriever.index.close()
 
 
 def test_a_missing_index_and_a_foreign_encoder_are_told_at_once(
-    pages: PageIndex, encoder: ColQwen3Encoder, tmp_path: Path
+    pages: PageIndex, model_encoder: ColQwen3Encoder, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError, match="nothing-here"):
         ColQwen3Retriever(index=str(tmp_path / "nothing-here"))
@@ -209,21 +183,18 @@ def test_a_missing_index_and_a_foreign_encoder_are_told_at_once(
         ColQwen3Retriever(index=pages.location, encoder=other)
     with pytest.raises(ValidationError, match="has its own"):
         ColQwen3Retriever(index=pages, encoder=other)
-    assert ColQwen3Retriever(index=pages, encoder=encoder).encoder is encoder
+    assert ColQwen3Retriever(index=pages, encoder=model_encoder).encoder is model_encoder
 
 
-# -- many queries ------------------------------------------------------------------------------------------------------
-
-
-def test_c8_a_batch_is_one_batch(retriever: ColQwen3Retriever, encoder: ColQwen3Encoder) -> None:
+def test_c8_a_batch_is_one_batch(retriever: ColQwen3Retriever, model_encoder: ColQwen3Encoder) -> None:
     queries = [f"what was the revenue in {2000 + n}?" for n in range(20)]
-    before = encoder.stats.batches
+    before = model_encoder.stats.batches
     one_by_one = [retriever.invoke(query) for query in queries]
-    assert encoder.stats.batches - before == 20
+    assert model_encoder.stats.batches - before == 20
     for together in (retriever.batch, lambda asked: asyncio.run(retriever.abatch(asked))):
-        before = encoder.stats.batches
+        before = model_encoder.stats.batches
         results = together(queries)
-        assert encoder.stats.batches - before <= 4
+        assert model_encoder.stats.batches - before <= 4
         assert all(same(first, second) for first, second in zip(results, one_by_one, strict=True))
 
 
@@ -242,7 +213,7 @@ def test_a_batch_tells_callbacks_of_every_query(pages: PageIndex) -> None:
             }
             for n in range(2)
         ]
-        asked = ["one", Query("two", image=picture(1))]
+        asked = ["one", Query("two", image=scan(1))]
         results = retriever.batch(asked, configs) if runs == "sync" else asyncio.run(retriever.abatch(asked, configs))
         seen = witness if isinstance(witness, Witness) else witness.inside
         assert [start["query"] for start in seen.started] == ["one", "[image] two"]
@@ -285,29 +256,28 @@ def test_what_concerns_all_queries_fails_all_of_them(retriever: ColQwen3Retrieve
         asyncio.run(retriever.abatch(["one", "two"], k=0))
 
 
-def test_max_concurrency_bounds_what_goes_together(retriever: ColQwen3Retriever, encoder: ColQwen3Encoder) -> None:
+def test_max_concurrency_bounds_what_goes_together(
+    retriever: ColQwen3Retriever, model_encoder: ColQwen3Encoder
+) -> None:
     queries = [f"question {n}" for n in range(6)]
-    before = encoder.stats.batches
+    before = model_encoder.stats.batches
     results = retriever.batch(queries, {"max_concurrency": 2})
-    assert encoder.stats.batches - before >= 3
+    assert model_encoder.stats.batches - before >= 3
     assert all(same(first, second) for first, second in zip(results, retriever.batch(queries), strict=True))
     assert len(asyncio.run(retriever.abatch(queries, {"max_concurrency": 4}))) == 6
 
 
-def test_no_queries_and_no_pages(retriever: ColQwen3Retriever, encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+def test_no_queries_and_no_pages(retriever: ColQwen3Retriever, model_encoder: ColQwen3Encoder, tmp_path: Path) -> None:
     assert retriever.batch([]) == asyncio.run(retriever.abatch([])) == []
-    with PageIndex.open(tmp_path / "empty", encoder) as made:
+    with PageIndex.open(tmp_path / "empty", model_encoder) as made:
         empty = ColQwen3Retriever(index=made)
         assert empty.invoke("x") == []
         assert empty.batch(["x", "y"]) == asyncio.run(empty.abatch(["x", "y"])) == [[], []]
 
 
-# -- callbacks, copies, traps ------------------------------------------------------------------------------------------
-
-
 def test_callbacks_see_the_model_and_never_pixels_or_paths(retriever: ColQwen3Retriever) -> None:
     witness = Witness()
-    retriever.invoke(Query(image=picture(1)), {"callbacks": [witness]})
+    retriever.invoke(Query(image=scan(1)), {"callbacks": [witness]})
     start = witness.started[0]
     assert start["query"] == "[image]"
     assert start["metadata"]["ls_embedding_model"] == "tomoro"
@@ -317,34 +287,34 @@ def test_callbacks_see_the_model_and_never_pixels_or_paths(retriever: ColQwen3Re
     assert len(witness.failed) == 1
 
 
-def test_pickle_json_and_copies_carry_settings_only(pages: PageIndex, encoder: ColQwen3Encoder) -> None:
+def test_pickle_json_and_copies_carry_settings_only(pages: PageIndex, model_encoder: ColQwen3Encoder) -> None:
     retriever = ColQwen3Retriever(index=pages, k=2, filter={"year": {"$gte": 2020}}, tags=["mine"])
-    wanted = retriever.invoke(Query(image=picture(4)))
+    wanted = retriever.invoke(Query(image=scan(4)))
     data = pickle.dumps(retriever)
     assert len(data) < 2_000
     again = pickle.loads(data)
-    assert same(again.invoke(Query(image=picture(4))), wanted)
+    assert same(again.invoke(Query(image=scan(4))), wanted)
     assert (again.k, again.filter, again.tags) == (2, {"year": {"$gte": 2020}}, ["mine"])
     again.index.close()
     assert copy.deepcopy(retriever).index is retriever.index
-    values = json.loads(ColQwen3Retriever(index=pages, encoder=encoder).model_dump_json())
+    values = json.loads(ColQwen3Retriever(index=pages, encoder=model_encoder).model_dump_json())
     assert values["index"] == pages.location
-    assert values["encoder"] == encoder.to_dict()
+    assert values["encoder"] == model_encoder.to_dict()
     assert json.loads(dumps(retriever))["type"] == "not_implemented"
     assert repr(pages) in repr(retriever)
 
 
-def test_images_of_an_index_may_lie_elsewhere(encoder: ColQwen3Encoder, tmp_path: Path) -> None:
+def test_images_of_an_index_may_lie_elsewhere(model_encoder: ColQwen3Encoder, tmp_path: Path) -> None:
     location, elsewhere = tmp_path / "index", tmp_path / "pictures"
     made = ColQwen3VectorStore.from_documents(
-        [Document("", metadata={"image": picture(1)}, id="n")], encoder, index=location, images_dir=elsewhere
+        [Document("", metadata={"image": scan(1)}, id="n")], model_encoder, index=location, images_dir=elsewhere
     )
     made.close()
-    blind = ColQwen3Retriever(index=location, encoder=encoder)
+    blind = ColQwen3Retriever(index=location, encoder=model_encoder)
     assert not Path(blind.invoke("revenue")[0].metadata["image_path"]).exists()
-    seeing = ColQwen3Retriever(index=location, encoder=encoder, images_dir=elsewhere)
+    seeing = ColQwen3Retriever(index=location, encoder=model_encoder, images_dir=elsewhere)
     configurable = seeing.configurable_fields(k=ConfigurableField(id="k"))
-    store = ColQwen3VectorStore(location, encoder, images_dir=elsewhere, read_only=True)
+    store = ColQwen3VectorStore(location, model_encoder, images_dir=elsewhere, read_only=True)
     for documents in (
         seeing.invoke("revenue"),
         pickle.loads(pickle.dumps(seeing)).invoke("revenue"),
@@ -354,7 +324,7 @@ def test_images_of_an_index_may_lie_elsewhere(encoder: ColQwen3Encoder, tmp_path
         path = Path(documents[0].metadata["image_path"])
         assert path.is_file()
         assert path.is_relative_to(elsewhere)
-    reranker = ColQwen3Reranker(index=location, images_dir=elsewhere, encoder=encoder, heatmaps=tmp_path / "heat")
+    reranker = ColQwen3Reranker(index=location, images_dir=elsewhere, encoder=model_encoder, heatmaps=tmp_path / "heat")
     (ranked,) = reranker.compress_documents([Document("n", id="n")], "revenue")
     assert Path(ranked.metadata["heatmap"]).is_file(), "the picture is the index's"
     for wrong in (
@@ -368,8 +338,8 @@ def test_images_of_an_index_may_lie_elsewhere(encoder: ColQwen3Encoder, tmp_path
         opened.close()
 
 
-def test_configurable_fields_share_the_index(pages: PageIndex, encoder: ColQwen3Encoder) -> None:
-    retriever = ColQwen3Retriever(index=pages.location, encoder=encoder)
+def test_configurable_fields_share_the_index(pages: PageIndex, model_encoder: ColQwen3Encoder) -> None:
+    retriever = ColQwen3Retriever(index=pages.location, encoder=model_encoder)
     chain = retriever.configurable_fields(k=ConfigurableField(id="k"))
     assert len(chain.with_config(configurable={"k": 1}).invoke("x")) == 1
     assert [len(documents) for documents in chain.batch(["x", "y"], {"configurable": {"k": 3}})] == [3, 3]
@@ -388,54 +358,3 @@ def test_c2_index_skips_no_page_and_c3_nothing_is_lost(retriever: ColQwen3Retrie
     kept = {document.metadata["citation"]: document for document in store.similarity_search("x", k=PAGES)}
     for document in documents:
         assert kept[document.metadata["citation"]].metadata == document.metadata
-
-
-def test_c5_documents_survive_serialisation(retriever: ColQwen3Retriever) -> None:
-    for document in retriever.invoke("what was the revenue?"):
-        assert json.loads(json.dumps(document.metadata)) == document.metadata
-        assert Document.model_validate_json(document.model_dump_json()) == document
-        assert json.loads(dumps(document))["kwargs"]["metadata"] == document.metadata
-
-
-# -- the package -------------------------------------------------------------------------------------------------------
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_importing_the_package_imports_no_framework() -> None:
-    code = (
-        "import sys; import colqwen3_retrievers.langchain as ours; print(dir(ours)); "
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'langchain_core', 'torch', 'transformers'}))"
-    )
-    names, heavy = run_python(code).splitlines()
-    assert names == str(sorted(NAMES))
-    assert heavy == "[]"
-
-
-def test_importing_the_classes_does_not_import_torch() -> None:
-    # LangChain's base of loaders imports its text splitters, whose first releases import transformers: without them.
-    code = (
-        "import sys; sys.modules['langchain_text_splitters'] = None; "
-        "from colqwen3_retrievers.langchain import *; ColQwen3Reranker(); ColQwen3Embeddings(); "
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'transformers'}))"
-    )
-    assert run_python(code) == "[]"
-
-
-def test_without_langchain_the_message_is_the_pip_line() -> None:
-    code = (
-        "import sys; sys.modules['langchain_core'] = None\n"
-        "try:\n    from colqwen3_retrievers.langchain import ColQwen3Retriever\n"
-        "except ImportError as exc:\n    print(type(exc).__name__, exc)"
-    )
-    assert run_python(code) == (
-        'MissingExtraError langchain-core is not installed: pip install "colqwen3-retrievers[langchain]"'
-    )
-    import colqwen3_retrievers.langchain as ours
-
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = ours.Nothing

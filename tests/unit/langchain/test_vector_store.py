@@ -6,56 +6,34 @@ import asyncio
 import copy
 import gc
 import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-from colqwen3_retrievers import ColQwen3Encoder, Page, Query
-from colqwen3_retrievers.errors import ConfigError, DimensionError, EncodeError, PageError, StoreError
-from tests.hashing import DIM, HashingEncoder, picture
-
-pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from PIL import Image
 
+from colqwen3_retrievers import ColQwen3Encoder, Page, Query
+from colqwen3_retrievers.errors import ConfigError, DimensionError, EncodeError, PageError, StoreError
 from colqwen3_retrievers.langchain import ColQwen3Retriever, ColQwen3VectorStore, page_key_encoder
-from colqwen3_retrievers.langchain.diversity import most_diverse
-
-WORDS = {"tax": "tax and rent", "rent": "rent and wine", "wine": "wine and cheese", "bread": "bread and cheese"}
-
-
-@pytest.fixture
-def store(tmp_path: Path, encoder: HashingEncoder) -> Iterator[ColQwen3VectorStore]:
-    with ColQwen3VectorStore(tmp_path / "index", encoder) as made:
-        yield made
-
-
-@pytest.fixture
-def words(store: ColQwen3VectorStore) -> ColQwen3VectorStore:
-    store.add_texts(
-        list(WORDS.values()),
-        [{"source": "a.pdf" if n < 2 else "b.pdf", "page": n, "year": 2020 + n} for n in range(4)],
-        ids=list(WORDS),
-    )
-    return store
+from tests.hashing import DIM, HashingEncoder, picture
 
 
 def ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
+def both(owner: Any, method: str, *args: Any, **options: Any) -> list[Any]:
+    """What a method and its async twin return."""
+    return [getattr(owner, method)(*args, **options), asyncio.run(getattr(owner, f"a{method}")(*args, **options))]
+
+
 def png(path: Path, seed: int) -> Path:
     picture(seed).save(path)
     return path
-
-
-# -- what comes back ---------------------------------------------------------------------------------------------------
 
 
 def test_documents_come_back_word_for_word(store: ColQwen3VectorStore) -> None:
@@ -133,36 +111,30 @@ def test_add_images(store: ColQwen3VectorStore, tmp_path: Path) -> None:
     assert store.similarity_search(Query(image=picture(3)), k=1)[0].id == "c"
 
 
-# -- searching ---------------------------------------------------------------------------------------------------------
-
-
 def test_every_way_of_asking_gives_the_order_of_maxsim(words: ColQwen3VectorStore, encoder: HashingEncoder) -> None:
-    wanted = [hit.page.id for hit in words.index.search("wine cheese", 4)]
-    sums = [hit.score for hit in words.index.search("wine cheese", 4)]
+    hits = words.index.search("wine cheese", 4)
     made = encoder.multi_vector("wine cheese", None)
+    scored = [
+        *both(words, "similarity_search_with_score", "wine cheese"),
+        *both(words, "similarity_search_with_relevance_scores", "wine cheese"),
+    ]
     ways = [
-        words.similarity_search("wine cheese"),
-        words.similarity_search_by_vector(made),
+        *both(words, "similarity_search", "wine cheese"),
+        *both(words, "similarity_search_by_vector", made),
         words.similarity_search_by_vector(made.vectors.tolist()),
-        [document for document, _ in words.similarity_search_with_score("wine cheese")],
-        [document for document, _ in words.similarity_search_with_relevance_scores("wine cheese")],
-        words.max_marginal_relevance_search("wine cheese", lambda_mult=1),
+        *([document for document, _ in pairs] for pairs in scored),
+        *both(words, "max_marginal_relevance_search", "wine cheese", lambda_mult=1),
         words.search("wine cheese", "similarity"),
-        words.as_retriever().invoke("wine cheese"),
-        asyncio.run(words.asimilarity_search("wine cheese")),
-        asyncio.run(words.asimilarity_search_by_vector(made)),
-        [document for document, _ in asyncio.run(words.asimilarity_search_with_score("wine cheese"))],
-        [document for document, _ in asyncio.run(words.asimilarity_search_with_relevance_scores("wine cheese"))],
-        asyncio.run(words.amax_marginal_relevance_search("wine cheese", lambda_mult=1)),
-        asyncio.run(words.as_retriever().ainvoke("wine cheese")),
+        *both(words.as_retriever(), "invoke", "wine cheese"),
     ]
     for documents in ways:
-        assert ids(documents) == wanted
+        assert ids(documents) == [hit.page.id for hit in hits]
         assert all("score" not in document.metadata for document in documents)
-    assert [score for _, score in words.similarity_search_with_score("wine cheese")] == pytest.approx(sums)
-    relevances = [score for _, score in words.similarity_search_with_relevance_scores("wine cheese")]
-    assert relevances == pytest.approx([(1 + total / 2) / 2 for total in sums])
-    assert all(type(score) is float and 0 <= score <= 1 for score in relevances)
+    for n, (_, score) in enumerate(scored[0]):
+        assert score == scored[1][n][1] == pytest.approx(hits[n].score)
+        assert scored[2][n][1] == scored[3][n][1] == pytest.approx((1 + hits[n].score / 2) / 2)
+        assert type(scored[2][n][1]) is float
+        assert 0 <= scored[2][n][1] <= 1
 
 
 def test_a_threshold_is_inclusive_and_the_same_for_long_and_short_queries(words: ColQwen3VectorStore) -> None:
@@ -184,80 +156,17 @@ def test_mmr_passes_over_what_is_said_already(store: ColQwen3VectorStore) -> Non
         ["wine red dry", "wine red dry", "wine white sweet", "bread"], ids=["one", "copy", "other", "bread"]
     )
     assert set(ids(store.similarity_search("wine red", k=2))) == {"one", "copy"}
+    how = {"k": 2, "fetch_k": 3, "lambda_mult": 0.4}
+    [asked] = store.index.encoder.submit_queries(["wine red"]).result()
     for chosen in (
-        store.max_marginal_relevance_search("wine red", k=2, fetch_k=3, lambda_mult=0.4),
-        asyncio.run(store.amax_marginal_relevance_search("wine red", k=2, fetch_k=3, lambda_mult=0.4)),
-        store.max_marginal_relevance_search_by_vector(
-            store.index.encoder.submit_queries(["wine red"]).result()[0], k=2, fetch_k=3, lambda_mult=0.4
-        ),
-        store.as_retriever(
-            search_type="mmr", search_kwargs={"k": 2, "fetch_k": 3, "lambda_mult": 0.4}
-        ).invoke("wine red"),
-    ):  # fmt: skip
+        *both(store, "max_marginal_relevance_search", "wine red", **how),
+        *both(store, "max_marginal_relevance_search_by_vector", asked, **how),
+        *both(store.as_retriever(search_type="mmr", search_kwargs=how), "invoke", "wine red"),
+    ):
         assert ids(chosen)[1] == "other"
         assert len(chosen) == 2
     assert "bread" in ids(store.max_marginal_relevance_search("wine red", k=3, fetch_k=4, lambda_mult=0))
     assert len(store.max_marginal_relevance_search("wine", k=9, fetch_k=1)) == 4  # never fewer for a small fetch_k
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_mmr_is_the_rule_of_its_paper(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    encoder = HashingEncoder()
-    documents = [encoder.multi_vector(" ".join(map(str, generator.integers(0, 9, 5))), None) for _ in range(12)]
-    encoder.threads.shutdown()
-    relevances = generator.uniform(-1, 1, 12).tolist()
-    chosen = [int(np.argmax(relevances))]
-    while len(chosen) < 8:
-        gains = {}
-        for n in set(range(12)) - set(chosen):
-            said = max(
-                float(np.mean([max(float(a @ b) for b in documents[s].vectors) for a in documents[n].vectors]))
-                for s in chosen
-            )
-            gains[n] = 0.3 * relevances[n] - 0.7 * said
-        chosen.append(max(gains, key=lambda n: gains[n]))
-    assert most_diverse(relevances, documents, 8, 0.3) == chosen
-
-
-def test_filters_are_over_the_metadata_that_documents_show(words: ColQwen3VectorStore) -> None:
-    words.index.add([Page(source="a.pdf", number=1, label="i", text="wine", metadata={"year": 2020})])
-    page = "a.pdf#page=1"
-    for where, wanted in (
-        ({"source": "b.pdf"}, {"wine", "bread"}),
-        ({"page": 0}, {"tax"}),
-        ({"page": 1}, {"rent", page}),
-        ({"metadata.page": 1}, {"rent"}),
-        ({"page": {"$gte": 1}, "year": {"$lte": 2021}}, {"rent", page}),
-        ({"$or": [{"page": 3}, {"page_label": "i"}]}, {"bread", page}),
-        ({"$not": {"source": "a.pdf"}}, {"wine", "bread"}),
-        ({"page": {"$ne": 1}}, {"tax", "wine", "bread"}),
-        ({"page": {"$in": [0, "1", 3]}}, {"tax", "bread"}),
-        ({"page": "1"}, set()),
-        ({"page_id": page}, {page}),
-        ({"page_label": {"$exists": False}}, set(WORDS)),
-        ({"text": {"$contains": "win"}}, {page}),
-        ({}, {*WORDS, page}),
-    ):  # fmt: skip
-        found = words.similarity_search("wine", k=9, filter=where)
-        assert set(ids(found)) == wanted, where
-        assert set(ids(ColQwen3Retriever(index=words.index, k=9, filter=where).invoke("wine"))) == wanted
-        assert set(ids(words.max_marginal_relevance_search("wine", k=9, filter=where))) == wanted
-        assert {d.id for d, _ in words.similarity_search_with_score("wine", k=9, filter=where)} == wanted
-    with pytest.raises(ConfigError, match=r"where: 'page': unknown operator '\$near'"):
-        words.similarity_search("wine", filter={"page": {"$near": 1}})
-
-
-def test_a_document_without_a_source_has_none_in_filters_either(store: ColQwen3VectorStore) -> None:
-    store.add_documents([Document("wine", id="bare"), Document("wine", id="a", metadata={"source": "a.pdf"})])
-    for where, wanted in (
-        ({"source": {"$exists": False}}, ["bare"]),
-        ({"source": {"$empty": False}}, ["a"]),
-        ({"source": {"$ne": "a.pdf"}}, ["bare"]),
-        ({"source": {"$contains": "a."}}, ["a"]),
-        ({"source": {"$in": ["a.pdf", "b.pdf"]}}, ["a"]),
-    ):
-        assert ids(store.similarity_search("wine", filter=where)) == wanted, where
 
 
 def test_sources_and_neighbours(words: ColQwen3VectorStore) -> None:
@@ -268,12 +177,10 @@ def test_sources_and_neighbours(words: ColQwen3VectorStore) -> None:
         ("tax", None), ("rent", "tax"),
     ]  # fmt: skip
     assert found == asyncio.run(words.asimilarity_search("tax", k=1, window=1))
-    retrieved = ColQwen3Retriever(index=words.index, k=1, window=1)
+    retriever = ColQwen3Retriever(index=words.index, k=1, window=1)
     for documents in (
-        retrieved.invoke("tax"),
-        asyncio.run(retrieved.ainvoke("tax")),
-        retrieved.batch(["tax"])[0],
-        asyncio.run(retrieved.abatch(["tax"]))[0],
+        *both(retriever, "invoke", "tax"),
+        *(answers[0] for answers in both(retriever, "batch", ["tax"])),
     ):
         assert ids(documents) == ["tax", "rent"]
         assert ["score" in document.metadata for document in documents] == [True, False]
@@ -285,9 +192,6 @@ def test_a_neighbour_is_listed_once_and_a_hit_is_no_neighbour(words: ColQwen3Vec
     assert [(document.id, document.metadata.get("neighbour_of")) for document in found] == [
         ("tax", None), ("a.pdf#page=3", "tax"), ("rent", None), ("a.pdf#page=4", "rent"),
     ]  # fmt: skip
-
-
-# -- deleting, replacing -----------------------------------------------------------------------------------------------
 
 
 def test_delete(words: ColQwen3VectorStore) -> None:
@@ -336,9 +240,6 @@ def test_ids(store: ColQwen3VectorStore) -> None:
     assert made[1:] == ["own", "x"]
     assert len(made[0]) == 36
     assert store.add_texts([]) == store.add_documents([]) == store.add_images([]) == []
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_kept_is_refused_by_name(store: ColQwen3VectorStore, tmp_path: Path) -> None:
@@ -411,9 +312,6 @@ def test_cancelling_a_search_leaves_the_loop_at_once(words: ColQwen3VectorStore,
     encoder.hold.set()
 
 
-# -- making, closing, copying ------------------------------------------------------------------------------------------
-
-
 def test_a_foreign_embeddings_is_refused(tmp_path: Path, store: ColQwen3VectorStore) -> None:
     foreign = DeterministicFakeEmbedding(size=8)
     for make in (
@@ -441,7 +339,7 @@ def test_from_texts_and_from_documents(store: ColQwen3VectorStore) -> None:
 
 
 def test_a_store_without_a_place_goes_when_it_goes(monkeypatch: pytest.MonkeyPatch, encoder: HashingEncoder) -> None:
-    monkeypatch.setattr("colqwen3_retrievers.langchain.vector_store.encoder_of", lambda embedding: encoder)
+    monkeypatch.setattr("colqwen3_retrievers.langchain.vector_store._encoder_of", lambda embedding: encoder)
     made = ColQwen3VectorStore.from_texts(["wine", "bread"])
     folder = Path(made.index.location)
     assert folder.exists()
