@@ -201,7 +201,7 @@ def test_what_is_no_picture_or_text_is_refused(embedding: ColQwen3Embedding, fol
         embedding.get_image_embedding("https://example.org/a.png")
     with pytest.raises(EncodeError, match="input 1: "):
         embedding.get_image_embedding_batch([str(folder / "0.png"), str(folder / "gone.png")])
-    with pytest.raises(EncodeError, match="expected a text, got int"):
+    with pytest.raises(EncodeError, match="input 0: .*expected text as a string, got int"):
         embedding.get_text_multi_vectors([3])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="texts: "):
         embedding.get_text_multi_vectors("text")
