@@ -44,12 +44,6 @@ from tests.image_server import HOST, image_server
 HIDDEN = {"boxes", "heatmap", "pooled"}
 
 
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
-
-
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[PageIndex]:
     with three_pages_and_a_text(tmp_path) as made:

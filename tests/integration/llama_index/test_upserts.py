@@ -28,7 +28,7 @@ from colqwen3_retrievers.llama_index import (
     PageReader,
     page_from_node,
 )
-from tests.frameworks.page_folder import make_folder
+from tests.frameworks.page_folder import make_folder, page_image
 
 N_PICTURES = 4
 
@@ -56,7 +56,7 @@ def read(folder: Path) -> list[Document]:
 
 def changed(folder: Path, seed: int) -> None:
     """Put another picture into a file."""
-    path = folder / "pages" / f"{seed}.png"
+    path = page_image(folder, seed)
     with Image.open(path) as image:
         other = image.rotate(180)
     other.save(path)
@@ -86,7 +86,6 @@ def pipeline(strategy: DocstoreStrategy, embedding: ColQwen3Embedding, store: Si
 def test_a_pipeline_runs_only_what_is_new_or_changed(
     folder: Path, embedding: ColQwen3Embedding, strategy: DocstoreStrategy, asynchronous: bool
 ) -> None:
-    asyncio.set_event_loop(None)
     store = SimpleVectorStore()
     made = pipeline(strategy, embedding, store)
 
