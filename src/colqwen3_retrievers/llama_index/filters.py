@@ -14,21 +14,12 @@ NODE_KEYS: Final = {"page_id": "id", "page": "number", "page_label": "label"}
 """Page fields by the metadata keys of our nodes, where the names differ."""
 
 _OPERATORS: Final = {
-    FilterOperator.EQ: "$eq",
-    FilterOperator.NE: "$ne",
-    FilterOperator.GT: "$gt",
-    FilterOperator.GTE: "$gte",
-    FilterOperator.LT: "$lt",
-    FilterOperator.LTE: "$lte",
-    FilterOperator.IN: "$in",
-    FilterOperator.NIN: "$nin",
-    FilterOperator.ANY: "$any",
-    FilterOperator.ALL: "$all",
-    FilterOperator.CONTAINS: "$contains",
-    FilterOperator.TEXT_MATCH: "$text",
-    FilterOperator.TEXT_MATCH_INSENSITIVE: "$itext",
+    FilterOperator.EQ: "$eq", FilterOperator.NE: "$ne", FilterOperator.GT: "$gt", FilterOperator.GTE: "$gte",
+    FilterOperator.LT: "$lt", FilterOperator.LTE: "$lte", FilterOperator.IN: "$in", FilterOperator.NIN: "$nin",
+    FilterOperator.ANY: "$any", FilterOperator.ALL: "$all", FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$text", FilterOperator.TEXT_MATCH_INSENSITIVE: "$itext",
     FilterOperator.IS_EMPTY: "$empty",
-}
+}  # fmt: skip
 
 
 def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
@@ -101,7 +92,7 @@ def _part(item: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
     value: Any = True if item.operator == FilterOperator.IS_EMPTY else item.value
     key = NODE_KEYS.get(item.key, item.key)
     if key == "number":
-        value = [_number(one) for one in value] if isinstance(value, list) else _number(value)
+        value = [_number(element) for element in value] if isinstance(value, list) else _number(value)
     where = {key: {operator: value}}
     try:
         parse(where)

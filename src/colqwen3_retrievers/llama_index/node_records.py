@@ -63,7 +63,7 @@ def page_with_record(node: BaseNode, content: Page, text: str, position: int) ->
     return Page(
         id=content.id,
         source=source_of(node),
-        number=page_number(node) or position,
+        number=_page_number(node) or position,
         label=str(label) if isinstance(label, str | int) and str(label) else None,
         image=content.image_source,
         text=content.text,
@@ -133,18 +133,6 @@ def source_of(node: BaseNode) -> str:
     return next((name for name in names if isinstance(name, str) and name), None) or _document_of(node) or ""
 
 
-def page_number(node: BaseNode) -> int | None:
-    """Return the page number in a node's metadata, from 1.
-
-    >>> [page_number(TextNode(metadata={"page": page})) for page in (3, "3", 0, "iii", True)]
-    [3, 3, None, None, None]
-    """
-    page = node.metadata.get("page")
-    if isinstance(page, str) and page.isdecimal():
-        page = int(page)
-    return page if isinstance(page, int) and not isinstance(page, bool) and page > 0 else None
-
-
 def with_stable_ids(nodes: Sequence[BaseNode], documents: Collection[str]) -> list[BaseNode]:
     """Name nodes by document and position where they have random ids.
 
@@ -188,6 +176,13 @@ def with_stable_ids(nodes: Sequence[BaseNode], documents: Collection[str]) -> li
         )
         for node in nodes
     ]
+
+
+def _page_number(node: BaseNode) -> int | None:
+    page = node.metadata.get("page")
+    if isinstance(page, str) and page.isdecimal():
+        page = int(page)
+    return page if isinstance(page, int) and not isinstance(page, bool) and page > 0 else None
 
 
 def _is_random(id_: str) -> bool:

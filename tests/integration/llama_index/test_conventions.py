@@ -65,23 +65,6 @@ def test_bars_count_every_node(
     assert terminal.getvalue() == "", "nothing is drawn unless asked for"
 
 
-def test_ten_questions_encode_each_page_once(folder: Path, encoder: ColQwen3Encoder) -> None:
-    reranker = ColQwen3Reranker(encoder=encoder)
-    reranker.postprocess_nodes(nodes_of(folder)[:2], query_str="warm")
-    before = encoder.stats.inputs
-    for n in range(10):
-        reranker.postprocess_nodes(nodes_of(folder), query_str=f"question {n}")
-    assert encoder.stats.inputs - before == 10 + (N_PICTURES - 2), "ten questions and the pages not seen before"
-
-
-def test_an_index_answers_for_pages_it_has(index: PageIndex, encoder: ColQwen3Encoder) -> None:
-    found = ColQwen3Retriever(index, similarity_top_k=N_PICTURES).retrieve("x")
-    reranker = ColQwen3Reranker(index=index)
-    before = encoder.stats.inputs
-    reranker.postprocess_nodes(found, query_str="revenue")
-    assert encoder.stats.inputs - before == 1, "the question alone"
-
-
 def test_no_key_is_written_or_shown(tmp_path: Path) -> None:
     encoder = ColQwen3Encoder("x", url="http://127.0.0.1:9", api_key="geheim")
     made: list[Any] = [ColQwen3Reranker(encoder=encoder), ColQwen3Embedding(encoder=encoder)]

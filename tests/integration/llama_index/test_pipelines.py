@@ -14,7 +14,6 @@ from llama_index.core import SimpleDirectoryReader
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
@@ -225,16 +224,3 @@ def test_retrievers_of_ours_are_fused_with_others(folder: Path, index: PageIndex
     assert fused[0].node_id == "4.png#page=1"
     assert fused[0].score == pytest.approx(2 / 60, abs=1e-3)
     assert len({found.node_id for found in fused}) == 3
-
-
-def test_the_evaluator_counts_right(folder: Path, index: PageIndex) -> None:
-    evaluator = RetrieverEvaluator.from_metric_names(
-        ["hit_rate", "mrr", "precision"], retriever=ColQwen3Retriever(index, similarity_top_k=3)
-    )
-    ranked = [found.node_id for found in ColQwen3Retriever(index, similarity_top_k=5).retrieve("revenue")]
-    results = [asyncio.run(evaluator.aevaluate("revenue", [ranked[place]])) for place in (0, 2, 4)]
-    assert [result.metric_vals_dict for result in results] == [
-        {"hit_rate": 1.0, "mrr": 1.0, "precision": pytest.approx(1 / 3)},
-        {"hit_rate": 1.0, "mrr": pytest.approx(1 / 3), "precision": pytest.approx(1 / 3)},
-        {"hit_rate": 0.0, "mrr": 0.0, "precision": 0.0},
-    ]

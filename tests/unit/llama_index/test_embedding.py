@@ -66,32 +66,6 @@ def test_pictures_of_every_kind(embedding: ColQwen3Embedding, folder: Path) -> N
     assert not same(embedding.get_image_embedding(str(page_image(folder, 2))), expected)
 
 
-def test_batches_and_async_give_what_single_calls_give(encoder: ColQwen3Encoder, folder: Path) -> None:
-    embedding = ColQwen3Embedding(encoder=encoder, dim=DIM, embed_batch_size=2)
-    texts = ["one", "two", "three"]
-    pictures: Any = [str(page_image(folder, seed)) for seed in range(3)]
-    alone = [embedding.get_text_embedding(text) for text in texts]
-    shown = [embedding.get_image_embedding(picture) for picture in pictures]
-
-    async def run() -> list[Any]:
-        return [
-            await embedding.aget_text_embedding_batch(texts),
-            [await embedding.aget_text_embedding(text) for text in texts],
-            await embedding.aget_image_embedding_batch(pictures),
-            [await embedding.aget_image_embedding(picture) for picture in pictures],
-            [await embedding.aget_query_embedding("one")],
-        ]
-
-    texts_again, texts_alone, pictures_again, pictures_alone, question = asyncio.run(run())
-    for made, expected in (
-        (embedding.get_text_embedding_batch(texts), alone), (texts_again, alone), (texts_alone, alone),
-        (embedding.get_image_embedding_batch(pictures), shown), (pictures_again, shown), (pictures_alone, shown),
-        (question, [embedding.get_query_embedding("one")]),
-    ):  # fmt: skip
-        assert np.allclose(made, expected, atol=1e-5)
-    assert embedding.get_text_embedding_batch([]) == []
-
-
 NODES: dict[str, Any] = {
     "ImageNode, path": lambda path: ImageNode(text="caption", image_path=str(path)),
     "ImageNode, base64": lambda path: ImageNode(image=base64_of(path)),
@@ -239,14 +213,6 @@ def test_copies_of_any_kind_keep_the_settings_and_load_nothing() -> None:
     ):  # fmt: skip
         assert json.loads(again.to_json()) == json.loads(embedding.to_json())
         assert again.encoder.to_dict()["device"] == "cpu"
-
-
-def test_a_copy_shares_the_loaded_model(embedding: ColQwen3Embedding, encoder: ColQwen3Encoder) -> None:
-    embedding.get_text_embedding("x")
-    again = pickle.loads(pickle.dumps(embedding))
-    assert same(again.get_text_embedding("x"), embedding.get_text_embedding("x"))
-    assert encoder.stats.loads == 1
-    assert again.encoder.stats.loads == 1
 
 
 def test_what_is_written_holds_no_weights_and_no_secret() -> None:

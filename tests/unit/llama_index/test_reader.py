@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import pickle
@@ -102,14 +101,6 @@ def test_documents_survive_json_and_pickle(folder: Path) -> None:
         for again in (json_to_doc(json.loads(json.dumps(doc_to_json(document)))), pickle.loads(pickle.dumps(document))):
             assert (again.id_, again.hash, again.metadata) == (document.id_, document.hash, document.metadata)
             assert np.array_equal(np.asarray(shown(again)), np.asarray(shown(document)))
-
-
-def test_pages_are_read_one_at_a_time_and_without_blocking_the_loop(folder: Path) -> None:
-    reader = PageReader()
-    assert next(iter(reader.lazy_load_data(folder))).id_ == "a.pdf#page=1"
-    assert [document.id_ for document in asyncio.run(reader.aload_data(folder))] == [
-        document.id_ for document in reader.load_data(folder)
-    ]
 
 
 def test_sources_are_relative_to_a_root(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,6 @@ def test_an_empty_index_gives_nothing(encoder: ColQwen3Encoder, tmp_path: Path) 
         assert asyncio.run(ColQwen3Retriever(index).aretrieve("revenue")) == []
 
 
-@pytest.mark.parametrize("question", ["", "  ", QueryBundle("")])
-def test_an_empty_question_is_a_value_error(index: PageIndex, question: str | QueryBundle) -> None:
-    with pytest.raises(ValueError, match="query"):
-        ColQwen3Retriever(index).retrieve(question)
-    with pytest.raises(ValueError, match="query"):
-        asyncio.run(ColQwen3Retriever(index).aretrieve(question))
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -169,9 +160,3 @@ def test_inline_images_need_no_file(folder: Path, index: PageIndex) -> None:
     blocks = node.get_content_blocks()
     assert node.image is not None
     assert blocks
-
-
-def test_trap_l12_a_retrieved_node_is_json(index: PageIndex) -> None:
-    for found in ColQwen3Retriever(index, similarity_top_k=9).retrieve("revenue"):
-        assert type(found.score) is float
-        assert json.loads(found.to_json())["score"] == found.score
