@@ -65,13 +65,15 @@ def test_bars_count_every_node(
     assert terminal.getvalue() == "", "nothing is drawn unless asked for"
 
 
-def test_no_key_is_written_or_shown(tmp_path: Path) -> None:
+def test_no_key_is_written_or_shown() -> None:
     encoder = ColQwen3Encoder("x", url="http://127.0.0.1:9", api_key="geheim")
     made: list[Any] = [ColQwen3Reranker(encoder=encoder), ColQwen3Embedding(encoder=encoder)]
     for each in made:
         assert each.to_dict()["encoder"]["url"] == ["http://127.0.0.1:9"]
         shown = repr(each) + each.to_json() + str(pickle.dumps(each)) + str(each.to_dict()) + str(each.model_dump())
         assert "geheim" not in shown
+        assert len(shown) < 25_000, "settings, no weights"
+    assert "geheim" not in str(made[1].to_payload())
 
 
 def test_mixed_lists_keep_what_is_bad_last_in_the_order_it_came(folder: Path, encoder: ColQwen3Encoder) -> None:
