@@ -29,7 +29,7 @@ NEEDS = {
         "tests/unit/models/test_checkpoint.py", "tests/unit/models/test_rendering.py",
         "tests/unit/encoding/test_encoder.py", "tests/unit/cache/test_page_cache.py",
         "tests/unit/llama_index/test_embedding.py", "tests/unit/llama_index/test_retriever.py",
-        "tests/unit/llama_index/test_reranker.py", "tests/unit/llama_index/test_writing.py",
+        "tests/unit/llama_index/test_reranker.py", "tests/unit/llama_index/test_retriever_writing.py",
         "tests/unit/langchain/test_retriever.py", "tests/unit/langchain/test_reranker.py",
         "tests/frameworks/page_folder.py", "tests/frameworks/evidence_pages.py", "tests/fault_server.py",
         *SERVER_TESTS,

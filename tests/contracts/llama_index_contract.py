@@ -25,7 +25,6 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugH
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -50,20 +49,6 @@ class Events(BaseEventHandler):
 
     def handle(self, event: Any, **_: Any) -> None:
         self.names.append(event.class_name())
-
-
-@pytest.fixture
-def events() -> Any:
-    handler = Events()
-    get_dispatcher().add_event_handler(handler)
-    yield handler
-    get_dispatcher().event_handlers.remove(handler)
-
-
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
 
 
 def listed(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:

@@ -9,17 +9,13 @@ from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     ChatResponseAsyncGen,
-    ChatResponseGen,
-    CompletionResponse,
-    CompletionResponseAsyncGen,
-    CompletionResponseGen,
     ImageBlock,
     LLMMetadata,
     MessageRole,
     TextBlock,
 )
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -41,6 +37,10 @@ def texts_of(messages: Sequence[ChatMessage]) -> str:
 
 def _answer(text: str, **extra: Any) -> ChatResponse:
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text, additional_kwargs=extra))
+
+
+def _not_asked(self: Any, *_: Any, **__: Any) -> Any:
+    raise AssertionError("no test completes or streams")
 
 
 class RecordingLLM(CustomLLM):
@@ -72,13 +72,7 @@ class RecordingLLM(CustomLLM):
         self._asked.append(list(messages))
         return _answer(self._script.pop(0) if self._script else ANSWER)
 
-    @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
-        raise AssertionError("a chat model is not asked to complete")
-
-    @llm_completion_callback()
-    def stream_complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponseGen:
-        raise AssertionError("a chat model is not asked to complete")
+    complete = stream_complete = _not_asked
 
 
 class CallingLLM(FunctionCallingLLM):
@@ -131,17 +125,4 @@ class CallingLLM(FunctionCallingLLM):
 
         return stream()
 
-    def stream_chat(self, messages: Sequence[ChatMessage], **_: Any) -> ChatResponseGen:
-        raise AssertionError("not asked for")
-
-    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
-        raise AssertionError("a chat model is not asked to complete")
-
-    async def acomplete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponse:
-        raise AssertionError("a chat model is not asked to complete")
-
-    def stream_complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponseGen:
-        raise AssertionError("a chat model is not asked to complete")
-
-    async def astream_complete(self, prompt: str, formatted: bool = False, **_: Any) -> CompletionResponseAsyncGen:
-        raise AssertionError("a chat model is not asked to complete")
+    complete = acomplete = stream_complete = astream_complete = stream_chat = _not_asked

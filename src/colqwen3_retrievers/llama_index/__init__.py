@@ -1,11 +1,10 @@
-"""LlamaIndex: read, index, retrieve and rerank pages by late interaction.
+"""LlamaIndex adapter: read, index, retrieve and rerank pages by late interaction.
 
 ::
 
     from colqwen3_retrievers.llama_index import ColQwen3Reranker, ColQwen3Retriever
 
-Nothing is imported or registered before a name is used; without llama-index-core, the error is the line that installs
-it.
+Nothing is imported before a name is used; without llama-index-core, the error is the pip line that installs it.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.llama_index.filters import filters_to_where as filters_to_where
     from colqwen3_retrievers.llama_index.nodes import node_from_hit as node_from_hit
     from colqwen3_retrievers.llama_index.nodes import page_from_node as page_from_node
-    from colqwen3_retrievers.llama_index.page_nodes import PageNodes as PageNodes
     from colqwen3_retrievers.llama_index.reader import PageReader as PageReader
     from colqwen3_retrievers.llama_index.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.llama_index.retriever import ColQwen3Retriever as ColQwen3Retriever
     from colqwen3_retrievers.llama_index.tool import PageRetrieverTool as PageRetrieverTool
+    from colqwen3_retrievers.llama_index.transformation import PageNodes as PageNodes
 
-_WHERE = {
+_MODULES = {
     "ColQwen3Embedding": "embedding",
     "ColQwen3Reranker": "reranker",
     "ColQwen3Retriever": "retriever",
-    "PageNodes": "page_nodes",
+    "PageNodes": "transformation",
     "PageReader": "reader",
     "PageRetrieverTool": "tool",
     "filters_to_where": "filters",
@@ -38,8 +37,8 @@ _WHERE = {
     "page_from_node": "nodes",
 }
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605 - one table says both what is public and where it lies
+__all__ = sorted(_MODULES)  # noqa: PLE0605 - the public names and their modules are one table
 
 __getattr__, __dir__ = lazy_names(
-    __name__, _WHERE, lambda: require("llama-index", "llama_index.core", "llama-index-core")
+    __name__, _MODULES, lambda: require("llama-index", "llama_index.core", "llama-index-core")
 )

@@ -1,4 +1,4 @@
-"""LlamaIndex's metadata filters, said in the ``where`` language of every store."""
+"""LlamaIndex's metadata filters in the ``where`` language of every store."""
 
 from __future__ import annotations
 
@@ -11,41 +11,32 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.stores.where import parse, rename_fields
 
 NODE_KEYS: Final = {"page_id": "id", "page": "number", "page_label": "label"}
-"""Keys of our nodes' metadata whose page field has another name."""
+"""Page fields by the metadata keys of our nodes, where the names differ."""
 
 _OPERATORS: Final = {
-    FilterOperator.EQ: "$eq",
-    FilterOperator.NE: "$ne",
-    FilterOperator.GT: "$gt",
-    FilterOperator.GTE: "$gte",
-    FilterOperator.LT: "$lt",
-    FilterOperator.LTE: "$lte",
-    FilterOperator.IN: "$in",
-    FilterOperator.NIN: "$nin",
-    FilterOperator.ANY: "$any",
-    FilterOperator.ALL: "$all",
-    FilterOperator.CONTAINS: "$contains",
-    FilterOperator.TEXT_MATCH: "$text",
-    FilterOperator.TEXT_MATCH_INSENSITIVE: "$itext",
+    FilterOperator.EQ: "$eq", FilterOperator.NE: "$ne", FilterOperator.GT: "$gt", FilterOperator.GTE: "$gte",
+    FilterOperator.LT: "$lt", FilterOperator.LTE: "$lte", FilterOperator.IN: "$in", FilterOperator.NIN: "$nin",
+    FilterOperator.ANY: "$any", FilterOperator.ALL: "$all", FilterOperator.CONTAINS: "$contains",
+    FilterOperator.TEXT_MATCH: "$text", FilterOperator.TEXT_MATCH_INSENSITIVE: "$itext",
     FilterOperator.IS_EMPTY: "$empty",
-}
+}  # fmt: skip
 
 
 def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
-    """Translate metadata filters: every operator, nested to any depth a store takes.
+    """Translate metadata filters: every operator, nested to any depth a store supports.
 
-    Keys are those of the nodes a :class:`ColQwen3Retriever` gives (``page`` is the page's number, as a number or, as
-    language models like to write it, its digits; ``page_label`` its printed label); a dot goes into nested metadata.
-    NOT holds where none of its filters does, as in LlamaIndex.
+    Keys are those of the nodes from a :class:`ColQwen3Retriever` (``page`` is the page's number, as a number or, as
+    language models tend to write it, as digits; ``page_label`` its printed label); a dot leads into nested metadata.
+    NOT matches where none of its filters does, as in LlamaIndex.
 
     Args:
-        filters: what :class:`ColQwen3Retriever` takes; None, or no filter at all, means every page.
+        filters: LlamaIndex's filters; None, or no filter at all, means every page.
 
     Returns:
         A filter that :func:`colqwen3_retrievers.stores.where.parse` accepts, or None for every page.
 
     Raises:
-        ConfigError: not MetadataFilters, or a value its operator cannot take; it names the key.
+        ConfigError: not MetadataFilters, or an invalid value for an operator; it names the key.
 
     >>> filters_to_where(MetadataFilters(filters=[
     ...     MetadataFilter(key="page", operator=FilterOperator.LTE, value=10),
@@ -57,31 +48,31 @@ def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
     if not isinstance(filters, MetadataFilters):
         raise ConfigError(f"filters: expected MetadataFilters, got {type(filters).__name__}")
     where = _group(filters)
-    parse(where)  # a value of the wrong kind is told now, not at the first question
+    parse(where)  # an invalid value is an error now, not at the first question
     return where
 
 
 def where_of(filters: MetadataFilters | None, where: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Give one filter for both of a retriever's; with both, both must hold.
+    """Combine a retriever's two filters; with both, both must match.
 
     Args:
         filters: see :func:`filters_to_where`.
-        where: in the language of :mod:`colqwen3_retrievers.stores.where`, over the keys of nodes' metadata.
+        where: a filter of :mod:`colqwen3_retrievers.stores.where` with the metadata keys of nodes.
 
     Raises:
-        ConfigError: one of them cannot be used.
+        ConfigError: one of them is invalid.
 
     >>> where_of(None, {"page": 3})
     {'number': 3}
     """
-    one, other = filters_to_where(filters), rename_fields(where, NODE_KEYS)
-    if parse(other) is None:
-        return one
-    return other if one is None else {"$and": [one, other]}
+    translated, renamed = filters_to_where(filters), rename_fields(where, NODE_KEYS)
+    if parse(renamed) is None:
+        return translated
+    return renamed if translated is None else {"$and": [translated, renamed]}
 
 
 def _group(filters: MetadataFilters) -> dict[str, Any] | None:
-    # A group without filters asks for nothing, whatever its condition; so LlamaIndex's own stores have it.
+    # A group without filters matches everything, whatever its condition, as in LlamaIndex's own stores.
     parts = [part for item in filters.filters if (part := _part(item)) is not None]
     if not parts:
         return None
@@ -97,11 +88,11 @@ def _part(item: MetadataFilter | MetadataFilters) -> dict[str, Any] | None:
         return _group(item)
     operator = _OPERATORS.get(item.operator)
     if operator is None:
-        raise ConfigError(f"filters: {item.key!r}: operator {item.operator!r} is not known")
+        raise ConfigError(f"filters: {item.key!r}: unknown operator {item.operator!r}")
     value: Any = True if item.operator == FilterOperator.IS_EMPTY else item.value
     key = NODE_KEYS.get(item.key, item.key)
     if key == "number":
-        value = [_number(one) for one in value] if isinstance(value, list) else _number(value)
+        value = [_number(element) for element in value] if isinstance(value, list) else _number(value)
     where = {key: {operator: value}}
     try:
         parse(where)

@@ -1,4 +1,4 @@
-"""LlamaIndex reader: PDFs and images as documents, one a page, each with its picture."""
+"""LlamaIndex reader: PDFs and images as documents, one a page, each with its image."""
 
 from __future__ import annotations
 
@@ -7,54 +7,57 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fsspec import AbstractFileSystem  # type: ignore[import-untyped]  # ships no types
-from llama_index.core.bridge.pydantic import ConfigDict, Field, ValidationError
+from llama_index.core.bridge.pydantic import ConfigDict, Field
 from llama_index.core.readers.base import BasePydanticReader
 from llama_index.core.schema import Document, ImageDocument, MediaResource
 
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.page_images import PageImages
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID
-from colqwen3_retrievers.llama_index.nodes import page_fields
+from colqwen3_retrievers.llama_index.nodes import page_fields, text_with_id
+from colqwen3_retrievers.llama_index.pydantic_fields import config_errors
 from colqwen3_retrievers.pages.files import PagePath
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.paths import user_path
 
-_OURS = (PAGE_ID, "page", "page_label", "sha256")
-"""Metadata that a directory reader's may not replace: the pipeline's caches and the citations stand on them."""
+# Metadata that a directory reader must not replace, because pipeline caches and citations rely on it; and metadata of
+# its own that models need not see.
+_PAGE_KEYS: Final = (PAGE_ID, "page", "page_label", "sha256")
+_FILE_KEYS: Final = ("file_path", "file_size", "creation_date", "last_modified_date", "last_accessed_date")
 
 
 class PageReader(BasePydanticReader):
     """Reads PDFs and images, one :class:`ImageDocument` a page, alone or inside a ``SimpleDirectoryReader``.
 
-    A document's id is stable (``reports/a.pdf#page=3``), its text the id and, below it, the page's text layer, its
-    metadata JSON: ``source`` (the file), ``file_name``, ``page``, ``page_label`` (when known), ``page_count``,
-    ``sha256`` and so on. So no cache, hash or fusion takes one page for another. What a PDF page looks like is rendered
-    into ``image_dir``, a file named by its content; an image file is its own picture.
+    A document's id is stable (``reports/a.pdf#page=3``), its text is the id followed by the page's text layer, and its
+    metadata is JSON: ``source`` (the file), ``file_name``, ``page``, ``page_label`` (when known), ``page_count``,
+    ``sha256`` and so on. So no cache, hash or fusion confuses two pages. PDF pages are rendered into files of
+    ``image_dir`` named by their content; an image file is used as it is.
 
-    Each page is a document of its own: LlamaIndex's upserts, ``refresh_ref_docs`` and ``delete_ref_doc`` go by its id.
-    A whole file is deleted by ``source``: ``retriever.delete_ref_doc("reports/a.pdf")`` of a
-    :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever`, or a filter on it in other vector stores (see
+    Each page is a document of its own: LlamaIndex's upserts, ``refresh_ref_docs`` and ``delete_ref_doc`` use its id. A
+    whole file is deleted by ``source``: ``retriever.delete_ref_doc("reports/a.pdf")`` of a
+    :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever`, or a filter in other vector stores (see
     :class:`~colqwen3_retrievers.llama_index.PageNodes`).
 
-    Index them with :meth:`ColQwen3Retriever.from_documents`, or, for other vector stores, let
-    :class:`~colqwen3_retrievers.llama_index.PageNodes` and :class:`~colqwen3_retrievers.llama_index.ColQwen3Embedding`
-    be the transformations; a sentence splitter would cut the text layer and copy the picture to every piece.
+    Index documents with :meth:`ColQwen3Retriever.from_documents`, or, for other vector stores, with the transformations
+    :class:`~colqwen3_retrievers.llama_index.PageNodes` and :class:`~colqwen3_retrievers.llama_index.ColQwen3Embedding`;
+    a sentence splitter would cut the text layer and copy the image to every part.
 
     Args:
-        image_dir: where pictures of rendered pages are kept; None takes ``colqwen3-retrievers/pages`` in the user's
-            cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
-        root: what sources and ids are relative to. None: a folder that is read; in a ``SimpleDirectoryReader``, nothing
-            (sources are the paths it gives).
-        max_pixels: most pixels of a rendered page.
-        on_error: a page or file that cannot be read: ``"raise"``, or ``"skip"`` it with a warning in the log.
-        password: opens encrypted PDFs. It is in no repr, dict or pickle: a worker process does not get it.
+        image_dir: folder of rendered pages; None takes ``colqwen3-retrievers/pages`` in the user's cache folder
+            (``XDG_CACHE_HOME``, else ``~/.cache``).
+        root: folder that sources and ids are relative to. None takes the folder that is read, and in a
+            ``SimpleDirectoryReader`` the paths as it gives them.
+        max_pixels: maximum number of pixels of a rendered page.
+        on_error: for a page or file that cannot be read: ``"raise"``, or ``"skip"`` it and log a warning.
+        password: opens encrypted PDFs. No repr, dict or pickle contains it, so a worker process does not get it.
 
     Raises:
-        ConfigError: an argument that cannot be used.
+        ConfigError: an invalid argument.
 
     Example:
         >>> from llama_index.core import SimpleDirectoryReader
@@ -85,19 +88,15 @@ class PageReader(BasePydanticReader):
             "root": None if root is None else os.fspath(root),
             "max_pixels": max_pixels, "on_error": on_error, "password": password, "is_remote": is_remote,
         }  # fmt: skip
-        try:
+        with config_errors(show_input=False):  # it may be the password
             super().__init__(**fields)
-        except ValidationError as exc:
-            first = exc.errors(include_url=False, include_input=False)[0]  # the input may be the password
-            raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
 
     @classmethod
     def class_name(cls) -> str:
-        """Give the name it is stored under."""
+        """Return the name it is serialised under."""
         return "PageReader"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the password."""
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], "password": None}}
 
@@ -110,14 +109,14 @@ class PageReader(BasePydanticReader):
         """Read the pages of files and folders.
 
         Args:
-            file: as :func:`colqwen3_retrievers.load_pages` takes it: a file, folder or pattern, or a list of them.
-            extra_info: metadata for all of them, as a ``SimpleDirectoryReader`` gives it; it comes before our own but
-                for the page's id, number, label and digest, and is kept from models like our own technical ones.
+            file: as for :func:`colqwen3_retrievers.load_pages`: a file, folder or pattern, or a list of them.
+            extra_info: metadata for all of them, as from a ``SimpleDirectoryReader``; it replaces ours except id,
+                number, label and digest of the page, and its technical keys are hidden from models too.
             fs: a file system to read a single file from; None is the local one.
 
         Raises:
             PageError: with ``on_error="raise"``, a file or page that cannot be read.
-            ConfigError: a wrong argument; two files that would have the same source.
+            ConfigError: an invalid argument; two files that would have the same source.
         """
         return list(self.lazy_load_data(file, extra_info, fs))
 
@@ -128,65 +127,56 @@ class PageReader(BasePydanticReader):
         fs: AbstractFileSystem | None = None,
     ) -> Iterator[Document]:
         """Read pages one at a time; see :meth:`load_data`."""
-        images = PageImages(self._folder(), "reference")
-        if fs is not None:
-            yield from self._remote(file, extra_info or {}, fs)
+        path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
+        if fs is None:
+            pages = load_pages(
+                file, root=self.root, max_pixels=self.max_pixels, on_error=self.on_error, password=self.password
+            )  # fmt: skip
+            source = path if self.root is None and extra_info is not None else None
+            yield from self._documents(pages, source, extra_info or {}, PageImages(self._image_folder(), "reference"))
             return
-        given = self.root is None and extra_info is not None and isinstance(file, str | os.PathLike)
-        name = Path(file).as_posix() if given and isinstance(file, str | os.PathLike) else None
-        pages = load_pages(
-            file, root=self.root, max_pixels=self.max_pixels, on_error=self.on_error, password=self.password
-        )  # fmt: skip
-        yield from self._documents(pages, name, extra_info or {}, images)
-
-    def _remote(self, file: object, extra_info: dict[str, Any], fs: AbstractFileSystem) -> Iterator[Document]:
-        """Read a file of another file system through a copy; all its pictures are kept, as the copy goes away."""
-        if not isinstance(file, str | os.PathLike):
+        if path is None:
             raise ConfigError("file: with fs=, a single file")
-        path = os.fspath(file)
         with tempfile.TemporaryDirectory(prefix="colqwen3-") as folder:
             copy = Path(folder) / Path(path).name
             try:
-                with fs.open(path, "rb") as source, copy.open("wb") as target:
-                    shutil.copyfileobj(source, target)
+                with fs.open(path, "rb") as remote, copy.open("wb") as local:
+                    shutil.copyfileobj(remote, local)
             except OSError as exc:
                 raise PageError(f"cannot be read: {exc}", source=path) from exc
             pages = load_pages(copy, max_pixels=self.max_pixels, on_error=self.on_error, password=self.password)
-            yield from self._documents(pages, Path(path).as_posix(), extra_info, PageImages(self._folder(), "store"))
+            # The copy is temporary, so that its images are stored too.
+            yield from self._documents(pages, path, extra_info or {}, PageImages(self._image_folder(), "store"))
 
     def _documents(
-        self, pages: Iterable[Page], name: str | None, extra_info: dict[str, Any], images: PageImages
+        self, pages: Iterable[Page], source: str | None, extra_info: dict[str, Any], images: PageImages
     ) -> Iterator[Document]:
+        """Convert pages to documents, with another source where one is given."""
+        name = None if source is None else Path(source).as_posix()
         for page in pages:
-            named = page if name is None else page.replace(id=f"{name}#page={page.number}", source=name)
-            kept = images.prepare(named)
-            images.write([kept])
-            path = images.path(kept.reference) if kept is not None else None
-            yield _document(named, path, extra_info)
+            if name is not None:
+                page = page.replace(id=f"{name}#page={page.number}", source=name)
+            image = images.prepare(page)
+            images.write([image])
+            yield _document(page, None if image is None else images.path(image.reference), extra_info)
 
-    def _folder(self) -> Path:
+    def _image_folder(self) -> Path:
         if self.image_dir is not None:
             return user_path(self.image_dir).absolute()
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return user_path(cache).absolute() / "colqwen3-retrievers" / "pages"
 
 
-def _document(page: Page, path: Path | None, extra_info: dict[str, Any]) -> Document:
+def _document(page: Page, image_path: Path | None, extra_info: dict[str, Any]) -> Document:
     fields = page_fields(page, None)
-    del fields["relationships"]  # upserts go by SOURCE where there is one, and would take a file for one document
-    ours = fields["metadata"]
-    metadata = {**ours, **extra_info, **{key: ours[key] for key in _OURS if key in ours}}
-    # A directory reader hides the file's name from models, so what is cited has to be the source.
-    hidden = [key for key in fields["excluded_llm_metadata_keys"] if key != "source"] if extra_info else None
-    fields |= {"metadata": metadata, "excluded_embed_metadata_keys": sorted(metadata)}
-    if hidden is not None:
-        fields["excluded_llm_metadata_keys"] = [*hidden, *(key for key in _PATHS if key in metadata)]
-    text = f"{page.id}\n\n{page.text}" if page.text else page.id
+    del fields["relationships"]  # upserts would use SOURCE and consider all pages of a file one document
+    metadata = {**fields["metadata"], **extra_info}
+    metadata |= {key: value for key, value in fields["metadata"].items() if key in _PAGE_KEYS}
+    if extra_info:  # a directory reader hides file_name from models, so that the source has to be the citation
+        hidden = [key for key in fields["excluded_llm_metadata_keys"] if key != "source"]
+        fields["excluded_llm_metadata_keys"] = hidden + [key for key in _FILE_KEYS if key in metadata]
     return ImageDocument(
-        text_resource=MediaResource(text=text),
-        image_resource=None if path is None else MediaResource(path=path),
-        **fields,
+        text_resource=MediaResource(text=text_with_id(page.id, page.text)),
+        image_resource=None if image_path is None else MediaResource(path=image_path),
+        **{**fields, "metadata": metadata, "excluded_embed_metadata_keys": sorted(metadata)},
     )
-
-
-_PATHS = ("file_path", "file_size", "creation_date", "last_modified_date", "last_accessed_date")

@@ -11,26 +11,12 @@ from llama_index.core.schema import MediaResource, Node, NodeWithScore, TextNode
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
 from colqwen3_retrievers.llama_index import ColQwen3Embedding, ColQwen3Reranker, ColQwen3Retriever, PageReader
 from tests.contracts import llama_index_contract as contract
-from tests.contracts.llama_index_contract import _no_loop_left_open, events  # noqa: F401 - fixtures
-from tests.frameworks.page_folder import make_folder
-
-N_PICTURES = 3
+from tests.frameworks.page_folder import page_image
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("llama_index_contract"), N_PICTURES)
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
-    with PageIndex.open(folder / "index", encoder) as made:
+def index(folder: Path, encoder: ColQwen3Encoder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageIndex]:
+    with PageIndex.open(tmp_path_factory.mktemp("contract") / "index", encoder) as made:
         made.add(load_pages(folder / "pages"))
         made.add(Page(source="notes.txt", text="Revenue rose."))
         ColQwen3Retriever(made).add([TextNode(id_="node", text="Costs fell.", metadata={"year": 2024})])
@@ -56,7 +42,7 @@ class TestReranker(contract.RerankerContract):
 
     @pytest.fixture
     def nodes(self, folder: Path, index: PageIndex) -> list[NodeWithScore]:
-        theirs = Node(id_="theirs", image_resource=MediaResource(path=folder / "pages" / "0.png"))
+        theirs = Node(id_="theirs", image_resource=MediaResource(path=page_image(folder)))
         ours = ColQwen3Retriever(index, similarity_top_k=3).retrieve("x")
         return [*ours, NodeWithScore(node=theirs), NodeWithScore(node=TextNode(id_="text", text="Revenue."), score=0.5)]
 
@@ -74,7 +60,7 @@ class TestEmbedding(contract.EmbeddingContract):
 
     @pytest.fixture
     def pictures(self, folder: Path) -> list[Path]:
-        return [folder / "pages" / "0.png", folder / "pages" / "1.png"]
+        return [page_image(folder), page_image(folder, 1)]
 
 
 class TestReader(contract.ReaderContract):

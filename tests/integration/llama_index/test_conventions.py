@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,17 @@ import numpy as np
 import pytest
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 
-from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query, load_pages
+from colqwen3_retrievers import ColQwen3Encoder, PageIndex, Query
 from colqwen3_retrievers.llama_index import ColQwen3Embedding, ColQwen3Reranker, ColQwen3Retriever
-from tests.frameworks.page_folder import like, make_folder
+from tests.frameworks.page_folder import like, page_image
 from tests.terminal import open_terminal
 
-N_PICTURES = 4
-
-
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("llama_index_conventions"), N_PICTURES)
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
-    with PageIndex.open(folder / "index", encoder) as made:
-        made.add(load_pages(folder / "pages"))
-        yield made
+N_PICTURES = 5
 
 
 def nodes_of(folder: Path) -> list[NodeWithScore]:
     return [
-        NodeWithScore(node=ImageNode(id_=f"page {n}", image_path=str(folder / "pages" / f"{n}.png")))
-        for n in range(N_PICTURES)
+        NodeWithScore(node=ImageNode(id_=f"page {n}", image_path=str(page_image(folder, n)))) for n in range(N_PICTURES)
     ]
 
 
@@ -58,9 +32,9 @@ def test_a_picture_with_words_asks_with_both(
     retriever = ColQwen3Retriever(index, similarity_top_k=N_PICTURES)
     asked = like(folder, 2, "what was the revenue?")
     found = asyncio.run(retriever.aretrieve(asked)) if asynchronous else retriever.retrieve(asked)
-    image = folder / "pages" / "2.png"
+    image = page_image(folder, 2)
     queries = encoder.encode_queries([Query("what was the revenue?", image), Query(image=image)])
-    pages = encoder.encode_images([folder / "pages" / f"{n}.png" for n in range(N_PICTURES)])
+    pages = encoder.encode_images([page_image(folder, n) for n in range(N_PICTURES)])
     both, alone = encoder.score(queries, pages)
     order = np.argsort(-both, kind="stable")
     assert [node.node_id for node in found] == [f"{n}.png#page=1" for n in order]
@@ -81,7 +55,7 @@ def test_bars_count_every_node(
         assert terminal.counted == [(N_PICTURES, N_PICTURES)]
     terminal = open_terminal(monkeypatch)
     ColQwen3Embedding(encoder=encoder, dim=128, embed_batch_size=2)([n.node for n in nodes_of(folder)], True)
-    assert terminal.counted == [(2, 2)], "LlamaIndex counts batches"
+    assert terminal.counted == [(3, 3)], "LlamaIndex counts batches"
     terminal = open_terminal(monkeypatch)
     with PageIndex.open(tmp_path / "index", encoder) as made:
         ColQwen3Retriever.from_nodes(nodes_of(folder), made, show_progress=True)
@@ -91,30 +65,15 @@ def test_bars_count_every_node(
     assert terminal.getvalue() == "", "nothing is drawn unless asked for"
 
 
-def test_ten_questions_encode_each_page_once(folder: Path, encoder: ColQwen3Encoder) -> None:
-    reranker = ColQwen3Reranker(encoder=encoder)
-    reranker.postprocess_nodes(nodes_of(folder)[:2], query_str="warm")
-    before = encoder.stats.inputs
-    for n in range(10):
-        reranker.postprocess_nodes(nodes_of(folder), query_str=f"question {n}")
-    assert encoder.stats.inputs - before == 10 + (N_PICTURES - 2), "ten questions and the pages not seen before"
-
-
-def test_an_index_answers_for_pages_it_has(index: PageIndex, encoder: ColQwen3Encoder) -> None:
-    found = ColQwen3Retriever(index, similarity_top_k=N_PICTURES).retrieve("x")
-    reranker = ColQwen3Reranker(index=index)
-    before = encoder.stats.inputs
-    reranker.postprocess_nodes(found, query_str="revenue")
-    assert encoder.stats.inputs - before == 1, "the question alone"
-
-
-def test_no_key_is_written_or_shown(tmp_path: Path) -> None:
+def test_no_key_is_written_or_shown() -> None:
     encoder = ColQwen3Encoder("x", url="http://127.0.0.1:9", api_key="geheim")
     made: list[Any] = [ColQwen3Reranker(encoder=encoder), ColQwen3Embedding(encoder=encoder)]
     for each in made:
         assert each.to_dict()["encoder"]["url"] == ["http://127.0.0.1:9"]
         shown = repr(each) + each.to_json() + str(pickle.dumps(each)) + str(each.to_dict()) + str(each.model_dump())
         assert "geheim" not in shown
+        assert len(shown) < 25_000, "settings, no weights"
+    assert "geheim" not in str(made[1].to_payload())
 
 
 def test_mixed_lists_keep_what_is_bad_last_in_the_order_it_came(folder: Path, encoder: ColQwen3Encoder) -> None:
@@ -127,4 +86,4 @@ def test_mixed_lists_keep_what_is_bad_last_in_the_order_it_came(folder: Path, en
     everything = ColQwen3Reranker(encoder=encoder, on_error="keep", top_n=None)
     ranked = everything.postprocess_nodes([*given, *nodes_of(folder)], like(folder, 3))
     assert [node.node_id for node in ranked][-2:] == ["z", "a"]
-    assert [node.score is None for node in ranked] == [False] * 5 + [True] * 2
+    assert [node.score is None for node in ranked] == [False] * 6 + [True] * 2

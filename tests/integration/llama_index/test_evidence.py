@@ -36,34 +36,18 @@ from colqwen3_retrievers.llama_index import (
     PageRetrieverTool,
 )
 from colqwen3_retrievers.pages.images import open_image
-from tests.frameworks.evidence_pages import checkpoint_and_pictures, last_token, three_pages_and_a_text
+from tests.frameworks.evidence_pages import last_token, three_pages_and_a_text
 from tests.frameworks.llama_index_models import RecordingLLM
+from tests.frameworks.page_folder import like, page_image
 from tests.hashing import picture
 from tests.image_server import HOST, image_server
 
 HIDDEN = {"boxes", "heatmap", "pooled"}
 
 
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
-
-
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[PageIndex]:
     with three_pages_and_a_text(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint_and_pictures(tmp_path_factory.mktemp("llama_index_evidence"))
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
         yield made
 
 
@@ -119,7 +103,7 @@ def test_the_reranker_draws_what_the_index_encoded(
 def test_pages_that_are_pooled_say_so(folder: Path, tmp_path: Path) -> None:
     encoder = ColQwen3Encoder(folder / "checkpoint", device="cpu", pool_factor=3)
     with encoder, PageIndex.open(tmp_path / "pooled", encoder) as index:
-        index.add(Page(id="page", image=folder / "1.png"))
+        index.add(Page(id="page", image=page_image(folder, 1)))
         [found] = ColQwen3Retriever(index, boxes=1).retrieve("revenue")
         assert found.metadata["pooled"] is True
         [ranked] = ColQwen3Reranker(index=index, boxes=1).postprocess_nodes([found], query_str="revenue")
@@ -157,7 +141,7 @@ def test_settings_go_with_copies_and_files(index: PageIndex, tmp_path: Path) -> 
 
 
 def nodes_of(folder: Path) -> list[NodeWithScore]:
-    made: list[BaseNode] = [ImageNode(id_=f"page {n}", image_path=str(folder / f"{n}.png")) for n in range(3)]
+    made: list[BaseNode] = [ImageNode(id_=f"page {n}", image_path=str(page_image(folder, n))) for n in range(3)]
     return [NodeWithScore(node=node) for node in [*made, TextNode(id_="text", text="Revenue rose.")]]
 
 
@@ -167,18 +151,18 @@ def test_the_reranker_says_where_the_answer_lies(
 ) -> None:
     reranker = ColQwen3Reranker(encoder=encoder, top_n=None, boxes=2, heatmaps=tmp_path)
     given = nodes_of(folder)
-    asked = QueryBundle("", image_path=str(folder / "1.png"))
+    asked = like(folder, 1)
     ranked = (
         asyncio.run(reranker.apostprocess_nodes(given, asked)) if asynchronous
         else reranker.postprocess_nodes(given, asked)
     )  # fmt: skip
     assert ranked[0].node_id == "page 1"
-    [vectors] = encoder.encode_queries([Query(image=folder / "1.png")])
+    [vectors] = encoder.encode_queries([Query(image=page_image(folder, 1))])
     for found in ranked:
         if found.node_id == "text":
             assert not HIDDEN & found.metadata.keys()
             continue
-        file = folder / f"{found.node_id.removeprefix('page ')}.png"
+        file = page_image(folder, int(found.node_id.removeprefix("page ")))
         [page] = encoder.encode_images([file])
         made = similarity_map(vectors, page)
         expected = [[box.left, box.top, box.right, box.bottom] for box in made.boxes(top=2)]
@@ -208,7 +192,7 @@ def test_boxes_of_a_reranker_are_settings(folder: Path, encoder: ColQwen3Encoder
 
 @pytest.fixture
 def remote(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    with image_server({f"{n}.png": (folder / f"{n}.png").read_bytes() for n in range(3)}) as served:
+    with image_server({f"{n}.png": (page_image(folder, n)).read_bytes() for n in range(3)}) as served:
         yield served
 
 
@@ -226,7 +210,7 @@ def test_the_reranker_fetches_when_it_may(
 ) -> None:
     url, asked = remote
     given = [NodeWithScore(node=at(url, n, kind)) for n in range(3)]
-    bundle = QueryBundle("", image_path=str(folder / "2.png"))
+    bundle = like(folder, 2)
     with pytest.raises(EncodeError, match="not fetched"):
         ColQwen3Reranker(encoder=encoder).postprocess_nodes(given, bundle)
     with pytest.raises(EncodeError, match="no public address"):
@@ -264,12 +248,12 @@ def test_the_index_keeps_what_was_fetched(
         asyncio.run(retriever.aadd([at(url, 1, "Node")], allow_remote=[HOST]))
         retriever.add_documents([at(url, 2)], allow_remote=[HOST])  # type: ignore[list-item]
         assert len(asked) == 3
-        found = retriever.retrieve(QueryBundle("", image_path=str(folder / "1.png")))
+        found = retriever.retrieve(like(folder, 1))
         assert found[0].node_id == "page 1"
         assert isinstance(found[0].node, ImageNode)
         assert found[0].node.image_url is None
         kept = open_image(str(found[0].node.image_path))
-        assert np.array_equal(np.asarray(kept), np.asarray(open_image(folder / "1.png")))
+        assert np.array_equal(np.asarray(kept), np.asarray(open_image(page_image(folder, 1))))
         assert len(asked) == 3, "searching fetches nothing"
 
 
@@ -281,7 +265,7 @@ def test_page_nodes_carry_what_was_fetched(
         PageNodes()([at(url, 0)])
     (node,) = asyncio.run(PageNodes(allow_remote=[HOST]).acall([at(url, 0)]))  # type: ignore[arg-type]
     assert isinstance(node, ImageNode)
-    assert node.resolve_image().read() == (folder / "0.png").read_bytes()
+    assert node.resolve_image().read() == (page_image(folder, 0)).read_bytes()
     assert asked == ["/0.png"]
     assert PageNodes.from_dict(PageNodes(allow_remote=(HOST,)).to_dict()).allow_remote == (HOST,)
 
@@ -293,7 +277,7 @@ def test_the_embedding_fetches_when_it_may(
     with pytest.raises(EncodeError, match="not fetched"):
         ColQwen3Embedding(encoder=encoder, dim=256)([at(url, 0)])
     embedding = ColQwen3Embedding(encoder=encoder, dim=256, allow_remote=[HOST])
-    (here,) = embedding([ImageNode(image_path=str(folder / "0.png"))])
+    (here,) = embedding([ImageNode(image_path=str(page_image(folder, 0)))])
     (there,) = asyncio.run(embedding.acall([at(url, 0)]))
     assert there.embedding == pytest.approx(here.embedding, abs=1e-5)
 
@@ -309,7 +293,7 @@ def test_the_tool_shows_what_was_fetched(index: PageIndex, folder: Path, remote:
     assert not [block for block in shut.call("x").blocks if isinstance(block, ImageBlock)]
     assert asked == []
     [shown] = [block for block in opened.call("x").blocks if isinstance(block, ImageBlock)]
-    assert shown.resolve_image().read() == (folder / "1.png").read_bytes()
+    assert shown.resolve_image().read() == (page_image(folder, 1)).read_bytes()
 
 
 def test_the_encoder_fetches_when_it_may(encoder: ColQwen3Encoder, folder: Path, remote: tuple[str, list[str]]) -> None:
@@ -318,10 +302,10 @@ def test_the_encoder_fetches_when_it_may(encoder: ColQwen3Encoder, folder: Path,
         encoder.encode_images([f"{url}/0.png"])
     assert asked == []
     [there] = encoder.encode_images([f"{url}/0.png"], allow_remote=[HOST])
-    [here] = encoder.encode_images([folder / "0.png"])
+    [here] = encoder.encode_images([page_image(folder, 0)])
     assert np.allclose(there.vectors, here.vectors, atol=1e-5)
     with pytest.raises(EncodeError, match="status 404") as caught:
-        encoder.encode_images([folder / "0.png", f"{url}/9.png"], allow_remote=[HOST])
+        encoder.encode_images([page_image(folder, 0), f"{url}/9.png"], allow_remote=[HOST])
     assert caught.value.index == 1
 
 
@@ -340,7 +324,7 @@ def test_what_one_question_was_told_does_not_go_into_an_index(index: PageIndex, 
 
 def test_a_reranker_leaves_nothing_of_another_question(encoder: ColQwen3Encoder, folder: Path) -> None:
     old = {"boxes": [], "heatmap": "old.png", "pooled": False, "year": 2024}
-    nodes: list[BaseNode] = [ImageNode(image_path=str(folder / f"{n}.png"), metadata=dict(old)) for n in range(2)]
+    nodes: list[BaseNode] = [ImageNode(image_path=str(page_image(folder, n)), metadata=dict(old)) for n in range(2)]
     nodes.append(TextNode(text="revenue", metadata=dict(old)))
     given = [NodeWithScore(node=node) for node in nodes]
     ranked = ColQwen3Reranker(encoder=encoder, boxes=1).postprocess_nodes(given, query_str="revenue")

@@ -6,12 +6,10 @@ The encoder is real (a tiny random checkpoint): a question that is a copy of a p
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import pickle
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -46,50 +44,10 @@ from colqwen3_retrievers.llama_index import (
     PageRetrieverTool,
 )
 from tests.frameworks.llama_index_models import RecordingLLM
-from tests.frameworks.page_folder import make_folder
+from tests.frameworks.page_folder import base64_of, like, page_image, pixels, shown_page
 
 N_PICTURES = 5
 REMOTE = "https://example.org/a.png"
-
-
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("llama_index_pitfalls"), N_PICTURES)
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
-    with PageIndex.open(folder / "index", encoder) as made:
-        made.add(load_pages(folder / "pages"))
-        yield made
-
-
-def picture(folder: Path, seed: int) -> Path:
-    return folder / "pages" / f"{seed}.png"
-
-
-def like(folder: Path, seed: int, text: str = "") -> QueryBundle:
-    return QueryBundle(text, image_path=str(picture(folder, seed)))
-
-
-def pixels_of(data: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def base64_of(folder: Path, seed: int) -> str:
-    return base64.b64encode(picture(folder, seed).read_bytes()).decode()
 
 
 # -- one flat vector ---------------------------------------------------------------------------------------------------
@@ -102,7 +60,7 @@ def embedding(encoder: ColQwen3Encoder) -> ColQwen3Embedding:
 
 def bare(folder: Path, seed: int) -> ImageNode:
     """A node with a picture and nothing else, as many readers make them."""
-    return ImageNode(id_=f"picture {seed}", image=base64_of(folder, seed))
+    return ImageNode(id_=f"picture {seed}", image=base64_of(page_image(folder, seed)))
 
 
 def test_trap_l1_nodes_hold_one_flat_vector_and_multi_vectors_have_their_own_methods(
@@ -144,7 +102,7 @@ def test_trap_l2_events_carry_flat_vectors(folder: Path, embedding: ColQwen3Embe
 def test_trap_l3_multi_vectors_live_in_the_index_and_not_in_media_resources(
     folder: Path, embedding: ColQwen3Embedding, index: PageIndex
 ) -> None:
-    (multi_vector,) = embedding.get_image_multi_vectors([picture(folder, 0)])
+    (multi_vector,) = embedding.get_image_multi_vectors([page_image(folder)])
     with pytest.raises(ValidationError):
         MediaResource(embeddings={"multi": multi_vector.vectors.tolist()})  # type: ignore[dict-item]
     (record,) = index.get(["0.png#page=1"], vectors=True)
@@ -154,10 +112,10 @@ def test_trap_l3_multi_vectors_live_in_the_index_and_not_in_media_resources(
 
 
 def test_trap_l5_a_picture_is_embedded_and_not_the_words_beside_it(folder: Path, embedding: ColQwen3Embedding) -> None:
-    nodes = [ImageNode(text="a caption", image_path=str(picture(folder, seed))) for seed in range(2)]
+    nodes = [ImageNode(text="a caption", image_path=str(page_image(folder, seed))) for seed in range(2)]
     embedding(nodes)
     for seed, node in enumerate(nodes):
-        expected = embedding.get_image_embedding(str(picture(folder, seed)))
+        expected = embedding.get_image_embedding(str(page_image(folder, seed)))
         assert node.embedding == pytest.approx(expected, abs=1e-5)
     assert np.abs(np.subtract(nodes[0].embedding, nodes[1].embedding)).max() > 1e-3
     assert np.abs(np.subtract(nodes[0].embedding, embedding.get_text_embedding("a caption"))).max() > 1e-3
@@ -187,7 +145,7 @@ def test_trap_l6_a_vector_index_keeps_pages_without_text(
         node_postprocessors=[ColQwen3Reranker(encoder=encoder, top_n=1)],
     )  # fmt: skip
     engine.query(like(folder, 3, "what was the revenue?"))
-    assert [_shown(folder, data) for data in llm.images] == [3]
+    assert [shown_page(data, folder) for data in llm.images] == [3]
     assert "page_id: picture 3" in llm.texts
 
 
@@ -199,7 +157,7 @@ def test_trap_l7_a_pipeline_stores_every_page(folder: Path, embedding: ColQwen3E
     made = asyncio.run(pipeline.arun(nodes=nodes)) if asynchronous else pipeline.run(nodes=nodes)
     assert set(store.data.embedding_dict) == {"picture 0", "picture 1", "picture 2", "text"}
     for seed in range(3):
-        question = embedding.get_image_embedding(str(picture(folder, seed)))
+        question = embedding.get_image_embedding(str(page_image(folder, seed)))
         answer = store.query(VectorStoreQuery(query_embedding=question, similarity_top_k=1))
         assert answer.ids == [f"picture {seed}"]
     assert len(made) == 4
@@ -207,14 +165,14 @@ def test_trap_l7_a_pipeline_stores_every_page(folder: Path, embedding: ColQwen3E
 
 def test_trap_l8_the_pipelines_cache_takes_no_page_for_another(folder: Path, embedding: ColQwen3Embedding) -> None:
     pipeline = IngestionPipeline(transformations=[PageNodes(), embedding])
-    texts = [[ImageNode(id_="same", image=base64_of(folder, seed))] for seed in (0, 1)]
+    texts = [[ImageNode(id_="same", image=base64_of(page_image(folder, seed)))] for seed in (0, 1)]
     first, second = (pipeline.run(nodes=nodes)[0] for nodes in texts)
     for seed, node in ((0, first), (1, second)):
         assert isinstance(node, ImageNode)
-        assert node.image == base64_of(folder, seed)
-        assert node.embedding == pytest.approx(embedding.get_image_embedding(str(picture(folder, seed))), abs=1e-5)
+        assert node.image == base64_of(page_image(folder, seed))
+        assert node.embedding == pytest.approx(embedding.get_image_embedding(str(page_image(folder, seed))), abs=1e-5)
     encoded = embedding.encoder.stats.inputs
-    again = pipeline.run(nodes=[ImageNode(id_="same", image=base64_of(folder, 0))])[0]
+    again = pipeline.run(nodes=[ImageNode(id_="same", image=base64_of(page_image(folder)))])[0]
     assert again.embedding == pytest.approx(first.embedding, abs=1e-6)
     assert embedding.encoder.stats.inputs == encoded, "what was embedded before comes from the cache"
 
@@ -253,7 +211,7 @@ def test_trap_l9_the_picture_survives_a_document_store(folder: Path, index: Page
     again = SimpleDocumentStore.from_persist_path(str(tmp_path / "docs.json")).get_document(found.node_id)
     assert isinstance(again, ImageNode)
     (image,) = (block for block in again.get_content_blocks() if isinstance(block, ImageBlock))
-    assert np.array_equal(pixels_of(image.resolve_image().read()), np.asarray(Image.open(folder / "pages" / "1.png")))
+    assert np.array_equal(pixels(image.resolve_image().read()), pixels(page_image(folder, 1)))
 
 
 @pytest.mark.parametrize("mode", list(FUSION_MODES))
@@ -261,7 +219,7 @@ def test_trap_l9_the_picture_survives_a_document_store(folder: Path, index: Page
 def test_trap_l10_fusion_keeps_pages_that_look_alike_apart(
     folder: Path, encoder: ColQwen3Encoder, tmp_path: Path, mode: FUSION_MODES, use_async: bool
 ) -> None:
-    blank = folder / "pages" / "0.png"
+    blank = page_image(folder)
     pages = [
         *(Page(source="a.pdf", number=number, image=blank, text="Confidential") for number in (1, 2)),
         Page(source="b.pdf", image=blank),
@@ -340,13 +298,7 @@ def test_trap_l21_agents_see_page_images(folder: Path, index: PageIndex) -> None
     assert found.node_id in theirs.content, "a tool that can only speak names the page"
     ours = PageRetrieverTool(retriever).call("revenue")
     (image,) = (block for block in ours.blocks if isinstance(block, ImageBlock))
-    assert found.node_id[0] == str(_shown(folder, image.resolve_image().read()))
-
-
-def _shown(folder: Path, data: bytes) -> int:
-    """Which of the pictures this is, pixel for pixel."""
-    return next(seed for seed in range(N_PICTURES)
-                if np.array_equal(pixels_of(data), pixels_of(picture(folder, seed).read_bytes())))  # fmt: skip
+    assert found.node_id[0] == str(shown_page(image.resolve_image().read(), folder))
 
 
 class Gated(ColQwen3Encoder):
@@ -356,17 +308,15 @@ class Gated(ColQwen3Encoder):
         super().__init__(*args, **kwargs)
         self.gate = threading.Event()
         self.held = 0
-        self.patience = 20.0
 
     def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
         real, late = super().submit_queries(queries), Future[list[MultiVector]]()
         self.held += 1
 
         def give() -> None:
-            if self.gate.wait(self.patience):
+            if self.gate.wait(20):
                 late.set_result(real.result())
             else:
-                self.patience = 0.0  # the others need not wait too
                 late.set_exception(TimeoutError("the gate was never opened: something blocks the event loop"))
 
         threading.Thread(target=give, daemon=True).start()

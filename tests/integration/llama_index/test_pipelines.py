@@ -6,27 +6,22 @@ The encoder is real (a tiny random checkpoint): a question that is a copy of a p
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
 from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from PIL import Image
 
-from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex, load_pages
+from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
 from colqwen3_retrievers.llama_index import (
     ColQwen3Reranker,
     ColQwen3Retriever,
@@ -35,42 +30,9 @@ from colqwen3_retrievers.llama_index import (
     PageRetrieverTool,
 )
 from tests.frameworks.llama_index_models import ANSWER, CallingLLM, RecordingLLM, images_of, texts_of
-from tests.frameworks.page_folder import like, make_folder
+from tests.frameworks.page_folder import like, page_image, shown_page
 
 N_PICTURES = 5
-
-
-@pytest.fixture(autouse=True)
-def _no_loop_left_open() -> None:
-    """LlamaIndex makes an event loop of its own where there is none, and never closes it; told so, it uses run()."""
-    asyncio.set_event_loop(None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("llama_index"), N_PICTURES)
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def index(folder: Path, encoder: ColQwen3Encoder) -> Iterator[PageIndex]:
-    with PageIndex.open(folder / "index", encoder) as made:
-        made.add(load_pages(folder / "pages"))
-        yield made
-
-
-def pixels_of(data: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def shown_page(data: bytes, folder: Path) -> int:
-    originals = [np.asarray(Image.open(folder / "pages" / f"{seed}.png")) for seed in range(N_PICTURES)]
-    return next(i for i, one in enumerate(originals) if np.array_equal(one, pixels_of(data)))
 
 
 def shown(llm: RecordingLLM, folder: Path) -> list[int]:
@@ -120,7 +82,7 @@ def test_all_retrieved_pages_reach_the_model_best_first(folder: Path, index: Pag
 def test_an_engine_for_texts_still_gets_texts(folder: Path, encoder: ColQwen3Encoder, tmp_path: Path) -> None:
     llm = RecordingLLM()
     with PageIndex.open(tmp_path / "index", encoder) as index:
-        picture = folder / "pages" / "0.png"
+        picture = page_image(folder)
         index.add([Page(source="a.pdf", image=picture, text="Revenue rose."), Page(source="b.txt", text="Costs fell.")])
         RetrieverQueryEngine.from_args(ColQwen3Retriever(index), llm=llm).query("revenue?")
     assert llm.images == []
@@ -162,7 +124,7 @@ def test_many_questions_at_once_each_get_their_own_page(
 
 def test_nodes_of_others_are_reranked_beside_ours(folder: Path, index: PageIndex, encoder: ColQwen3Encoder) -> None:
     ours = ColQwen3Retriever(index, similarity_top_k=2).retrieve(like(folder, 0))
-    data = (folder / "pages" / "3.png").read_bytes()
+    data = (page_image(folder, 3)).read_bytes()
     theirs = [
         NodeWithScore(node=Node(id_="theirs", image_resource=MediaResource(data=data)), score=0.1),
         NodeWithScore(node=TextNode(id_="text", text="Revenue rose."), score=0.9),
@@ -262,16 +224,3 @@ def test_retrievers_of_ours_are_fused_with_others(folder: Path, index: PageIndex
     assert fused[0].node_id == "4.png#page=1"
     assert fused[0].score == pytest.approx(2 / 60, abs=1e-3)
     assert len({found.node_id for found in fused}) == 3
-
-
-def test_the_evaluator_counts_right(folder: Path, index: PageIndex) -> None:
-    evaluator = RetrieverEvaluator.from_metric_names(
-        ["hit_rate", "mrr", "precision"], retriever=ColQwen3Retriever(index, similarity_top_k=3)
-    )
-    ranked = [found.node_id for found in ColQwen3Retriever(index, similarity_top_k=5).retrieve("revenue")]
-    results = [asyncio.run(evaluator.aevaluate("revenue", [ranked[place]])) for place in (0, 2, 4)]
-    assert [result.metric_vals_dict for result in results] == [
-        {"hit_rate": 1.0, "mrr": 1.0, "precision": pytest.approx(1 / 3)},
-        {"hit_rate": 1.0, "mrr": pytest.approx(1 / 3), "precision": pytest.approx(1 / 3)},
-        {"hit_rate": 0.0, "mrr": 0.0, "precision": 0.0},
-    ]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import copy
 import io
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,9 @@ from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Query
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.llama_index import ColQwen3Embedding
 from colqwen3_retrievers.vectors.single_vector import SingleVectorSettings, single_vector
-from tests.frameworks.page_folder import make_folder
+from tests.frameworks.page_folder import base64_of, page_image
 
 DIM = 256
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("embedding"), 3, pages=".")
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> Iterator[ColQwen3Encoder]:
-    with ColQwen3Encoder(folder / "checkpoint", device="cpu") as made:
-        yield made
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def test_vectors_are_those_of_the_bridge(embedding: ColQwen3Embedding, encoder: 
     made = {
         "query": (embedding.get_query_embedding("revenue"), encoder.encode_queries(["revenue"]), True),
         "text": (embedding.get_text_embedding("revenue"), encoder.encode_texts(["revenue"]), False),
-        "image": (embedding.get_image_embedding(str(folder / "0.png")), encoder.encode_images([folder / "0.png"]),
+        "image": (embedding.get_image_embedding(str(page_image(folder))), encoder.encode_images([page_image(folder)]),
                   False),
     }  # fmt: skip
     for vector, (multi_vector,), is_query in made.values():
@@ -72,42 +59,16 @@ def test_the_other_method(encoder: ColQwen3Encoder) -> None:
 
 
 def test_pictures_of_every_kind(embedding: ColQwen3Embedding, folder: Path) -> None:
-    path = folder / "1.png"
+    path = page_image(folder, 1)
     expected = embedding.get_image_embedding(str(path))
     for picture in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), Image.open(path)):
         assert same(embedding.get_image_embedding(picture), expected)  # type: ignore[arg-type]
-    assert not same(embedding.get_image_embedding(str(folder / "2.png")), expected)
-
-
-def test_batches_and_async_give_what_single_calls_give(encoder: ColQwen3Encoder, folder: Path) -> None:
-    embedding = ColQwen3Embedding(encoder=encoder, dim=DIM, embed_batch_size=2)
-    texts = ["one", "two", "three"]
-    pictures: Any = [str(folder / f"{seed}.png") for seed in range(3)]
-    alone = [embedding.get_text_embedding(text) for text in texts]
-    shown = [embedding.get_image_embedding(picture) for picture in pictures]
-
-    async def run() -> list[Any]:
-        return [
-            await embedding.aget_text_embedding_batch(texts),
-            [await embedding.aget_text_embedding(text) for text in texts],
-            await embedding.aget_image_embedding_batch(pictures),
-            [await embedding.aget_image_embedding(picture) for picture in pictures],
-            [await embedding.aget_query_embedding("one")],
-        ]
-
-    texts_again, texts_alone, pictures_again, pictures_alone, question = asyncio.run(run())
-    for made, expected in (
-        (embedding.get_text_embedding_batch(texts), alone), (texts_again, alone), (texts_alone, alone),
-        (embedding.get_image_embedding_batch(pictures), shown), (pictures_again, shown), (pictures_alone, shown),
-        (question, [embedding.get_query_embedding("one")]),
-    ):  # fmt: skip
-        assert np.allclose(made, expected, atol=1e-5)
-    assert embedding.get_text_embedding_batch([]) == []
+    assert not same(embedding.get_image_embedding(str(page_image(folder, 2))), expected)
 
 
 NODES: dict[str, Any] = {
     "ImageNode, path": lambda path: ImageNode(text="caption", image_path=str(path)),
-    "ImageNode, base64": lambda path: ImageNode(image=base64.b64encode(path.read_bytes()).decode()),
+    "ImageNode, base64": lambda path: ImageNode(image=base64_of(path)),
     "ImageDocument": lambda path: ImageDocument(text="caption", image_path=str(path)),
     "Node": lambda path: Node(image_resource=MediaResource(path=path)),
 }
@@ -118,12 +79,12 @@ def test_nodes_get_the_vector_of_their_picture_or_else_of_their_text(
     encoder: ColQwen3Encoder, folder: Path, asynchronous: bool
 ) -> None:
     embedding = ColQwen3Embedding(encoder=encoder, dim=DIM, embed_batch_size=2)
-    nodes = [make(folder / "0.png") for make in NODES.values()]
+    nodes = [make(page_image(folder)) for make in NODES.values()]
     nodes += [TextNode(text="revenue", metadata={"year": 1, "x": 2}, excluded_embed_metadata_keys=["x"]),
               Document(text="costs")]  # fmt: skip
     made = asyncio.run(embedding.acall(nodes)) if asynchronous else embedding(nodes)
     assert list(made) == nodes
-    picture = embedding.get_image_embedding(str(folder / "0.png"))
+    picture = embedding.get_image_embedding(str(page_image(folder)))
     for node in nodes[: len(NODES)]:
         assert same(node.embedding, picture)
     assert same(nodes[-2].embedding, embedding.get_text_embedding("year: 1\n\nrevenue"))
@@ -134,7 +95,7 @@ def test_nodes_get_the_vector_of_their_picture_or_else_of_their_text(
 def test_multi_vectors_have_their_own_methods(
     embedding: ColQwen3Embedding, encoder: ColQwen3Encoder, folder: Path
 ) -> None:
-    path = folder / "0.png"
+    path = page_image(folder)
     node = ImageNode(text="caption", image_path=str(path))
 
     async def run() -> list[list[MultiVector]]:
@@ -164,7 +125,7 @@ def test_callbacks_and_events_tell_of_nodes_in_batches(encoder: ColQwen3Encoder,
     embedding = ColQwen3Embedding(
         encoder=encoder, dim=DIM, embed_batch_size=2, callback_manager=CallbackManager([debug])
     )
-    embedding([TextNode(text="one"), TextNode(text="two"), ImageNode(text="three", image_path=str(folder / "0.png"))])
+    embedding([TextNode(text="one"), TextNode(text="two"), ImageNode(text="three", image_path=str(page_image(folder)))])
     ends = [end for _, end in debug.get_event_pairs(CBEventType.EMBEDDING)]
     assert [end.payload[EventPayload.CHUNKS] for end in ends] == [["one", "two"], ["three"]]
     assert [len(end.payload[EventPayload.EMBEDDINGS]) for end in ends] == [2, 1]
@@ -200,8 +161,8 @@ def test_what_is_no_picture_or_text_is_refused(embedding: ColQwen3Embedding, fol
     with pytest.raises(EncodeError, match="not fetched"):
         embedding.get_image_embedding("https://example.org/a.png")
     with pytest.raises(EncodeError, match="input 1: "):
-        embedding.get_image_embedding_batch([str(folder / "0.png"), str(folder / "gone.png")])
-    with pytest.raises(EncodeError, match="expected a text, got int"):
+        embedding.get_image_embedding_batch([str(page_image(folder)), str(folder / "gone.png")])
+    with pytest.raises(EncodeError, match=r"input 0: .*expected text as a string, got int"):
         embedding.get_text_multi_vectors([3])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="texts: "):
         embedding.get_text_multi_vectors("text")
@@ -252,21 +213,3 @@ def test_copies_of_any_kind_keep_the_settings_and_load_nothing() -> None:
     ):  # fmt: skip
         assert json.loads(again.to_json()) == json.loads(embedding.to_json())
         assert again.encoder.to_dict()["device"] == "cpu"
-
-
-def test_a_copy_shares_the_loaded_model(embedding: ColQwen3Embedding, encoder: ColQwen3Encoder) -> None:
-    embedding.get_text_embedding("x")
-    again = pickle.loads(pickle.dumps(embedding))
-    assert same(again.get_text_embedding("x"), embedding.get_text_embedding("x"))
-    assert encoder.stats.loads == 1
-    assert again.encoder.stats.loads == 1
-
-
-def test_what_is_written_holds_no_weights_and_no_secret() -> None:
-    embedding = ColQwen3Embedding(
-        encoder=ColQwen3Encoder("tiny", url="http://127.0.0.1:9", api_key="sesame-7"), dim=128
-    )
-    for written in (repr(embedding), str(embedding.to_dict()), embedding.to_json(), str(pickle.dumps(embedding)),
-                    str(embedding.to_payload())):  # fmt: skip
-        assert "sesame-7" not in written
-        assert len(written) < 5000

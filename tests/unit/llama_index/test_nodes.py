@@ -27,26 +27,12 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
-from PIL import Image
 
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.llama_index import node_from_hit, page_from_node
 from colqwen3_retrievers.llama_index.nodes import query_from_bundle
 from colqwen3_retrievers.pages.page import Hit, Page
-
-
-def picture(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    picture().save(tmp_path / "page.png")
-    return tmp_path / "page.png"
-
-
-def data_of(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
+from tests.frameworks.page_folder import base64_of, pixels
 
 
 def image_page(file: Path, **changes: Any) -> Page:
@@ -135,18 +121,18 @@ def test_nodes_survive_json(file: Path) -> None:
 # -- node to page -----------------------------------------------------------------------------------------------------
 
 CARRIERS: dict[str, Callable[[Path], BaseNode]] = {
-    "ImageNode, base64": lambda file: ImageNode(image=data_of(file)),
+    "ImageNode, base64": lambda file: ImageNode(image=base64_of(file)),
     "ImageNode, base64 in lines": lambda file: ImageNode(image=base64.encodebytes(file.read_bytes()).decode()),
-    "ImageNode, data URL": lambda file: ImageNode(image_url=f"data:image/png;base64,{data_of(file)}"),
-    "ImageNode, data URL as base64": lambda file: ImageNode(image=f"data:image/png;base64,{data_of(file)}"),
+    "ImageNode, data URL": lambda file: ImageNode(image_url=f"data:image/png;base64,{base64_of(file)}"),
+    "ImageNode, data URL as base64": lambda file: ImageNode(image=f"data:image/png;base64,{base64_of(file)}"),
     "ImageNode, path": lambda file: ImageNode(image_path=str(file)),
-    "ImageDocument, base64": lambda file: ImageDocument(image=data_of(file)),
+    "ImageDocument, base64": lambda file: ImageDocument(image=base64_of(file)),
     "ImageDocument, path": lambda file: ImageDocument(image_path=str(file)),
     "Node, bytes": lambda file: Node(image_resource=MediaResource(data=file.read_bytes())),
-    "Node, base64": lambda file: Node(image_resource=MediaResource(data=data_of(file).encode())),
+    "Node, base64": lambda file: Node(image_resource=MediaResource(data=base64_of(file).encode())),
     "Node, path": lambda file: Node(image_resource=MediaResource(path=file)),
     "Node, data URL": lambda file: Node(
-        image_resource=MediaResource(url=f"data:image/png;base64,{data_of(file)}")  # type: ignore[arg-type]
+        image_resource=MediaResource(url=f"data:image/png;base64,{base64_of(file)}")  # type: ignore[arg-type]
     ),
     "Document with an image": lambda file: Document(text="x", image_resource=MediaResource(path=file)),
 }
@@ -158,7 +144,7 @@ def test_every_carrier_of_a_picture_gives_its_pixels(kind: str, file: Path) -> N
     page = page_from_node(node)
     assert page.id == node.node_id
     assert page.image is not None
-    assert np.array_equal(np.asarray(page.image), np.asarray(picture()))
+    assert np.array_equal(pixels(page.image), pixels(file))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""The page reader and the page-node transformation: documents and nodes that nothing in LlamaIndex mixes up."""
+"""The page reader: documents that nothing in LlamaIndex mixes up, alone and in a directory reader."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
 import logging
 import pickle
@@ -18,21 +16,17 @@ from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.readers.base import ReaderConfig
 from llama_index.core.schema import (
-    BaseNode,
-    Document,
     ImageDocument,
     ImageNode,
-    MediaResource,
     MetadataMode,
-    Node,
-    TextNode,
 )
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 from PIL import Image
 from reportlab.pdfgen.canvas import Canvas
 
-from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
+from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.llama_index import PageNodes, PageReader, page_from_node
+from tests.frameworks.page_folder import pixels, shown
 
 SIZE = (200, 300)
 
@@ -47,23 +41,14 @@ def make_pdf(path: Path, pages: list[str], password: str | None = None) -> Path:
     return path
 
 
-def picture(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = tmp_path / "reports"
     make_pdf(made / "a.pdf", ["Revenue rose.", "Costs fell."])
     make_pdf(made / "deeper" / "a.pdf", ["Something else."])
-    picture().save(made / "scan.png")
+    image.save(made / "scan.png")
     return made
-
-
-def shown(document: BaseNode) -> Image.Image:
-    (block,) = (block for block in document.get_content_blocks(MetadataMode.LLM) if isinstance(block, ImageBlock))
-    return Image.open(block.resolve_image())
 
 
 # -- the reader alone -------------------------------------------------------------------------------------------------
@@ -116,14 +101,6 @@ def test_documents_survive_json_and_pickle(folder: Path) -> None:
         for again in (json_to_doc(json.loads(json.dumps(doc_to_json(document)))), pickle.loads(pickle.dumps(document))):
             assert (again.id_, again.hash, again.metadata) == (document.id_, document.hash, document.metadata)
             assert np.array_equal(np.asarray(shown(again)), np.asarray(shown(document)))
-
-
-def test_pages_are_read_one_at_a_time_and_without_blocking_the_loop(folder: Path) -> None:
-    reader = PageReader()
-    assert next(iter(reader.lazy_load_data(folder))).id_ == "a.pdf#page=1"
-    assert [document.id_ for document in asyncio.run(reader.aload_data(folder))] == [
-        document.id_ for document in reader.load_data(folder)
-    ]
 
 
 def test_sources_are_relative_to_a_root(folder: Path) -> None:
@@ -225,7 +202,7 @@ def test_a_directory_readers_metadata_come_first(folder: Path) -> None:
     assert document.id_ == "a.pdf#page=1"
 
 
-def test_it_reads_from_another_file_system(folder: Path) -> None:
+def test_it_reads_from_another_file_system(folder: Path, image: Image.Image) -> None:
     fs = MemoryFileSystem()
     for name in ("a.pdf", "scan.png"):
         fs.pipe(f"/bucket/{name}", (folder / name).read_bytes())
@@ -236,12 +213,9 @@ def test_it_reads_from_another_file_system(folder: Path) -> None:
     assert [document.id_ for document in documents] == [
         "/bucket/a.pdf#page=1", "/bucket/a.pdf#page=2", "/bucket/scan.png#page=1",
     ]  # fmt: skip
-    assert np.array_equal(np.asarray(shown(documents[2]).convert("RGB")), np.asarray(picture()))
+    assert np.array_equal(pixels(shown(documents[2])), pixels(image))
     with pytest.raises(PageError, match="gone"):
         PageReader().load_data("/bucket/gone.pdf", fs=fs)
-
-
-# -- nodes that are not mixed up --------------------------------------------------------------------------------------
 
 
 def test_documents_of_the_reader_become_nodes(folder: Path) -> None:
@@ -254,65 +228,3 @@ def test_documents_of_the_reader_become_nodes(folder: Path) -> None:
         assert (node.ref_doc_id, node.text, node.metadata) == (document.id_, document.text, document.metadata)
         assert node.get_metadata_str(MetadataMode.LLM) == document.get_metadata_str(MetadataMode.LLM)
         assert page_from_node(node).sha256 == page_from_node(document).sha256 == node.metadata["sha256"]
-
-
-CARRIERS: dict[str, Any] = {
-    "ImageNode, path": lambda path: ImageNode(id_="n", image_path=str(path)),
-    "ImageNode, base64": lambda path: ImageNode(id_="n", image=base64.b64encode(path.read_bytes()).decode()),
-    "Node, bytes": lambda path: Node(id_="n", image_resource=MediaResource(data=path.read_bytes())),
-    "ImageDocument, base64": lambda path: ImageDocument(
-        id_="n", image=base64.b64encode(path.read_bytes()).decode()
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", CARRIERS)
-def test_any_picture_becomes_a_node_that_survives(kind: str, folder: Path) -> None:
-    (node,) = PageNodes()([CARRIERS[kind](folder / "scan.png")])
-    again = json_to_doc(json.loads(json.dumps(doc_to_json(node))))
-    assert type(again) is ImageNode
-    assert again.text == "n"
-    assert again.metadata["sha256"] == page_from_node(again).sha256
-    assert again.get_metadata_str(MetadataMode.EMBED) == ""
-    assert again.get_metadata_str(MetadataMode.LLM) == "page_id: n", "the picture is given with its label"
-    assert np.array_equal(np.asarray(shown(again).convert("RGB")), np.asarray(picture()))
-    assert again.ref_doc_id == ("n" if kind.startswith("ImageDocument") else None)
-
-
-def test_the_same_again_changes_nothing(folder: Path) -> None:
-    once = PageNodes()([CARRIERS[kind](folder / "scan.png") for kind in CARRIERS])
-    assert [node.to_dict() for node in PageNodes()(once)] == [node.to_dict() for node in once]
-
-
-def test_texts_pass(folder: Path) -> None:
-    node = TextNode(text="Revenue rose.")
-    document = Document(id_="d", text="Costs fell.", metadata={"year": 2024}, excluded_llm_metadata_keys=["year"])
-    same, made = PageNodes()([node, document])
-    assert same is node
-    assert (type(made), made.get_content(), made.metadata, made.ref_doc_id) == (
-        TextNode, "Costs fell.", {"year": 2024}, "d",
-    )  # fmt: skip
-    assert made.excluded_llm_metadata_keys == ["year"]
-    assert asyncio.run(PageNodes().acall([node])) == [node]
-
-
-def test_bad_pictures_raise_or_are_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bad = [
-        ImageNode(id_="remote", image_url="https://example.org/a.png"),
-        ImageNode(id_="gone", image_path=str(folder / "gone.png")),
-        ImageNode(id_="no base64", image="???"),
-    ]
-    for node in bad:
-        with pytest.raises(EncodeError, match=r"^input 1: ") as caught:
-            PageNodes()([TextNode(text="x"), node])
-        assert caught.value.index == 1
-    with caplog.at_level(logging.WARNING):
-        assert len(PageNodes(on_error="skip")([*bad, TextNode(text="x")])) == 1
-    assert [record.args[0] for record in caplog.records] == ["remote", "gone", "no base64"]  # type: ignore[index]
-
-
-def test_its_settings_survive_and_no_two_calls_look_the_same() -> None:
-    made = PageNodes(on_error="skip")
-    assert made.to_dict() != made.to_dict()
-    for again in (PageNodes.from_dict(made.to_dict()), pickle.loads(pickle.dumps(made))):
-        assert again == made

@@ -26,6 +26,7 @@ from PIL import Image
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.llama_index import ColQwen3Reranker, PageRetrieverTool, node_from_hit
 from colqwen3_retrievers.pages.page import Hit, Page
+from tests.frameworks.page_folder import base64_of
 
 
 class Given(BaseRetriever):
@@ -39,13 +40,6 @@ class Given(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         self.asked.append(query_bundle.query_str)
         return self.nodes
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "page.png")
-    return tmp_path / "page.png"
 
 
 def page_node(file: Path) -> BaseNode:
@@ -75,7 +69,7 @@ def test_each_page_is_its_name_and_its_picture(file: Path) -> None:
 
 
 def test_pictures_of_any_carrier_are_shown(file: Path) -> None:
-    data = base64.b64encode(file.read_bytes()).decode()
+    data = base64_of(file)
     output = PageRetrieverTool(
         Given(
             ImageNode(id_="a", image=data),
@@ -97,15 +91,14 @@ def test_pictures_that_cannot_be_had_leave_name_and_text(tmp_path: Path) -> None
     assert told(output) == ["[1] remote\n\nRevenue rose.", "[2] gone", "[3] broken"]
 
 
-def test_pictures_that_chat_models_do_not_read_are_sent_as_png(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+def test_pictures_that_chat_models_do_not_read_are_sent_as_png(image: Image.Image, tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture.save(tmp_path / "a.tif")
-    picture.save(tmp_path / "b.png", exif=turned)
+    image.save(tmp_path / "a.tif")
+    image.save(tmp_path / "b.png", exif=turned)
     nodes = [ImageNode(id_=name, image_path=str(tmp_path / name)) for name in ("a.tif", "b.png")]
     _, first, _, second = PageRetrieverTool(Given(*nodes)).call("x").blocks
-    for block, expected in ((first, picture), (second, picture.transpose(Image.Transpose.ROTATE_270))):
+    for block, expected in ((first, image), (second, image.transpose(Image.Transpose.ROTATE_270))):
         assert isinstance(block, ImageBlock)
         shown = Image.open(block.resolve_image())
         assert (shown.format, block.image_mimetype) == ("PNG", "image/png")
