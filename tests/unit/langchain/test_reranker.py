@@ -158,7 +158,7 @@ def test_a_folder_keeps_embeddings_for_the_next_reranker(
         pickle.loads(pickle.dumps(first)),
         ColQwen3Reranker(**json.loads(other.model_dump_json()) | {"encoder": encoder}),
     ):
-        first._tools.cache.flush()
+        first._core.resources.open().cache.flush()
         ranked = tool.compress_documents(files, QUESTION)
         assert [(d.id, d.metadata["relevance_score"]) for d in ranked] == [
             (d.id, d.metadata["relevance_score"]) for d in wanted
