@@ -14,9 +14,10 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
+from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_image, document_text
 from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, RemoteField, pickled
-from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.retrieval.reranking import (
     Candidate,
     OnError,
@@ -177,7 +178,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
                 raise ConfigError(f"documents: {position} is a {type(document).__name__}, expected a Document")
             candidates.append(
                 Candidate(
-                    page=partial(document_to_page, document, name, self.allow_remote),
+                    page=partial(_page, document, name, self.allow_remote),
                     name=f"{name} (id {document.id!r})" if document.id else name,
                     ids=(document.id,) if document.id else (),
                     sha256=document.metadata.get("sha256"),
@@ -192,6 +193,10 @@ class ColQwen3Reranker(BaseDocumentCompressor):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the settings; encoder, cache and index are handles, which copies share."""
         return self.model_copy()
+
+
+def _page(document: Document, name: str, allow_remote: AllowRemote) -> Page:
+    return Page(id=name, image=document_image(document, allow_remote), text=document_text(document))
 
 
 def _ranked_documents(documents: Sequence[Document], ranking: list[Ranked]) -> list[Document]:

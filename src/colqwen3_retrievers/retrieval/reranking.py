@@ -376,7 +376,7 @@ class _Call:
         """Do the blocking work in steps, and yield a future to wait for between them."""
         resources, candidates = self._resources.open(), self._candidates
         if self._options.scoring == "server":
-            pages = [candidate.page for candidate in candidates]
+            pages = [partial(self._page, position) for position in range(len(candidates))]
             scores = server_scores(cast(ColQwen3Encoder, resources.encoder), self._query, pages)
             for position, error in scores.broken.items():
                 self._refuse(position, error)
@@ -433,7 +433,7 @@ class _Call:
         pages: dict[int, Page] = {}
         for position in positions:
             try:
-                pages[position] = self._candidates[position].page()
+                pages[position] = self._page(position)
             except (PageError, ConfigError) as exc:
                 self._refuse(position, exc)
                 advance(1)
@@ -442,6 +442,12 @@ class _Call:
         for future in pending.values():
             future.add_done_callback(lambda _: advance(1))
         return pending
+
+    def _page(self, position: int) -> Page:
+        page = self._candidates[position].page()
+        if page.image_source is None and page.video is None and not page.text.strip():
+            raise ConfigError("neither a text nor an image")
+        return page
 
     def _settle(self, position: int, future: Future[MultiVector]) -> None:
         try:
