@@ -32,7 +32,7 @@ from typing import Any, Final, Literal, Protocol, Self, TypeAlias, cast
 
 from PIL import Image
 
-from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, PageSubmitter
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError, require
@@ -42,7 +42,7 @@ from colqwen3_retrievers.retrieval.evidence import Evidence, indexed_picture, wi
 from colqwen3_retrievers.stores.protocol import Record, check_info
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.late_interaction import maxsim, relevance
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 ScoreMode: TypeAlias = Literal["sum", "mean", "relevance"]
 OnError: TypeAlias = Literal["raise", "skip", "keep"]
@@ -54,43 +54,17 @@ RERANK_ERROR: Final = "rerank_error"
 _log = logging.getLogger(__name__)
 
 
-class RerankEncoder(Protocol):
+class RerankEncoder(PageSubmitter, Protocol):
     """What reranking needs of an encoder, such as a :class:`~colqwen3_retrievers.encoding.encoder.ColQwen3Encoder`."""
-
-    @property
-    def info(self) -> EncoderInfo:
-        """What shapes its multi-vectors."""
-        ...
 
     def submit_queries(self, queries: Iterable[str | Query], /) -> Future[list[MultiVector]]:
         """Start encoding queries."""
         ...
 
-    def submit_pages(self, pages: Iterable[Page], /) -> Future[list[MultiVector]]:
-        """Start encoding pages."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerOptions:
-    """Arguments of a reranker, checked together when made.
-
-    Args:
-        model: hub name, folder or ``"tiny"``; None takes the index's, else reads ``COLQWEN3_MODEL``, else the default.
-        device: ``"cuda"``, ``"mps"``, ``"cpu"``; None takes the best available.
-        encoder: a ready encoder, in place of ``model`` and ``device``.
-        index: an open index or its location; candidates stored there are not encoded.
-        images_dir: with a location outside a folder: where the images of the index are stored, for ``heatmaps``.
-        cache: a ready cache, the folder of one, or None for one in memory.
-        cache_bytes: most bytes of cached token embeddings, from 0; None takes the cache's default.
-        top_n: most candidates returned, from 1; None returns all.
-        score_mode: ``"sum"`` over query tokens; ``"mean"``, -1 to 1; ``"relevance"``, (1 + mean) / 2, 0 to 1.
-        score_threshold: lowest score returned, on the scale of ``score_mode``; None returns all.
-        on_error: for a candidate that cannot be encoded: ``"raise"``, ``"skip"`` it, or ``"keep"`` it last.
-        scoring: ``"client"`` compares token embeddings here; ``"server"`` has a server score whole pages.
-        boxes, heatmaps: see :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`.
-        embed_batch_size: most candidates being encoded at a time, from 1; None starts all of them.
-        show_progress: whether to draw a progress bar on a terminal.
+    """Arguments of a reranker, checked together; the ``ColQwen3Reranker`` of each framework describes them.
 
     Raises:
         ConfigError: arguments that contradict each other; the message names them.
@@ -120,20 +94,6 @@ class RerankerOptions:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        self.check_together()
-
-    @classmethod
-    def of(cls, reranker: object) -> Self:
-        """Return the options that are attributes of a framework's reranker."""
-        names = [option.name for option in dataclasses.fields(cls) if hasattr(reranker, option.name)]
-        return cls(**{name: getattr(reranker, name) for name in names})
-
-    def check_together(self) -> None:
-        """Refuse arguments that contradict each other.
-
-        Raises:
-            ConfigError: it names them.
-        """
         named = self.model is not None or self.device is not None
         if self.encoder is not None and named:
             raise ConfigError("encoder: give it, or model and device, not both")
@@ -152,15 +112,11 @@ class RerankerOptions:
         if self.scoring == "server" and evidence.wanted:
             raise ConfigError("scoring='server': no vectors travel, so there are neither boxes nor heatmaps")
 
-    def score(self, total: float, n_query_tokens: int) -> float:
-        """Return a MaxSim sum on the scale of ``score_mode``.
-
-        >>> RerankerOptions(score_mode="mean").score(3.0, 4), RerankerOptions(score_mode="relevance").score(3.0, 4)
-        (0.75, 0.875)
-        """
-        if self.score_mode == "sum":
-            return total
-        return total / n_query_tokens if self.score_mode == "mean" else relevance(total, n_query_tokens)
+    @classmethod
+    def of(cls, reranker: object) -> Self:
+        """Return the options that are attributes of a framework's reranker."""
+        names = [option.name for option in dataclasses.fields(cls) if hasattr(reranker, option.name)]
+        return cls(**{name: getattr(reranker, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,45 +219,54 @@ class Reranker:
             return call.ranking
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Opened:
-    """The encoder, index and cache of a reranker; closing ``handles`` closes those that were opened here."""
-
-    encoder: RerankEncoder
-    index: PageIndex | None
-    cache: PageEmbeddingCache
-    handles: contextlib.ExitStack
-
-
 class Resources:
     """The encoder, index and cache of a reranker and its copies, opened at the first use.
+
+    Attributes:
+        encoder, index, cache: once :meth:`open` was called.
 
     >>> resources = Resources(RerankerOptions(model="tiny"))
     >>> resources.open().encoder, resources.model_name                                    # nothing is loaded yet
     (ColQwen3Encoder(model='tiny'), 'tiny')
     """
 
+    encoder: RerankEncoder
+    index: PageIndex | None
+    cache: PageEmbeddingCache
+
     def __init__(self, options: RerankerOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
-        self._opened: Opened | None = None
+        self._handles: contextlib.ExitStack | None = None
 
     def serve(self, options: RerankerOptions) -> bool:
         """Return whether other options mean the same encoder, index and cache."""
         names = ("model", "device", "encoder", "index", "images_dir", "cache", "cache_bytes")
         return all(getattr(options, name) == getattr(self._options, name) for name in names)
 
-    def open(self) -> Opened:
+    def open(self) -> Self:
         """Open what is not open yet; it reads files, so on an event loop call it in a thread.
 
         Raises:
-            ConfigError: they do not go together.
+            ConfigError: the encoder, index and cache do not go together.
             StoreError: no index at the location; StoreMismatchError, it was made by another model.
         """
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._open()
-            return self._opened
+        with self._lock, contextlib.ExitStack() as handles:
+            if self._handles is not None:
+                return self
+            index, cache = self._options.index, self._options.cache
+            if index is not None and not isinstance(index, PageIndex):
+                images_dir = self._options.images_dir
+                index = handles.enter_context(PageIndex.open(index, images_dir=images_dir, read_only=True))
+            encoder = self._encoder(index)
+            if index is not None:
+                check_info(index.info, encoder.info, index.location)
+            if not isinstance(cache, PageEmbeddingCache):
+                cache = PageEmbeddingCache(encoder, self._options.cache_bytes, folder=cache)
+                handles.enter_context(cache)
+            self.encoder, self.index, self.cache = encoder, index, cache
+            self._handles = handles.pop_all()
+            return self
 
     @property
     def model_name(self) -> str:
@@ -312,23 +277,9 @@ class Resources:
     def close(self) -> None:
         """Close the index and the cache that were opened here; the next use opens them again."""
         with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.handles.close()
-
-    def _open(self) -> Opened:
-        options = self._options
-        with contextlib.ExitStack() as handles:
-            index = options.index
-            if index is not None and not isinstance(index, PageIndex):
-                index = handles.enter_context(PageIndex.open(index, images_dir=options.images_dir, read_only=True))
-            encoder = self._encoder(index)
-            if index is not None:
-                check_info(index.info, encoder.info, index.location)
-            cache = options.cache
-            if not isinstance(cache, PageEmbeddingCache):
-                cache = handles.enter_context(PageEmbeddingCache(encoder, options.cache_bytes, folder=cache))
-            return Opened(encoder, index, cache, handles.pop_all())
+            handles, self._handles = self._handles, None
+        if handles is not None:
+            handles.close()
 
     def _encoder(self, index: PageIndex | None) -> RerankEncoder:
         options = self._options
@@ -376,8 +327,8 @@ class _Call:
         """Do the blocking work in steps, and yield a future to wait for between them."""
         resources, candidates = self._resources.open(), self._candidates
         if self._options.scoring == "server":
-            pages = [partial(self._page, position) for position in range(len(candidates))]
-            scores = server_scores(cast(ColQwen3Encoder, resources.encoder), self._query, pages)
+            makers = [partial(self._page, position) for position in range(len(candidates))]
+            scores = server_scores(cast(ColQwen3Encoder, resources.encoder), self._query, makers)
             for position, error in scores.broken.items():
                 self._refuse(position, error)
             self.ranking = self._ranked(scores.sums, scores.n_query_tokens)
@@ -399,12 +350,9 @@ class _Call:
                     for position in [position for position, page in pending.items() if page.done()]:
                         self._settle(position, pending.pop(position))
         [vectors] = query.result()
-        positions = sorted(self._vectors)
-        sums: list[float] = []
-        if positions:
-            pages_vectors = [self._vectors[position] for position in positions]
-            sums = maxsim(vectors, pages_vectors, kernel=default_kernel())[0].tolist()
-        ranking = self._ranked(dict(zip(positions, sums, strict=True)), len(vectors))
+        pages = list(self._vectors.values())
+        sums = maxsim(vectors, pages, kernel=default_kernel())[0].tolist() if pages else []
+        ranking = self._ranked(dict(zip(self._vectors, sums, strict=True)), len(vectors))
         self.ranking = [self._with_evidence(ranked, vectors) for ranked in ranking]
 
     def _watch(self, futures: Iterable[Future[Any]]) -> None:
@@ -470,10 +418,13 @@ class _Call:
             ids = self._candidates[position].ids
             return -sums[position], not ids, ids[0] if ids else "", position
 
+        def score(position: int) -> float:
+            if options.score_mode == "relevance":
+                return relevance(sums[position], n_query_tokens)
+            return sums[position] / (n_query_tokens if options.score_mode == "mean" else 1)
+
         options = self._options
-        ranking = [
-            Ranked(position, options.score(sums[position], n_query_tokens)) for position in sorted(sums, key=place)
-        ]
+        ranking = [Ranked(position, score(position)) for position in sorted(sums, key=place)]
         if (lowest := options.score_threshold) is not None:
             ranking = [ranked for ranked in ranking if ranked.score is not None and ranked.score >= lowest]
         if options.on_error == "keep":

@@ -191,11 +191,12 @@ def test_device_with_an_index_is_that_of_its_own_model(tmp_path: Path) -> None:
     with ColQwen3Encoder(folder) as encoder, PageIndex.open(tmp_path / "index", encoder) as index:
         index.add([Page(id="a", text="revenue rose")])
         for given in (index, index.location, tmp_path / "index"):
-            opened = Reranker(RerankerOptions(index=given, device="cpu")).resources.open()
+            resources = Reranker(RerankerOptions(index=given, device="cpu")).resources
+            opened = resources.open()
             assert isinstance(opened.encoder, ColQwen3Encoder)
             assert opened.encoder.to_dict()["device"] == "cpu"
             assert opened.encoder.to_dict()["model"] == str(folder)
-            opened.handles.close()
+            resources.close()
         assert Reranker(RerankerOptions(index=index)).resources.open().encoder is encoder
 
 
