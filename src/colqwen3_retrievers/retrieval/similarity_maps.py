@@ -1,13 +1,12 @@
-"""Which region of a page answered: similarity maps, boxes and overlays.
+"""Which region of a page answered a query: similarity maps, boxes and overlays.
 
-A page's visual tokens lie in a grid over its picture, so the similarities of a query token to them are a small image.
+A page's visual tokens form a grid over its picture, so the similarities of a query token to them are a small image.
 Prompt and augmentation tokens of the query are left out, as are tokens of its text that are only punctuation, white
 space or control characters. Letters, digits, vowel signs and symbols stay (%, &, #, @ and § too, which Unicode counts
 as punctuation: they stand for words).
 
-The picture an engine sees is the whole upright page, resized without crop or border to one cell for each visual token.
-So cell (row, col) is the page's part from col / cols to (col + 1) / cols of its width, and likewise down its height,
-whatever sizes the two have.
+An engine gets the whole upright page, resized without crop or border to one cell per visual token. So cell (row, col)
+is the part of the page from col / cols to (col + 1) / cols of its width, and likewise of its height, at any size.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, DimensionError
 from colqwen3_retrievers.pages.images import to_rgb
 from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector
@@ -28,13 +28,13 @@ FRAME_COLOUR = (200, 30, 30)
 """RGB of the frames drawn around regions."""
 
 POOLED_NOTE = "pooled: the cells of a cluster share one value"
-"""What is written on overlays of pooled pages, and said wherever else their maps are shown."""
+"""Note on overlays of pooled pages, and wherever else their maps are shown."""
 
-_SPOKEN = frozenset("%‰‱٪؉؊&@#§")  # punctuation to Unicode, words to a reader
-_UNSEEN = ("Cc", "Cf", "Cs")  # and not Co or Cn: letters of one's own, and those newer than this Python's tables
+_WORDS = frozenset("%‰‱٪؉؊&@#§")  # punctuation to Unicode, words to a reader
+_INVISIBLE = ("Cc", "Cf", "Cs")  # not Co or Cn: private letters, and those newer than this Python's tables
 _STRIP = 2**20  # pixels of an overlay coloured at a time
-_SMALL = 0.05  # of the cells: too few to be all the print of a page
-_EVEN = 0.2  # of the step between two classes: less than this within the upper one is no peak
+_SMALL = 0.05  # share of the cells: too few to be all the print of a page
+_EVEN = 0.2  # share of the step between two classes: a smaller rise within the upper class is no peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class SimilarityMap:
 
     Attributes:
         values: float32 (rows, cols), -1 to 1: for each visual token its largest similarity to a query token.
-        per_token: float32 (n_tokens, rows, cols), -1 to 1: the same for each query token by itself.
+        per_token: float32 (n_tokens, rows, cols), -1 to 1: the similarities of each query token by itself.
         tokens: the characters of each of these query tokens, ``<|image_pad|>`` for a visual one; None for a query of
             an image alone.
         pooled: whether the page was pooled, so that pooled visual tokens share one value.
@@ -73,18 +73,18 @@ class SimilarityMap:
     pooled: bool = False
 
     def boxes(self, size: tuple[int, int] | None = None, *, top: int = 3, threshold: float = 0.6) -> list[Box]:
-        """Give the regions that stand out, best first.
+        """Return the regions that stand out, best first.
 
-        A region is a set of visual tokens that touch by an edge and lie above a level. On a page of text, similarities
-        come in three steps: paper, print of any kind, and the answer. So the level is counted from the print, not from
-        the page's median, which is paper on most pages and would make one region of all lines around the answer. Otsu's
-        threshold parts print from paper; where no print stands between paper and answer (the upper class is even, or
-        a twentieth of the page), the level is counted from the rest of the page. Regions are ordered by the mean over
-        the query's tokens of the largest similarity inside, for the one where most tokens agree answers, and not the
-        one where a single token has its like. Measured against other rules in ``benchmarks/regions.md``.
+        A region is a set of visual tokens that touch by an edge and are above a level. On a page of text, similarities
+        have three steps: paper, print of any kind, and the answer. So the level is relative to the print, not to the
+        page's median, which is paper on most pages and would merge all lines around the answer into one region. Otsu's
+        threshold separates print from paper; where there is no print between paper and answer (the upper class is
+        even, or a twentieth of the page), the level is relative to the rest of the page. Regions are ordered by the
+        mean over the query's tokens of the largest similarity inside: where most tokens agree is the answer, not where
+        a single token has its match. Compared with other rules in ``benchmarks/regions.md``.
 
         Args:
-            size: (width, height) of the upright picture to give pixels for; None gives shares of 0 to 1.
+            size: (width, height) of the upright picture for boxes in pixels; None returns shares of 0 to 1.
             top: most regions, from 1.
             threshold: where a region ends, between the similarity of the page at large (0) and the map's maximum (1).
 
@@ -97,38 +97,39 @@ class SimilarityMap:
         Source: Otsu 1979, "A threshold selection method from gray-level histograms".
 
         >>> values = np.float32([[0, 0, 0], [0, 0, 1]])
-        >>> found = SimilarityMap(values, values[None]).boxes()
-        >>> [(round(box.left, 2), box.top, box.right, box.bottom, box.score) for box in found]
+        >>> boxes = SimilarityMap(values, values[None]).boxes()
+        >>> [(round(box.left, 2), box.top, box.right, box.bottom, box.score) for box in boxes]
         [(0.67, 0.5, 1.0, 1.0, 1.0)]
         """
-        if not _is_whole(top) or top < 1 or not _is_share(threshold):
-            raise ConfigError(f"boxes: expected top from 1 and threshold in 0..1, got {top!r} and {threshold!r}")
+        whole_number(top, "top", least=1)
+        if not _is_share(threshold):
+            raise ConfigError(f"threshold: expected 0 to 1, got {threshold!r}")
         if size is not None and not _is_size(size):
             raise ConfigError(f"size: expected (width, height) in pixels from 1, got {size!r}")
         level, peak = _level(self.values), float(self.values.max())
         if peak - level < 1e-6:
             return []
         rows, cols = self.values.shape
-        wide, high = size or (1, 1)
-        found = []
+        width, height = size or (1, 1)
+        boxes = []
         for region in _regions(self.values >= level + threshold * (peak - level)):
             y, x = np.nonzero(region)
-            found.append(
+            boxes.append(
                 Box(
-                    left=float(x.min() / cols * wide),
-                    top=float(y.min() / rows * high),
-                    right=float((x.max() + 1) / cols * wide),
-                    bottom=float((y.max() + 1) / rows * high),
+                    left=float(x.min() / cols * width),
+                    top=float(y.min() / rows * height),
+                    right=float((x.max() + 1) / cols * width),
+                    bottom=float((y.max() + 1) / rows * height),
                     score=float(self.per_token[:, y, x].max(axis=1).mean()),
                 )
             )
-        return sorted(found, key=lambda box: (-box.score, box.top, box.left))[:top]
+        return sorted(boxes, key=lambda box: (-box.score, box.top, box.left))[:top]
 
     def of_token(self, token: int) -> SimilarityMap:
-        """Give the map of one query token by itself.
+        """Return the map of one query token by itself.
 
         Args:
-            token: its place in ``per_token``.
+            token: its position in ``per_token``.
 
         Raises:
             ConfigError: there is no such token.
@@ -137,25 +138,24 @@ class SimilarityMap:
         >>> SimilarityMap(values, values[None], ("a",)).of_token(0).tokens
         ('a',)
         """
-        if not _is_whole(token) or not 0 <= token < len(self.per_token):
-            raise ConfigError(f"token: expected 0 to {len(self.per_token) - 1}, got {token!r}")
+        token = whole_number(token, "token", most=len(self.per_token) - 1)
         names = None if self.tokens is None else self.tokens[token : token + 1]
         return SimilarityMap(self.per_token[token], self.per_token[token : token + 1], names, self.pooled)
 
     def overlay(
         self, image: Image.Image, *, token: int | None = None, opacity: float = 0.55, boxes: int = 0
     ) -> Image.Image:
-        """Lay the map over the page.
+        """Draw the map over the page.
 
         Args:
-            image: the page, of any size: the grid covers all of it. An EXIF orientation is obeyed.
+            image: the page, of any size: the grid covers all of it. Its EXIF orientation is applied.
             token: a single query token's map; None for the map of all.
-            opacity: of the colours at the map's maximum, 0 to 1; they fade to nothing at the
-                similarity of the page at large, from which :meth:`boxes` count.
+            opacity: of the colours at the map's maximum, 0 to 1; they fade to nothing at the similarity of the page at
+                large, the level 0 of :meth:`boxes`.
             boxes: how many of the best regions to draw a frame around.
 
         Returns:
-            A new RGB image of the upright page's size. On a pooled page a line in its lower left corner says so.
+            A new RGB image of the upright page's size. On a pooled page a note is in its lower left corner.
 
         Raises:
             ConfigError: no such token, an opacity outside 0..1, a negative number of boxes, or no PIL image.
@@ -166,32 +166,31 @@ class SimilarityMap:
         """
         if not _is_share(opacity):
             raise ConfigError(f"opacity: expected 0 to 1, got {opacity!r}")
-        if not _is_whole(boxes) or boxes < 0:
-            raise ConfigError(f"boxes: expected a whole number from 0, got {boxes!r}")
+        whole_number(boxes, "boxes")
         if not isinstance(image, Image.Image) or min(image.size) < 1:
             got = f"one of {image.size}" if isinstance(image, Image.Image) else type(image).__name__
             raise ConfigError(f"image: expected a PIL image with pixels, got {got}")
         if token is not None:
             return self.of_token(token).overlay(image, opacity=opacity, boxes=boxes)
-        mixed = to_rgb(image)  # an image of its own
+        overlay = to_rgb(image)  # a copy
         level, peak = _level(self.values), float(self.values.max())
-        _colour(mixed, np.clip((self.values - level) / max(peak - level, 1e-6), 0, 1), opacity)
-        draw = ImageDraw.Draw(mixed)
-        line = max(2, round(min(mixed.size) / 250))
-        for box in self.boxes(mixed.size, top=boxes) if boxes else []:
+        _colour(overlay, np.clip((self.values - level) / max(peak - level, 1e-6), 0, 1), opacity)
+        draw = ImageDraw.Draw(overlay)
+        line = max(2, round(min(overlay.size) / 250))
+        for box in self.boxes(overlay.size, top=boxes) if boxes else []:
             left, upper = round(box.left), round(box.top)
             right, lower = max(left, round(box.right) - 1), max(upper, round(box.bottom) - 1)
             draw.rectangle((left, upper, right, lower), outline=FRAME_COLOUR, width=line)
         if self.pooled:
-            font = ImageFont.load_default(size=max(10, round(min(mixed.size) / 50)))
-            place = draw.textbbox((4, mixed.height - 4), POOLED_NOTE, font=font, anchor="lb")
-            draw.rectangle((place[0] - 2, place[1] - 2, place[2] + 2, place[3] + 2), fill="white")
-            draw.text((4, mixed.height - 4), POOLED_NOTE, font=font, anchor="lb", fill="black")
-        return mixed
+            font = ImageFont.load_default(size=max(10, round(min(overlay.size) / 50)))
+            area = draw.textbbox((4, overlay.height - 4), POOLED_NOTE, font=font, anchor="lb")
+            draw.rectangle((area[0] - 2, area[1] - 2, area[2] + 2, area[3] + 2), fill="white")
+            draw.text((4, overlay.height - 4), POOLED_NOTE, font=font, anchor="lb", fill="black")
+        return overlay
 
 
 def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
-    """Compare a query's tokens with each visual token of a page.
+    """Return the similarities of a query's tokens to each visual token of a page.
 
     Args:
         query: from ``encode_queries``.
@@ -201,7 +200,7 @@ def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
         The map over the page's grid of visual tokens.
 
     Raises:
-        ConfigError: the page has no grid of visual tokens (a text or a video), or an argument is no multi-vector.
+        ConfigError: the page has no grid of visual tokens (a text or a video), or an argument is not a MultiVector.
         DimensionError: the two differ in dim.
 
     Source: the interpretability maps of ColPali, Faysse et al. 2024 (arXiv 2407.01449), section 5.3.
@@ -211,23 +210,23 @@ def similarity_map(query: MultiVector, page: MultiVector) -> SimilarityMap:
     >>> similarity_map(MultiVector(unit[3:]), page).values.tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
-    for name, given in (("query", query), ("page", page)):
-        if not isinstance(given, MultiVector):
-            raise ConfigError(f"similarity_map: {name}: expected a MultiVector, got {type(given).__name__}")
+    for name, value in (("query", query), ("page", page)):
+        if not isinstance(value, MultiVector):
+            raise ConfigError(f"similarity_map: {name}: expected a MultiVector, got {type(value).__name__}")
     if page.grid is None or page.visual is None:
         raise ConfigError("similarity_map: the page has no grid of visual tokens; it is a text or a video")
     if query.dim != page.dim:
         raise DimensionError("query against page", expected=page.dim, actual=query.dim)
-    matter = _tokens_that_matter(query)
-    asked = query.vectors[matter] if query.clusters is None else query.vectors[query.clusters[matter]]
-    rows = page.vectors[page.visual] if page.clusters is None else page.vectors[page.clusters[page.visual]]
-    per_token = (asked @ rows.T).reshape(len(matter), *page.grid)
-    tokens = None if query.tokens is None else tuple(query.tokens[i] for i in matter)
-    return SimilarityMap(per_token.max(axis=0), per_token, tokens, pooled=page.clusters is not None)
+    tokens = _meaningful_tokens(query)
+    query_rows = query.vectors[tokens] if query.clusters is None else query.vectors[query.clusters[tokens]]
+    page_rows = page.vectors[page.visual] if page.clusters is None else page.vectors[page.clusters[page.visual]]
+    per_token = (query_rows @ page_rows.T).reshape(len(tokens), *page.grid)
+    names = None if query.tokens is None else tuple(query.tokens[token] for token in tokens)
+    return SimilarityMap(per_token.max(axis=0), per_token, names, pooled=page.clusters is not None)
 
 
 def heat_colours() -> Float32:
-    """Give the 256 colours of an overlay, from dark blue through red to yellow.
+    """Return the 256 colours of an overlay, from dark blue through red to yellow.
 
     Lightness rises evenly in Oklab (Ottosson 2020), so that equal steps of similarity look equal, in grey too.
 
@@ -256,14 +255,14 @@ def heat_colours() -> Float32:
 
 
 def _colour(page: Image.Image, heat: Float32, opacity: float) -> None:
-    """Lay heat, (rows, cols) of 0 to 1, over an RGB page, strip by strip: nothing else of the page's size is held."""
-    small = Image.fromarray(heat.astype(np.float32) * 255 + 0.5)  # half a step more, for Pillow cuts fractions off
+    """Draw heat, (rows, cols) of 0 to 1, over an RGB page, in strips that bound the memory."""
+    small = Image.fromarray(heat.astype(np.float32) * 255 + 0.5)  # half a step more, as Pillow truncates fractions
     palette = np.rint(heat_colours()).astype(np.uint8).tobytes()
     shares = [round(255 * opacity * (step / 255) ** 1.5) for step in range(256)]
     (rows, cols), (width, height) = heat.shape, page.size
-    deep = max(1, _STRIP // width)
-    for top in range(0, height, deep):
-        bottom = min(top + deep, height)
+    strip = max(1, _STRIP // width)
+    for top in range(0, height, strip):
+        bottom = min(top + strip, height)
         part = (0.0, top * rows / height, float(cols), bottom * rows / height)
         smooth = small.resize((width, bottom - top), Image.Resampling.BILINEAR, box=part).convert("L")
         share = smooth.point(shares)
@@ -271,16 +270,11 @@ def _colour(page: Image.Image, heat: Float32, opacity: float) -> None:
         page.paste(smooth.convert("RGB"), (0, top), share)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(0 <= value <= 1)
 
 
 def _is_size(size: object) -> bool:
-    """Whether something is a width and a height."""
     return (
         isinstance(size, Sequence)
         and len(size) == 2
@@ -288,27 +282,28 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _tokens_that_matter(query: MultiVector) -> list[int]:
-    own: list[int] = query.user_tokens.tolist() or list(range(len(query)))
+def _meaningful_tokens(query: MultiVector) -> list[int]:
+    """Return the positions of a query's own tokens, without those that are silent if others remain."""
+    tokens: list[int] = query.user_tokens.tolist() or list(range(len(query)))
     if query.tokens is None:
-        return own
+        return tokens
     visual = set() if query.visual is None else set(range(len(query.tokens))[query.visual])
-    return [i for i in own if i in visual or not all(map(_is_silent, query.tokens[i]))] or own
+    return [i for i in tokens if i in visual or not all(map(_is_silent, query.tokens[i]))] or tokens
 
 
 def _is_silent(character: str) -> bool:
-    """Whether a character says nothing by itself: punctuation, white space, and what is not seen."""
+    """Return whether a character means nothing by itself: punctuation, white space, and what is invisible."""
     kind = unicodedata.category(character)
-    silent = kind[0] in "PZ" or kind in _UNSEEN
-    return silent and unicodedata.normalize("NFKC", character) not in _SPOKEN  # a wide % is a %
+    silent = kind[0] in "PZ" or kind in _INVISIBLE
+    return silent and unicodedata.normalize("NFKC", character) not in _WORDS  # a wide % is a %
 
 
 def _level(values: Float32) -> float:
-    """Similarity of the page at large: of its print where print stands between paper and answer, else of the rest."""
+    """Return the similarity of the page at large: of its print if there is any beside the answer, else of the rest."""
     ordered = np.sort(values, axis=None).astype(np.float64)
     n = len(ordered)
     if n == 1 or ordered[0] == ordered[-1]:
-        return float(ordered[0]) if n > 1 else -1.0  # a page of one visual token answers with it
+        return float(ordered[0]) if n > 1 else -1.0  # a page of one visual token is all answer
     below = np.arange(1, n)
     sums = np.cumsum(ordered)
     between = below * (n - below) * (sums[:-1] / below - (sums[-1] - sums[:-1]) / (n - below)) ** 2
@@ -319,9 +314,9 @@ def _level(values: Float32) -> float:
 
 
 def _regions(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Split a mask into parts that touch by an edge."""
+    """Split a mask into regions whose cells touch by an edge."""
     left = mask.copy()
-    found = []
+    regions = []
     while left.any():
         region = np.zeros_like(mask)
         waiting = [tuple(np.argwhere(left)[0])]
@@ -331,5 +326,5 @@ def _regions(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
                 left[y, x] = False
                 region[y, x] = True
                 waiting += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
-        found.append(region)
-    return found
+        regions.append(region)
+    return regions

@@ -158,7 +158,7 @@ def test_a_folder_keeps_embeddings_for_the_next_reranker(
         pickle.loads(pickle.dumps(first)),
         ColQwen3Reranker(**json.loads(other.model_dump_json()) | {"encoder": encoder}),
     ):
-        first._tools.cache.flush()
+        first._core.resources.open().cache.flush()
         ranked = tool.compress_documents(files, QUESTION)
         assert [(d.id, d.metadata["relevance_score"]) for d in ranked] == [
             (d.id, d.metadata["relevance_score"]) for d in wanted
@@ -178,10 +178,12 @@ def test_a_document_that_scores_the_threshold_itself_stays(encoder: ColQwen3Enco
     assert [document.id for document in kept] == [document.id for document in first[:3]]
 
 
-def test_ties_stay_in_the_order_they_came(encoder: ColQwen3Encoder, files: list[Document]) -> None:
-    twins = [Document("", id=f"twin {n}", metadata=dict(files[0].metadata)) for n in range(5)]
+def test_ties_are_ordered_by_id_and_without_one_as_they_came(encoder: ColQwen3Encoder, files: list[Document]) -> None:
+    twins = [Document("", id=id_, metadata={**files[0].metadata, "n": n}) for n, id_ in enumerate("c?a?b")]
+    for twin in twins:
+        twin.id = None if twin.id == "?" else twin.id
     for ranked in ways(reranker(encoder), twins, QUESTION):
-        assert [document.id for document in ranked] == [f"twin {n}" for n in range(5)]
+        assert [document.metadata["n"] for document in ranked] == [2, 4, 0, 1, 3]
 
 
 def test_c9_inputs_stay_as_they_are_and_results_keep_all(encoder: ColQwen3Encoder, files: list[Document]) -> None:
@@ -356,16 +358,35 @@ def test_a_model_that_cannot_be_loaded_is_nobodys_document(files: list[Document]
             ColQwen3Reranker(model="/nowhere/at-all", on_error=on_error).compress_documents(files, QUESTION)
 
 
+def test_a_bar_and_a_window_change_no_ranking(encoder: ColQwen3Encoder, mixed: list[Document]) -> None:
+    expected = reranker(encoder, on_error="keep").compress_documents(mixed, QUESTION)
+    windowed = reranker(encoder, on_error="keep", embed_batch_size=1, show_progress=True)
+    for ranked in ways(windowed, mixed, QUESTION):
+        assert [document.id for document in ranked] == [document.id for document in expected]
+
+
 # -- arguments and copies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"top_n": 0}, {"on_error": "ignore"}, {"score_mode": "max"}, {"score_threshold": float("nan")}, {"topn": 3}],
+    [
+        {"top_n": 0},
+        {"on_error": "ignore"},
+        {"score_mode": "max"},
+        {"score_threshold": float("nan")},
+        {"topn": 3},
+        {"embed_batch_size": 0},
+    ],
 )
 def test_wrong_arguments_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         ColQwen3Reranker(**wrong)
+
+
+def test_it_needs_no_argument_and_loads_nothing() -> None:
+    tool = ColQwen3Reranker()
+    assert (tool.top_n, tool.score_mode, tool.model) == (3, "relevance", None)
 
 
 def test_one_model_only(encoder: ColQwen3Encoder) -> None:

@@ -222,7 +222,7 @@ def test_a_folder_keeps_embeddings_for_the_next_reranker(
 ) -> None:
     first = ColQwen3Reranker(encoder=encoder, cache=tmp_path / "cache")
     wanted = first.postprocess_nodes(image_nodes(folder), query_str="revenue")
-    first._tools.cache.flush()  # type: ignore[union-attr]
+    first._core.resources.open().cache.flush()
     shared = PageEmbeddingCache(encoder, folder=tmp_path / "cache")
     before = encoder.stats.inputs
     others = [
@@ -261,6 +261,18 @@ def test_pages_of_the_index_are_not_encoded_at_all(
         assert encoder.stats.inputs - before == 1, "the query alone"
     reranker.close()
     assert len(index) == N_PICTURES, "an index that was handed in stays open"
+
+
+def test_a_device_with_an_index_is_where_its_model_runs(folder: Path, index: PageIndex) -> None:
+    nodes = image_nodes(folder)
+    expected = ColQwen3Reranker(index=index).postprocess_nodes(nodes, query_str="revenue")
+    for given in (index, index.location):
+        reranker = ColQwen3Reranker(index=given, device="cpu")
+        assert same_ranking(reranker.postprocess_nodes(nodes, query_str="revenue"), expected)
+        opened = reranker._core.resources.open().encoder
+        assert isinstance(opened, ColQwen3Encoder)
+        assert opened.to_dict()["device"] == "cpu"
+        reranker.close()
 
 
 def test_nodes_outside_the_index_or_of_another_content_are_encoded(
@@ -314,7 +326,7 @@ def test_a_bad_node_raises_and_is_named(
     reranker = ColQwen3Reranker(encoder=encoder)
     for bad in bad_nodes(tmp_path):
         nodes = [*image_nodes(folder)[:2], bad]
-        with pytest.raises(EncodeError, match="input 2") as caught:
+        with pytest.raises(EncodeError, match=r"node 2 \(id ") as caught:
             if asynchronous:
                 asyncio.run(reranker.apostprocess_nodes(nodes, query_str="x"))
             else:
@@ -343,6 +355,12 @@ def test_bad_nodes_are_skipped_or_kept_last_with_a_warning(
     kept = ids(bad) if on_error == "keep" else []
     assert ids(ranked) == ["page 1", "page 0", *kept]
     assert [found.score for found in ranked[2:]] == [None] * len(kept)
+    assert all(found.metadata["rerank_error"] for found in ranked[2:])
+    assert all("rerank_error" not in found.node.get_content("llm") for found in ranked[2:])  # type: ignore[arg-type]
+    (again,) = reranker.postprocess_nodes(
+        [NodeWithScore(node=TextNode(text="x", metadata={"rerank_error": "old"}))], query_str="x"
+    )
+    assert again.metadata == {}
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(bad)
     assert all(any(repr(given.node_id) in line for line in said) for given in bad)
@@ -427,39 +445,6 @@ def test_the_event_loop_runs_on_while_pages_are_encoded(folder: Path, gated: Gat
     assert [len(ranked) for ranked in both] == [N_PICTURES, N_PICTURES]
     assert len(gated.held) == N_PICTURES, "both share the pages"
     assert threading.get_ident() not in gated.threads, "opening files and checkpoints is not for the loop's thread"
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_no_more_nodes_are_under_way_than_asked_for(
-    folder: Path, encoder: ColQwen3Encoder, size: int, asynchronous: bool
-) -> None:
-    under_way: set[int] = set()
-    most = 0
-
-    class Counting(ColQwen3Encoder):
-        """The real encoder, which counts the pages that are not done."""
-
-        def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
-            nonlocal most
-            future = super().submit_pages(pages)
-            under_way.add(id(future))
-            most = max(most, len(under_way))
-            future.add_done_callback(lambda done: under_way.discard(id(done)))
-            return future
-
-    nodes = [*image_nodes(folder), *(NodeWithScore(node=TextNode(id_=f"t{i}", text=f"text {i}")) for i in range(4))]
-    nodes.insert(2, NodeWithScore(node=TextNode(id_="empty", text=" ")))
-    with Counting(folder / "checkpoint", device="cpu") as counting:
-        reranker = ColQwen3Reranker(encoder=counting, embed_batch_size=size, on_error="keep", top_n=None)
-        ask = reranker.apostprocess_nodes(nodes, QueryBundle("x"))
-        ranked = (
-            asyncio.run(ask) if asynchronous else (ask.close(), reranker.postprocess_nodes(nodes, query_str="x"))[1]
-        )
-    assert 0 < most <= size
-    expected = ColQwen3Reranker(encoder=encoder, on_error="keep", top_n=None).postprocess_nodes(nodes, query_str="x")
-    assert ids(ranked) == ids(expected)
-    assert ids(ranked)[-1] == "empty"
 
 
 def test_cancelling_the_task_cancels_the_encoding(folder: Path, gated: Gated) -> None:
@@ -562,7 +547,6 @@ def test_it_needs_no_argument_and_loads_nothing() -> None:
         ({"encoder": "tiny"}, "encoder"),
         ({"encoder": {"model": "tiny"}}, "encoder"),
         ({"encoder": ColQwen3Encoder("tiny"), "model": "tiny"}, "encoder"),
-        ({"index": "my-index", "device": "cpu"}, "device"),
     ],
     ids=str,
 )

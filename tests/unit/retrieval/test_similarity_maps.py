@@ -185,9 +185,9 @@ def test_errors() -> None:
     white = Image.new("RGB", (30, 20))
     with pytest.raises(ConfigError, match="opacity: expected 0 to 1, got 2"):
         found.overlay(white, opacity=2)
-    with pytest.raises(ConfigError, match="token: expected 0 to 1, got 2"):
+    with pytest.raises(ConfigError, match="token: expected a whole number from 0 to 1, got 2"):
         found.overlay(white, token=2)
-    with pytest.raises(ConfigError, match="top from 1"):
+    with pytest.raises(ConfigError, match="top: expected a whole number from 1, got 0"):
         found.boxes(top=0)
 
 

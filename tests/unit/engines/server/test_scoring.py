@@ -144,7 +144,7 @@ def test_llama_index_reranker(encoder: ColQwen3Encoder, truth: list[float]) -> N
         assert [found.score for found in ranked] == pytest.approx([score for score, _ in expected], abs=1e-3)
     assert reranker.from_dict(reranker.to_dict()).scoring == "server"
     empty = [*nodes, schema.NodeWithScore(node=schema.TextNode(text=" ", id_="empty"))]
-    with pytest.raises(EncodeError, match="input 3"):
+    with pytest.raises(EncodeError, match=r"node 3 \(id 'empty'\)"):
         reranker.postprocess_nodes(empty, query_str=QUESTION)
     with pytest.raises(ConfigError, match="neither index nor cache"):
         ColQwen3Reranker(encoder=encoder, scoring="server", cache_bytes=0)
