@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from colqwen3_retrievers.encoding.batching import WorkerStats
 from colqwen3_retrievers.encoding.encoder_inputs import check_items, collected, gathered, known_size, page_of, video_of
-from colqwen3_retrievers.encoding.settings import EncoderSettings, OpenedSettings
+from colqwen3_retrievers.encoding.opened_model import OpenedModel
+from colqwen3_retrievers.encoding.settings import EncoderSettings
 from colqwen3_retrievers.encoding.submission import Submitter
 from colqwen3_retrievers.engines.options import EngineOptions
 from colqwen3_retrievers.errors import ConfigError
@@ -208,7 +209,7 @@ class ColQwen3Encoder:
         """What shapes its multi-vectors. Reads the checkpoint's headers, not its weights."""
         return self.opened().info
 
-    def opened(self) -> OpenedSettings:
+    def opened(self) -> OpenedModel:
         """Give its checkpoint and renderer, for what asks a server in its place. Loads no weights."""
         return self._submitter.opened()
 
@@ -298,7 +299,7 @@ class ColQwen3Encoder:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _submit_query(self, query: str | Query, index: int) -> Future[MultiVector]:
-        def render(opened: OpenedSettings) -> EncoderInput:
+        def render(opened: OpenedModel) -> EncoderInput:
             asked = Query(query) if isinstance(query, str) else query
             if not isinstance(asked, Query):
                 raise ConfigError(f"a query is a text or a Query, not {type(query).__name__}")
@@ -308,7 +309,7 @@ class ColQwen3Encoder:
         return self._submitter.submit("image" if with_image else "text", index, render)
 
     def _submit_page(self, page: Page, index: int) -> Future[MultiVector]:
-        def render(opened: OpenedSettings) -> EncoderInput:
+        def render(opened: OpenedModel) -> EncoderInput:
             if not isinstance(page, Page):
                 raise ConfigError(f"expected a Page, not {type(page).__name__}")
             return opened.renderer.document(page)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from colqwen3_retrievers.encoding import shared_engine as sharing
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
-from colqwen3_retrievers.encoding.settings import OpenedSettings
+from colqwen3_retrievers.encoding.opened_model import OpenedModel
 from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.client import ServerClient
 from colqwen3_retrievers.engines.server.scoring import Endpoint, score_on_server
@@ -75,7 +75,7 @@ def server_scores(
     return scores
 
 
-def _check(opened: OpenedSettings) -> None:
+def _check(opened: OpenedModel) -> None:
     settings = opened.settings
     if not isinstance(settings.engine, ServerOptions):
         raise ConfigError("scoring='server': the encoder's engine is no server; give url=, or set COLQWEN3_URL")
@@ -85,7 +85,7 @@ def _check(opened: OpenedSettings) -> None:
         )
 
 
-def _client(encoder: ColQwen3Encoder, opened: OpenedSettings) -> ServerClient:
+def _client(encoder: ColQwen3Encoder, opened: OpenedModel) -> ServerClient:
     """Give the encoder's client for scoring, made when there is none in this process; it goes with the encoder."""
     settings = opened.settings
     assert isinstance(settings.engine, ServerOptions)  # noqa: S101 - narrows the type for the checker

@@ -7,14 +7,14 @@ with an empty table: threads and CUDA contexts do not survive a fork, so the chi
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from colqwen3_retrievers.encoding.batching import EncodeWorker, forget_workers
 from colqwen3_retrievers.encoding.futures import Lane
+from colqwen3_retrievers.encoding.settings import loaded_torch
 from colqwen3_retrievers.engines import Engine
 from colqwen3_retrievers.errors import EngineError
 from colqwen3_retrievers.models.rendering import EncoderInput
@@ -161,12 +161,6 @@ def current_generation() -> int:
         _fork_hook_set = True
         os.register_at_fork(after_in_child=_after_fork)
     return _generation
-
-
-def loaded_torch() -> Any:
-    """Give torch when this process has it; None too while another thread is still importing it."""
-    torch = sys.modules.get("torch")
-    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
 
 def fail(result: Future[T], exc: BaseException) -> None:

@@ -10,12 +10,13 @@ from concurrent.futures import Future
 from typing import Any
 
 from colqwen3_retrievers.encoding import shared_engine as sharing
-from colqwen3_retrievers.encoding.settings import EncoderSettings, OpenedSettings
+from colqwen3_retrievers.encoding.opened_model import OpenedModel
+from colqwen3_retrievers.encoding.settings import EncoderSettings
 from colqwen3_retrievers.errors import ColQwen3Error, EncodeError, EngineError, MissingExtraError
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector
 
-Render = Callable[[OpenedSettings], EncoderInput]
+Render = Callable[[OpenedModel], EncoderInput]
 
 
 class _State:
@@ -25,7 +26,7 @@ class _State:
         self.generation = generation
         self.lock = threading.Lock()
         self.opening = threading.Lock()  # of its own: opening may take minutes, and close() must not wait for it
-        self.opened: OpenedSettings | None = None
+        self.opened: OpenedModel | None = None
         self.engine: sharing.SharedEngine | None = None
         self.finalizer: weakref.finalize[Any, Any] | None = None
         self.waiting: list[Callable[[ColQwen3Error | None], None]] = []
@@ -45,16 +46,16 @@ class Submitter:
         self._state = _State(sharing.current_generation())
         self._closed = False
 
-    def opened(self) -> OpenedSettings:
+    def opened(self) -> OpenedModel:
         """Open the checkpoint, or give it when it is open.
 
         Raises:
-            ColQwen3Error: as :meth:`OpenedSettings.open`.
+            ColQwen3Error: as :meth:`OpenedModel.open`.
         """
         state = self._here()
         with state.opening:
             if state.opened is None:
-                state.opened = OpenedSettings.open(self.settings)
+                state.opened = OpenedModel.open(self.settings)
             return state.opened
 
     def engine(self) -> sharing.SharedEngine:
@@ -124,7 +125,7 @@ class Submitter:
         if engine is not None:
             sharing.release(engine, state.generation)
 
-    def _finish(self, opened: OpenedSettings, item: EncoderInput, rows: Float32) -> MultiVector:
+    def _finish(self, opened: OpenedModel, item: EncoderInput, rows: Float32) -> MultiVector:
         """Apply the tail; being a method, it keeps this handle, and so the engine, until the work is done."""
         return opened.finish(item, rows)
 

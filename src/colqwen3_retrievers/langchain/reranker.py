@@ -17,12 +17,12 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, result_at
+from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.langchain.document_embeddings import DocumentEmbeddings
 from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_to_page
 from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, RemoteField, pickled
-from colqwen3_retrievers.langchain.future_group import FutureGroup
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence, without_evidence
 from colqwen3_retrievers.vectors.kernels import default_kernel

@@ -20,11 +20,11 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
-from colqwen3_retrievers.langchain.future_group import FutureGroup
 from colqwen3_retrievers.langchain.questions import (
     Outcome,
     checked_query,
