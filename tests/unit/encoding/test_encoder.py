@@ -23,7 +23,9 @@ import torch
 from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, TorchOptions, Video
-from colqwen3_retrievers.encoding.batching import EncodeWorker
+from colqwen3_retrievers.encoding.batching import Job
+from colqwen3_retrievers.encoding.futures import ListFuture
+from colqwen3_retrievers.encoding.shared_engine import SharedEngine
 from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.errors import (
     CheckpointError,
@@ -384,12 +386,15 @@ def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) 
 def test_a_kept_error_keeps_no_model(tiny: TinyCheckpoint) -> None:
     engines = [TorchEngine(open_checkpoint(tiny.folder), device="cpu", dtype="float32")]
     alive = weakref.ref(engines[0])
-    worker = EncodeWorker(engines.pop)
-    broken = EncoderInput(False, "", np.full(3, 10**6), slice(0, 3))
+    shared = SharedEngine("key", engines.pop)
+    future: ListFuture[MultiVector] = ListFuture()
+    job = Job("page", 0, lambda _: job.item, future, future.add_item())
+    job.item = EncoderInput(False, "", np.full(3, 10**6), slice(0, 3))
+    shared.submit_rendered(job)
     with pytest.raises(EngineError) as caught:
-        worker.submit(broken).result(30)
-    worker.close()
-    del worker
+        future.result(30)
+    shared.close()
+    del shared
     gc.collect()
     assert caught.value is not None
     assert alive() is None
