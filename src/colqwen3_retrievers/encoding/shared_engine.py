@@ -5,7 +5,7 @@ A caller makes one :class:`~colqwen3_retrievers.encoding.batching.Job` an input,
 threads, each of which hands it to the next::
 
     caller      ModelHandle.submit: queues the job and returns, also on an event loop
-      |         (before the first use: a thread opens the checkpoint, while jobs wait for it in order)
+      |         (before the first use, a thread opens the checkpoint, and jobs wait for it)
     render      SharedEngine._render: prompt tokens and pixels; text queries, image queries and pages have threads of
       |         their own; a page first takes one of 64 places in flight, which bounds memory
     engine      SharedEngine._run: loads the weights at the first job, then takes batches from a BatchQueue, queries
@@ -40,6 +40,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -87,7 +88,7 @@ class ModelHandle:
         self._opening = threading.Lock()  # of its own: opening may take minutes, and close() must not wait for it
         self._opened: OpenedModel | None = None
         self._engine: SharedEngine | None = None
-        self._waiting: list[Job] = []
+        self._ready: Future[None] | None = None  # while the engine is being opened
 
     def opened(self) -> OpenedModel:
         """Return the opened checkpoint; the first call opens it.
@@ -141,15 +142,14 @@ class ModelHandle:
         self.settings = self.settings.on_current_device()
         job = Job(kind, index, render, future, future.add_item())
         with self._lock:
-            ready = self._engine is not None and not self._waiting
-            if not ready:
-                self._waiting.append(job)
-                if len(self._waiting) > 1:
-                    return
-        if ready:
+            ready = self._ready
+            if ready is None and self._engine is None:  # neither a download nor importing torch may hold up the caller
+                ready = self._ready = Future()
+                threading.Thread(target=self._open, args=(ready,), name="colqwen3-open", daemon=True).start()
+        if ready is None:
             self._start(job)
-        else:  # neither a download nor importing torch may hold up the caller, who may be an event loop
-            threading.Thread(target=self._open_and_start, name="colqwen3-open", daemon=True).start()
+        else:
+            ready.add_done_callback(lambda done: self._start(job, done.exception()))
 
     def close(self) -> None:
         """Release the engine; further calls are errors."""
@@ -161,8 +161,8 @@ class ModelHandle:
         if engine is not None:
             _release(engine)
 
-    def _open_and_start(self) -> None:
-        error: ColQwen3Error | None = None
+    def _open(self, ready: Future[None]) -> None:
+        error: BaseException | None = None
         try:
             self.engine()
         except ColQwen3Error as exc:
@@ -170,20 +170,17 @@ class ModelHandle:
         except BaseException as exc:  # a library that panics or exits must not leave callers waiting
             error = EngineError(f"the checkpoint cannot be opened: {exc!r}")
             error.__cause__ = exc
-        started: list[Job] = []
-        while True:
-            with self._lock:
-                del self._waiting[: len(started)]
-                started = self._waiting.copy()
-            if not started:
-                return
-            for job in started:
-                self._start(job, error)
+        with self._lock:
+            self._ready = None  # after an error, the next job tries again
+        if error is None:
+            ready.set_result(None)
+        else:
+            ready.set_exception(error)
 
-    def _start(self, job: Job, error: ColQwen3Error | None = None) -> None:
+    def _start(self, job: Job, error: BaseException | None = None) -> None:
         try:
             if error is not None:
-                raise error.copy()
+                raise error.copy() if isinstance(error, ColQwen3Error) else error
             job.opened = self.opened()
             self.engine().submit(job)
         except BaseException as exc:  # belongs to whoever waits for the result
