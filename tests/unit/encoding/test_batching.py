@@ -260,6 +260,7 @@ def test_one_bad_input_fails_alone(error: EngineError | EncodeError) -> None:
     failed = [future.exception() for future in futures]
     assert [type(one) for one in failed if one is not None] == [type(error)]
     assert failed[3] is not None
+    assert getattr(failed[3], "index", 0) == 0, "an error of the input names its place in the call"
     assert [len(future.result()[0]) for future in futures[:3] + futures[4:]] == [10, 11, 12, 14, 15, 16]
     worker.close()
 
