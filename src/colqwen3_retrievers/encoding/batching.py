@@ -53,7 +53,7 @@ class Job:
     slots: threading.Semaphore | None = None
 
     def finish(self, rows: Float32) -> None:
-        """Make the multi-vector of the engine's token embeddings, and hand it to the caller."""
+        """Apply the tail to the engine's token embeddings, and set the caller's item."""
         if self.future.over:
             self.leave()
             return
@@ -71,7 +71,7 @@ class Job:
         self.future.fail(exc)
 
     def leave(self) -> None:
-        """Give its place among the pages in flight to another."""
+        """Release the job's place among the pages in flight, if it holds one."""
         slots, self.slots = self.slots, None
         if slots is not None:
             slots.release()

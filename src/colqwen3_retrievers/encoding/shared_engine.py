@@ -420,7 +420,7 @@ _fork_hook_set = False
 
 
 def _acquire(key: Hashable, load: Callable[[], Engine]) -> SharedEngine:
-    """Return the engine of a key, made if there is none, and count one handle more."""
+    """Return the engine of a key, created if there is none, with one handle more."""
     with _lock:
         if key not in _engines:
             _engines[key] = SharedEngine(key, load)
@@ -429,7 +429,7 @@ def _acquire(key: Hashable, load: Callable[[], Engine]) -> SharedEngine:
 
 
 def _release(engine: SharedEngine) -> None:
-    """Count one handle less; the last one closes the engine."""
+    """Release one handle; the last one closes the engine."""
     with _lock:
         engine.handles -= 1
         if engine.handles > 0:
