@@ -99,7 +99,7 @@ def test_bytes_on_the_wire(server: ServerProcess) -> None:
     """Token embeddings as float16 bytes, against the same as JSON floats."""
     with ColQwen3Encoder("tiny", url=server.url) as encoder:
         mv = encoder.encode_queries(["what was the revenue?"])[0]
-        ids = encoder._submitter.opened().renderer.query(Query("what was the revenue?")).token_ids.tolist()
+        ids = encoder.opened().renderer.query(Query("what was the revenue?")).token_ids.tolist()
     sizes = {}
     for name, asked in {"bytes": {"encoding_format": "bytes", "embed_dtype": "float16"}, "json": {}}.items():
         body = json.dumps({"model": "tiny", "input": [ids], **asked}).encode()

@@ -13,12 +13,14 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
+
+T = TypeVar("T")
 
 FILE_NAME: Final = "embeddings.sqlite"
 """The file in a cache's folder."""
@@ -40,22 +42,22 @@ CREATE TABLE contents (
 CREATE TABLE names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, content TEXT NOT NULL);
 """
 _log = logging.getLogger("colqwen3_retrievers.cache")
-_left_behind: list[sqlite3.Connection] = []  # of a parent process: neither to be used nor closed in a forked child
+_inherited: list[sqlite3.Connection] = []  # of a parent process: neither to be used nor closed in a forked child
 
 
 class DiskCache:
-    """Multi-vectors by key, the least recently used forgotten beyond a number of bytes.
+    """Multi-vectors by key; the least recently used are evicted beyond a number of bytes.
 
-    Token embeddings are kept as float32, so that what comes out is what went in, bit by bit. Each entry has a checksum;
-    a damaged one is forgotten and counts as unknown. A fault of the disk while it is used (full, gone, locked for half
-    a minute by another) is logged, and the entry counts as unknown or is not kept: work goes on without the cache.
+    Token embeddings are kept as float32, so that they come back bit by bit. Each entry has a checksum; a damaged one is
+    deleted and counts as unknown. A fault of the disk during use (full, gone, locked for half a minute by another) is
+    logged, and the entry counts as unknown or is not kept: work goes on without the cache.
 
     Args:
-        folder: made when it is new; on a local disk, for SQLite's locks.
+        folder: created if it does not exist; on a local disk, for SQLite's locks.
         max_bytes: most bytes of token embeddings. Each process keeps to its own bound.
 
     Raises:
-        StoreError: the folder cannot be used, or its file is damaged, none of ours, or of a later format.
+        StoreError: the folder cannot be used, or its file is damaged, another program's, or of a later format.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -74,13 +76,14 @@ class DiskCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise StoreError(f"{folder}: no cache can be made there: {exc.strerror or exc}") from exc
+            raise StoreError(f"{folder}: no cache can be created there: {exc.strerror or exc}") from exc
         self._open()
-        self._shrink()  # a smaller bound than the last one's counts from now on
+        self._write(self._evict)  # the bound may be smaller than that of the process before
 
     def get(self, key: str) -> MultiVector | None:
-        """Give what is kept under a key, or None."""
-        with self._use("read", transaction=False) as connection:
+        """Return the multi-vector of a key, or None."""
+
+        def read(connection: sqlite3.Connection) -> MultiVector | None:
             sql = (
                 "SELECT number, crc32, shape, vectors, clusters FROM entries JOIN contents USING (number) WHERE key = ?"
             )
@@ -88,9 +91,9 @@ class DiskCache:
             if row is None:
                 return None
             try:
-                made = _restored(*row[1:])
+                multi_vector = _restored(*row[1:])
             except (ValueError, KeyError, TypeError) as exc:
-                _log.warning("%s: an entry is damaged and forgotten: %s", self.file, exc)
+                _log.warning("%s: an entry is damaged and deleted: %s", self.file, exc)
                 connection.execute("DELETE FROM entries WHERE number = ?", row[:1])
                 return None
             newest = "(SELECT max(used) FROM entries)"
@@ -99,55 +102,62 @@ class DiskCache:
                 connection.execute(sql, row[:1])
             except sqlite3.Error as exc:  # a full disk can be read
                 _log.warning("%s: an entry could not be marked as used: %s", self.file, exc)
-            return made
-        return None
+            return multi_vector
+
+        return self._attempt("read", read, None)
 
     def put(self, key: str, multi_vector: MultiVector) -> None:
-        """Keep a multi-vector, unless it is larger than the bound by itself; what is there stays."""
+        """Keep a multi-vector, unless the key has one already or it is larger than the bound by itself."""
         size = nbytes_of(multi_vector)
         if size > self.max_bytes:
             return
         row = _parts(multi_vector)
-        with self._use("written") as connection:
+
+        def insert(connection: sqlite3.Connection) -> None:
             sql = "INSERT OR IGNORE INTO entries (key, used, size) SELECT ?, ifnull(max(used), 0) + 1, ? FROM entries"
-            done = connection.execute(sql, (key, size))
-            if done.rowcount:
-                connection.execute("INSERT INTO contents VALUES (?, ?, ?, ?, ?)", (done.lastrowid, *row))
-                self._shrink(connection)
+            entry = connection.execute(sql, (key, size))
+            if entry.rowcount:
+                connection.execute("INSERT INTO contents VALUES (?, ?, ?, ?, ?)", (entry.lastrowid, *row))
+                self._evict(connection)
+
+        self._write(insert)
 
     def content_of(self, name: str) -> str | None:
-        """Give the content a name stands for, as :meth:`put_name` was told, or None."""
-        with self._use("read", transaction=False) as connection:
-            row = connection.execute("SELECT content FROM names WHERE name = ?", (name,)).fetchone()
-            return None if row is None else str(row[0])
-        return None
+        """Return the content that :meth:`put_name` stored for a name, or None."""
+        content: str | None = self._value("SELECT content FROM names WHERE name = ?", name)
+        return content
 
     def put_name(self, name: str, content: str) -> None:
-        """Keep the content a name stands for; the oldest of 100,000 names are forgotten."""
-        with self._use("written") as connection:
+        """Keep the content a name stands for; of more than 100,000 names the oldest are deleted."""
+
+        def insert(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO names (name, content) VALUES (?, ?)", (name, content))
             oldest = "(SELECT max(number) FROM names) - ?"
             connection.execute(f"DELETE FROM names WHERE number <= {oldest}", (_MOST_NAMES,))  # noqa: S608 - a constant
 
+        self._write(insert)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the token embeddings kept now, by all processes."""
-        return self._number("SELECT ifnull(sum(size), 0) FROM entries")
+        return self._value("SELECT ifnull(sum(size), 0) FROM entries") or 0
 
     def __len__(self) -> int:
-        """Count the entries."""
-        return self._number("SELECT count(*) FROM entries")
+        """Return the number of entries."""
+        return self._value("SELECT count(*) FROM entries") or 0
 
     def clear(self) -> None:
-        """Forget all, and give the space back to the disk."""
-        with self._use("written") as connection:
+        """Delete all entries, and free their space on the disk."""
+
+        def delete(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM entries")
             connection.execute("DELETE FROM names")
-        with self._use("written", transaction=False) as connection:
-            connection.execute("VACUUM")
+
+        self._write(delete)
+        self._attempt("written", lambda connection: connection.execute("VACUUM"), None)
 
     def close(self) -> None:
-        """Close the file; a second call does nothing, and further calls find nothing."""
+        """Close the file. A second call does nothing, and :meth:`get` returns None from then on."""
         with self._lock:
             if self._pid == os.getpid():
                 self._finalizer()
@@ -163,7 +173,7 @@ class DiskCache:
             self._prepare(connection)
         except sqlite3.Error as exc:
             connection.close()
-            remedy = "" if isinstance(exc, sqlite3.OperationalError) else "; delete it to begin anew"
+            remedy = "" if isinstance(exc, sqlite3.OperationalError) else "; delete it to start with an empty cache"
             raise StoreError(f"{self.file}: the cache cannot be used: {exc}{remedy}") from exc
         except BaseException:
             connection.close()
@@ -178,21 +188,15 @@ class DiskCache:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")  # a power cut takes the last entries, never the file
         connection.execute("PRAGMA journal_size_limit = 16777216")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection):  # half a schema would look like another program's
             if not self._check(connection):  # two processes may come to a new folder at once
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # half a schema would pass for another program's
-                connection.execute("ROLLBACK")
-            raise
 
     def _check(self, connection: sqlite3.Connection) -> bool:
-        """Whether there is a cache; False for a new file."""
+        """Return whether the file holds a cache; False for a new one."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -202,54 +206,56 @@ class DiskCache:
             raise StoreError(f"{self.file}: format {version} of a later release; this one knows {VERSION}")
         return bool(tables)
 
-    @contextlib.contextmanager
-    def _use(self, done: str, *, transaction: bool = True) -> Iterator[sqlite3.Connection]:
-        """Give the connection, in a transaction; an error of the disk is logged and goes no further."""
+    def _attempt(self, action: str, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """Return what ``work`` returns; after an error of the disk, which is logged, ``otherwise``."""
         with self._lock:
             if self._pid != os.getpid():  # forked: SQLite forbids a child to touch the parent's connection
-                left, finalizer = self._connection, self._finalizer
-                self._open()  # when it fails, the next call tries again, and the parent's is never used
+                inherited, finalizer = self._connection, self._finalizer
+                self._open()  # if it fails, the next call tries again, and the parent's is never used
                 finalizer.detach()
-                _left_behind.append(left)
+                _inherited.append(inherited)
                 self._pid = os.getpid()
             try:
-                if transaction:
-                    self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
-                if transaction:
-                    self._connection.execute("COMMIT")
+                return work(self._connection)
             except sqlite3.Error as exc:
                 if self._finalizer.alive:
-                    _log.warning("%s: the cache could not be %s: %s", self.file, done, exc)
-            finally:
-                with contextlib.suppress(sqlite3.Error):
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                    _log.warning("%s: the cache could not be %s: %s", self.file, action, exc)
+                return otherwise
 
-    def _shrink(self, connection: sqlite3.Connection | None = None) -> None:
-        if connection is None:
-            with self._use("written") as own:
-                self._shrink(own)
-            return
+    def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        def whole(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                work(connection)
+
+        self._attempt("written", whole, None)
+
+    def _value(self, sql: str, *values: str) -> Any:
+        row = self._attempt("read", lambda connection: connection.execute(sql, values).fetchone(), None)
+        return None if row is None else row[0]
+
+    def _evict(self, connection: sqlite3.Connection) -> None:
+        """Delete the least recently used entries beyond the bound."""
         (excess,) = connection.execute("SELECT ifnull(sum(size), 0) - ? FROM entries", (self.max_bytes,)).fetchone()
         if excess <= 0:
             return
-        doomed = []
+        numbers = []
         for number, size in connection.execute("SELECT number, size FROM entries ORDER BY used"):
-            doomed.append((number,))
+            numbers.append((number,))
             excess -= size
             if excess <= 0:
                 break
-        connection.executemany("DELETE FROM entries WHERE number = ?", doomed)
+        connection.executemany("DELETE FROM entries WHERE number = ?", numbers)
 
-    def _number(self, sql: str) -> int:
-        with self._use("read", transaction=False) as connection:
-            return int(connection.execute(sql).fetchone()[0])
-        return 0
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:  # commits, or rolls back after an error
+        yield
 
 
 def nbytes_of(multi_vector: MultiVector) -> int:
-    """Bytes of a multi-vector's token embeddings and of what says how they were pooled.
+    """Return the bytes of a multi-vector's token embeddings and clusters.
 
     >>> nbytes_of(MultiVector(np.eye(2, dtype=np.float32)))
     16
@@ -279,45 +285,40 @@ def _closer(connection: sqlite3.Connection) -> Callable[[], None]:
         if os.getpid() == pid:
             connection.close()
         else:
-            _left_behind.append(connection)
+            _inherited.append(connection)
 
     return close
 
 
-def _parts(made: MultiVector) -> tuple[int, str, bytes, bytes | None]:
-    """Lay a multi-vector out as plain data: checksum, shape, token embeddings, clusters."""
-    shape = json.dumps(
-        {
-            "rows": list(made.vectors.shape),
-            "content": _cut(made.content),
-            "visual": None if made.visual is None else _cut(made.visual),
-            "grid": None if made.grid is None else [int(side) for side in made.grid],
-            "tokens": made.tokens,
-        }
-    )
-    vectors = np.ascontiguousarray(made.vectors, dtype="<f4").tobytes()
-    clusters = None if made.clusters is None else made.clusters.astype("<i4").tobytes()
-    return _checksum(shape, vectors, clusters), shape, vectors, clusters
+def _parts(multi_vector: MultiVector) -> tuple[int, str, bytes, bytes | None]:
+    """Return a multi-vector as plain data: checksum, shape, token embeddings, clusters."""
+    content, visual, clusters = multi_vector.content, multi_vector.visual, multi_vector.clusters
+    shape = {
+        "rows": multi_vector.vectors.shape,
+        "content": (content.start, content.stop, content.step),
+        "visual": None if visual is None else (visual.start, visual.stop, visual.step),
+        "grid": multi_vector.grid,
+        "tokens": multi_vector.tokens,
+    }
+    text = json.dumps(shape, default=int)  # numpy's integers
+    vectors = np.ascontiguousarray(multi_vector.vectors, dtype="<f4").tobytes()
+    pooled = None if clusters is None else clusters.astype("<i4").tobytes()
+    return _checksum(text, vectors, pooled), text, vectors, pooled
 
 
-def _restored(crc32: int, shape: str, vectors: bytes, clusters: bytes | None) -> MultiVector:
-    if _checksum(shape, vectors, clusters) != crc32:
+def _restored(crc32: int, text: str, vectors: bytes, clusters: bytes | None) -> MultiVector:
+    if _checksum(text, vectors, clusters) != crc32:
         raise ValueError("its checksum differs")
-    told: dict[str, Any] = json.loads(shape)
-    rows = np.frombuffer(vectors, dtype="<f4").reshape(told["rows"]).astype(np.float32, copy=False)
+    shape: dict[str, Any] = json.loads(text)
     return MultiVector(
-        rows,
-        content=slice(*told["content"]),
-        visual=None if told["visual"] is None else slice(*told["visual"]),
-        tokens=None if told["tokens"] is None else tuple(told["tokens"]),
-        grid=None if told["grid"] is None else (told["grid"][0], told["grid"][1]),
+        np.frombuffer(vectors, dtype="<f4").reshape(shape["rows"]).astype(np.float32, copy=False),
+        content=slice(*shape["content"]),
+        visual=None if shape["visual"] is None else slice(*shape["visual"]),
+        tokens=None if shape["tokens"] is None else tuple(shape["tokens"]),
+        grid=None if shape["grid"] is None else (shape["grid"][0], shape["grid"][1]),
         clusters=None if clusters is None else np.frombuffer(clusters, dtype="<i4").astype(np.int32),
     )
 
 
 def _checksum(shape: str, vectors: bytes, clusters: bytes | None) -> int:
     return zlib.crc32(clusters or b"", zlib.crc32(vectors, zlib.crc32(shape.encode())))
-
-
-def _cut(part: slice) -> list[int | None]:
-    return [None if bound is None else int(bound) for bound in (part.start, part.stop, part.step)]

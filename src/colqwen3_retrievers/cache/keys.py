@@ -1,12 +1,13 @@
-"""Keys of pages in a cache: equal when an encoder would see the same."""
+"""Keys of pages in a cache, equal for pages that an encoder would see alike."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
+from colqwen3_retrievers.cache.disk_cache import DiskCache
 from colqwen3_retrievers.pages.images import read_image_bytes
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.vectors.multi_vector import COMPARED, EncoderInfo
@@ -15,26 +16,14 @@ SHAPING: Final = (*COMPARED, "max_visual_tokens", "revision")
 """Fields of an :class:`EncoderInfo` that shape a multi-vector."""
 
 
-class Names(Protocol):
-    """Remembers what the bytes of picture files show; ``DiskCache`` does it."""
-
-    def content_of(self, name: str, /) -> str | None:
-        """Give what a name stands for, or None."""
-        ...
-
-    def put_name(self, name: str, content: str, /) -> None:
-        """Remember what a name stands for."""
-        ...
-
-
 def content_key(page: Page, include_text: bool) -> str:
-    """Digest what an encoder sees of a page. A file is read, not decoded: its bytes tell as much.
+    """Return a digest of what an encoder sees of a page. A file is read, not decoded: its bytes suffice.
 
     Digests are computed here, whatever ``page.sha256`` a caller gave: one for a whole file would give all its pages the
     same token embeddings.
 
     Raises:
-        PageError: its picture cannot be read.
+        PageError: its image cannot be read.
 
     >>> content_key(Page(id="a", image=b"...", text="x"), False) == content_key(Page(id="b", image=b"..."), False)
     True
@@ -48,14 +37,14 @@ def content_key(page: Page, include_text: bool) -> str:
     return f"file:{digest.hexdigest()}"
 
 
-def pixel_key(page: Page, include_text: bool, names: Names) -> str:
-    """Digest what an encoder sees of a page, a picture by its pixels: the same in any file.
+def pixel_key(page: Page, include_text: bool, names: DiskCache) -> str:
+    """Return a digest of what an encoder sees of a page, an image by its pixels: the same in any file format.
 
-    A picture in a file is decoded once; after that its bytes tell what it shows. Digests are computed, as for
-    :func:`content_key`.
+    An image file is decoded once; after that ``names`` maps a digest of its bytes to that of its pixels. Digests are
+    computed, as for :func:`content_key`.
 
     Raises:
-        PageError: its picture cannot be read.
+        PageError: its image cannot be read.
     """
     source = page.image_source
     if page.video is not None or source is None:
@@ -73,14 +62,14 @@ def pixel_key(page: Page, include_text: bool, names: Names) -> str:
 
 
 def settings_key(info: EncoderInfo) -> str:
-    """Digest the settings that shape a multi-vector: encoders that agree in them may share what they made.
+    """Return a digest of the settings that shape a multi-vector: encoders that agree in them may share entries.
 
     >>> a = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> settings_key(a) == settings_key(EncoderInfo("ab12", "/models/tiny", "tomoro", 128, 1, 1280, False, 1))
     True
     """
-    told = {name: getattr(info, name) for name in SHAPING}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    values = {name: getattr(info, name) for name in SHAPING}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _computed(page: Page) -> str:

@@ -1,4 +1,4 @@
-"""Multi-vectors of pages seen before, in memory or on disk: what keeps a page from being encoded again."""
+"""Multi-vectors of pages seen before, in memory or on disk, so that a known page is not encoded again."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, EncodeError, EngineError, PageError
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.paths import user_path
@@ -25,13 +26,13 @@ DEFAULT_MAX_BYTES = 512 * 2**20
 DEFAULT_MAX_DISK_BYTES = 8 * 2**30
 """The same on disk: about 5,000 such pages."""
 
-_MOST_UNWRITTEN = 512 * 2**20  # bytes that wait for a slow disk; what comes beyond is given, and not kept
+_MOST_UNWRITTEN = 512 * 2**20  # bytes that wait for a slow disk; what comes beyond is returned, and not kept
 _log = logging.getLogger("colqwen3_retrievers.cache")
 
 
 @runtime_checkable
 class PageSubmitter(Protocol):
-    """What the cache asks of an encoder; :class:`~colqwen3_retrievers.encoding.encoder.ColQwen3Encoder` does it."""
+    """What the cache needs of an encoder, such as a :class:`~colqwen3_retrievers.encoding.encoder.ColQwen3Encoder`."""
 
     @property
     def info(self) -> EncoderInfo:
@@ -44,34 +45,34 @@ class PageSubmitter(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _UnderWay:
-    """A page being encoded, and everybody who waits for it."""
+class _Encoding:
+    """A page being encoded, and the futures of everybody who waits for it."""
 
-    waiting: list[Future[MultiVector]] = field(default_factory=list)
-    encoding: Future[list[MultiVector]] | None = None
+    waiters: list[Future[MultiVector]] = field(default_factory=list)
+    source: Future[list[MultiVector]] | None = None
 
 
 class PageEmbeddingCache:
-    """Encodes pages, each content once; the least recently used are forgotten beyond a number of bytes.
+    """Encodes pages, each content once, and evicts the least recently used beyond a number of bytes.
 
-    Two pages are the same when an encoder would see the same: the picture, and the text where it counts. Ids, sources
-    and metadata do not matter. May be used from any number of threads; a page that two ask for at the same time is
+    Two pages are the same when an encoder would see the same: the image, and the text where it counts. Ids, sources
+    and metadata do not matter. May be used from any number of threads; a page requested twice at the same time is
     encoded once.
 
-    In memory, pictures in files are told apart by the bytes of the file. On disk, they are told by their pixels, so
-    that a page of a PDF is known again as the picture an index keeps of it; and an entry belongs to the settings that
-    shaped it (fingerprint and revision of the model, dim, pooling, bound of visual tokens, rendering version), so that
-    any number of encoders and processes may share a folder.
+    In memory, image files are compared by their bytes. On disk, they are compared by their pixels, so that a page of a
+    PDF matches the image an index keeps of it; and an entry belongs to the settings that shaped it (fingerprint and
+    revision of the model, dim, pooling, bound of visual tokens, rendering version), so that any number of encoders and
+    processes may share a folder.
 
     Args:
-        encoder: what encodes; the cache belongs to this encoder alone, its folder does not.
-        max_bytes: most bytes of token embeddings kept, from 0 (none are, yet what is under way is still shared); None
-            takes 512 MB in memory, 8 GB on disk.
-        folder: where they are kept, made when it is new; None keeps them in memory.
+        encoder: the encoder; the cache belongs to it alone, the folder does not.
+        max_bytes: most bytes of token embeddings kept, from 0 (none are kept, but requests at the same time still
+            share an encoding); None takes 512 MB in memory, 8 GB on disk.
+        folder: where they are kept, created if it does not exist; None keeps them in memory.
 
     Raises:
         ConfigError: ``max_bytes`` is not a whole number from 0, or ``folder`` is no path.
-        StoreError: the folder cannot be used, or what is in it is damaged or no cache.
+        StoreError: the folder cannot be used, or its content is damaged or no cache.
 
     >>> from colqwen3_retrievers import ColQwen3Encoder
     >>> cache = PageEmbeddingCache(ColQwen3Encoder("tiny"), max_bytes=2**20)         # nothing is loaded yet
@@ -86,17 +87,15 @@ class PageEmbeddingCache:
         *,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
-            raise ConfigError(f"max_bytes: expected a whole number from 0, got {max_bytes!r}")
         if folder is not None and (not isinstance(folder, str | os.PathLike) or not os.fspath(folder)):
             raise ConfigError(f"folder: expected a path, got {folder!r}")
         self.encoder = encoder
         self.folder = None if folder is None else user_path(folder).absolute()
         default = DEFAULT_MAX_BYTES if self.folder is None else DEFAULT_MAX_DISK_BYTES
-        self.max_bytes = default if max_bytes is None else max_bytes
+        self.max_bytes = default if max_bytes is None else whole_number(max_bytes, "max_bytes")
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, MultiVector] = OrderedDict()  # on disk: what is yet to be written
-        self._under_way: dict[str, _UnderWay] = {}
+        self._encodings: dict[str, _Encoding] = {}
         self._nbytes = 0
         self._pid = os.getpid()
         self._disk: DiskCache | None = None
@@ -106,7 +105,7 @@ class PageEmbeddingCache:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
 
     def get_or_encode(self, pages: Iterable[Page]) -> list[MultiVector]:
-        """Give the multi-vector of each page, in order; those not known are encoded and kept.
+        """Return the multi-vector of each page, in order; unknown pages are encoded and kept.
 
         Raises:
             EncodeError: a page cannot be read or encoded; ``.index`` says which.
@@ -122,12 +121,12 @@ class PageEmbeddingCache:
     def submit(self, pages: Iterable[Page]) -> list[Future[MultiVector]]:
         """Start encoding the pages that are not known.
 
-        Opens image files to know them by their content, and the checkpoint at the first call: on an event loop, call
+        Reads image files to compare their content, and opens the checkpoint at the first call: on an event loop, call
         it in a thread and wait for the futures.
 
         Returns:
-            A future for each page, in order. Each fails or is cancelled alone; cancelling all that wait for a page
-            cancels its encoding. :func:`result_at` gives its result or a clear error.
+            A future for each page, in order. Each fails or is cancelled alone; cancelling all futures of a page cancels
+            its encoding. :func:`result_at` returns a future's result or raises a clear error.
         """
         listed = list(pages)
         if not listed:
@@ -144,12 +143,12 @@ class PageEmbeddingCache:
         return self._nbytes if self._disk is None else self._disk.nbytes
 
     def __len__(self) -> int:
-        """Count the pages kept now; on disk, those of all who share the folder."""
+        """Return the number of pages kept now; on disk, those of all who share the folder."""
         self.flush()
         return len(self._kept) if self._disk is None else len(self._disk)
 
     def clear(self) -> None:
-        """Forget all that is kept, on disk for all who share the folder; what is under way goes on."""
+        """Forget all that is kept, on disk for all who share the folder; encodings under way go on."""
         self.flush()
         if self._disk is not None:
             self._disk.clear()
@@ -158,13 +157,13 @@ class PageEmbeddingCache:
             self._nbytes = 0
 
     def flush(self) -> None:
-        """Wait until everything encoded so far is on disk; nothing to do in memory."""
+        """Wait until everything encoded so far is on disk; in memory there is nothing to do."""
         self._after_fork()
         if self._writer is not None:
             self._writer.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Write what is left and let go of the folder; a cache in memory has nothing to close."""
+        """Write what is not yet on disk and close the file; a cache in memory has nothing to close."""
         if self._writer is not None and self._disk is not None:
             self._after_fork()
             self._writer.shutdown()
@@ -177,7 +176,6 @@ class PageEmbeddingCache:
         self.close()
 
     def __repr__(self) -> str:
-        """Name the encoder and where, or how much, is kept."""
         if self.folder is not None:
             return f"PageEmbeddingCache({self.encoder!r}, {self.max_bytes:,} bytes in {str(self.folder)!r})"
         return f"PageEmbeddingCache({self.encoder!r}, {len(self)} pages, {self.nbytes:,} of {self.max_bytes:,} bytes)"
@@ -185,17 +183,17 @@ class PageEmbeddingCache:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _after_fork(self) -> None:
-        """In a forked child, drop what the parent's threads were doing: it would never end here."""
+        """In a forked child, drop the work of the parent's threads: it would never end here."""
         if os.getpid() == self._pid:
             return
-        self._pid, self._lock, self._under_way = os.getpid(), threading.Lock(), {}
+        self._pid, self._lock, self._encodings = os.getpid(), threading.Lock(), {}
         if self._writer is not None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
             self._kept.clear()  # the parent writes it
             self._nbytes = 0
 
     def _submit(self, page: Page, include_text: bool, settings: str) -> Future[MultiVector]:
-        mine: Future[MultiVector] = Future()
+        waiter: Future[MultiVector] = Future()
         try:
             if self._disk is None:
                 key = content_key(page, include_text)
@@ -204,62 +202,69 @@ class PageEmbeddingCache:
         except (PageError, ConfigError) as exc:
             error = EncodeError(str(exc))
             error.__cause__ = exc
-            mine.set_exception(error)
-            return mine
+            waiter.set_exception(error)
+            return waiter
         with self._lock:
-            known = self._kept.get(key)
-            if known is not None:
+            if key in self._kept:
                 self._kept.move_to_end(key)
-                mine.set_result(known)
-                return mine
-            work = self._under_way.get(key)
-            first = work is None
-            if work is None:
-                work = self._under_way[key] = _UnderWay()
-            work.waiting.append(mine)
+                waiter.set_result(self._kept[key])
+                return waiter
+            first = key not in self._encodings
+            encoding = self._encodings.setdefault(key, _Encoding())
+            encoding.waiters.append(waiter)
         if first:
-            known = None if self._disk is None else self._disk.get(key)
-            if known is not None:
-                self._settle(key, work, known)
-                return mine
-            try:
-                encoding = self.encoder.submit_pages([page])
-            except BaseException as exc:
-                self._settle(key, work, exc)
-                raise
-            with self._lock:
-                work.encoding = encoding
-            encoding.add_done_callback(lambda done: self._finish(key, work, done))
-        mine.add_done_callback(lambda done: self._abandon(key, work, done))
-        return mine
+            self._start(page, key, encoding)
+        waiter.add_done_callback(lambda done: self._leave(key, encoding, done))
+        return waiter
 
-    def _take(self, key: str, work: _UnderWay) -> list[Future[MultiVector]]:
-        """End the wait for a page: whoever asks from now on finds it kept, or starts anew."""
-        with self._lock:
-            if self._under_way.get(key) is work:
-                del self._under_way[key]
-            waiting, work.waiting = work.waiting, []
-        return waiting
+    def _start(self, page: Page, key: str, encoding: _Encoding) -> None:
+        known = None if self._disk is None else self._disk.get(key)
+        if known is not None:
+            self._settle(key, encoding, known)
+            return
+        try:
+            encoding.source = self.encoder.submit_pages([page])
+        except BaseException as exc:
+            self._settle(key, encoding, exc)
+            raise
+        encoding.source.add_done_callback(lambda source: self._finish(key, encoding, source))
 
-    def _finish(self, key: str, work: _UnderWay, done: Future[list[MultiVector]]) -> None:
-        if done.cancelled():
-            self._settle(key, work, EngineError("the encoding of the page was cancelled"))
-        elif (error := done.exception()) is not None:
-            self._settle(key, work, error)
+    def _finish(self, key: str, encoding: _Encoding, source: Future[list[MultiVector]]) -> None:
+        if source.cancelled():
+            self._settle(key, encoding, EngineError("the encoding of the page was cancelled"))
+        elif (error := source.exception()) is not None:
+            self._settle(key, encoding, error)
         else:
-            made = done.result()[0]
-            self._keep(key, made)  # before the wait ends, so that nobody encodes it in between
-            self._settle(key, work, made)
+            multi_vector = source.result()[0]
+            self._keep(key, multi_vector)  # before the wait ends, so that nobody encodes it in between
+            self._settle(key, encoding, multi_vector)
 
-    def _settle(self, key: str, work: _UnderWay, outcome: MultiVector | BaseException) -> None:
-        """Give all who wait for a page what became of it."""
-        for waiter in self._take(key, work):
+    def _settle(self, key: str, encoding: _Encoding, outcome: MultiVector | BaseException) -> None:
+        """Settle all futures of a page; later calls find it kept, or start anew."""
+        with self._lock:
+            if self._encodings.get(key) is encoding:
+                del self._encodings[key]
+            waiters, encoding.waiters = encoding.waiters, []
+        for waiter in waiters:
             if not waiter.set_running_or_notify_cancel():
                 continue
             if isinstance(outcome, MultiVector):
                 waiter.set_result(outcome)
             else:
                 waiter.set_exception(outcome)
+
+    def _leave(self, key: str, encoding: _Encoding, waiter: Future[MultiVector]) -> None:
+        """Cancel the encoding of a page when the last future that waits for it is cancelled."""
+        with self._lock:
+            if not waiter.cancelled() or waiter not in encoding.waiters:
+                return
+            encoding.waiters.remove(waiter)
+            if encoding.waiters:
+                return
+            if self._encodings.get(key) is encoding:
+                del self._encodings[key]
+        if encoding.source is not None:
+            encoding.source.cancel()
 
     def _keep(self, key: str, multi_vector: MultiVector) -> None:
         size = nbytes_of(multi_vector)
@@ -286,22 +291,9 @@ class PageEmbeddingCache:
             if self._kept.pop(key, None) is not None:
                 self._nbytes -= nbytes_of(multi_vector)
 
-    def _abandon(self, key: str, work: _UnderWay, done: Future[MultiVector]) -> None:
-        """Stop encoding a page when the last one who waited for it has gone away."""
-        if not done.cancelled():
-            return
-        with self._lock:
-            if done in work.waiting:
-                work.waiting.remove(done)
-            if work.waiting or work.encoding is None:
-                return
-            if self._under_way.get(key) is work:
-                del self._under_way[key]  # the next one to ask starts anew
-        work.encoding.cancel()
-
 
 def result_at(future: Future[MultiVector], index: int) -> MultiVector:
-    """Wait for a page's multi-vector, or say which page of the call was at fault.
+    """Return a page's multi-vector, or raise an error with the page's position in the call.
 
     Args:
         future: of :meth:`PageEmbeddingCache.submit`.
@@ -329,7 +321,7 @@ CacheOrFolder = PageEmbeddingCache | str | os.PathLike[str]
 
 @contextlib.contextmanager
 def opened_cache(cache: CacheOrFolder, encoder: object) -> Iterator[PageEmbeddingCache]:
-    """Give the cache itself; or open the one in a folder, and close it again.
+    """Yield the cache itself, or the one in a folder, which is closed again.
 
     Raises:
         ConfigError: neither a cache nor a folder, or an encoder that cannot be submitted to.
@@ -346,5 +338,5 @@ def opened_cache(cache: CacheOrFolder, encoder: object) -> Iterator[PageEmbeddin
         return
     if not isinstance(encoder, PageSubmitter):
         raise ConfigError(f"cache: a {type(encoder).__name__} has no submit_pages; give a PageEmbeddingCache")
-    with PageEmbeddingCache(encoder, folder=cache) as made:
-        yield made
+    with PageEmbeddingCache(encoder, folder=cache) as opened:
+        yield opened

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from colqwen3_retrievers.encoding.batching import WorkerStats
-from colqwen3_retrievers.encoding.encoder_inputs import check_items, collected, gathered, known_size, page_of, video_of
-from colqwen3_retrievers.encoding.settings import EncoderSettings, OpenedSettings
-from colqwen3_retrievers.encoding.submission import Submitter
+from colqwen3_retrievers.encoding.batching import Kind
+from colqwen3_retrievers.encoding.futures import ListFuture
+from colqwen3_retrievers.encoding.opened_model import OpenedModel
+from colqwen3_retrievers.encoding.settings import EncoderSettings
+from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES, EngineStats, ModelHandle, about
 from colqwen3_retrievers.engines.options import EngineOptions
-from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.pages.images import ImageSource
 from colqwen3_retrievers.pages.page import Page, Query, Video
-from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote, local_image
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.late_interaction import Mode, maxsim
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
+
+T = TypeVar("T")
 
 
 class ColQwen3Encoder:
@@ -89,7 +93,7 @@ class ColQwen3Encoder:
             truncate=truncate,
         )
         self._settings = settings
-        self._submitter = Submitter(settings)
+        self._handle = ModelHandle(settings)
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 
@@ -107,9 +111,7 @@ class ColQwen3Encoder:
             EncodeError: one cannot be encoded; ``.index`` says which.
             InputTooLongError: one is beyond the family's limit and ``truncate`` is off.
         """
-        return collected(
-            check_items(queries, "queries"), self._submit_query, "queries", show_progress, total=known_size(queries)
-        )
+        return self._collect(_listed(queries, "queries"), self._submit_query, "queries", show_progress, queries)
 
     def encode_pages(self, pages: Iterable[Page], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode pages: the image alone (with its text when ``include_text``), else the text, or the video.
@@ -124,9 +126,7 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one cannot be encoded; ``.index`` says which.
         """
-        return collected(
-            check_items(pages, "pages"), self._submit_page, "pages", show_progress, total=known_size(pages)
-        )
+        return self._collect(_listed(pages, "pages"), self._submit_page, "pages", show_progress, pages)
 
     def encode_images(
         self, images: Iterable[ImageSource], *, show_progress: bool = False, allow_remote: AllowRemote = False
@@ -143,8 +143,11 @@ class ColQwen3Encoder:
             EncodeError: one cannot be read; ``.index`` says which.
         """
         remote = checked_remote(allow_remote)
-        pages = (page_of(i, image=image, allow_remote=remote) for i, image in enumerate(check_items(images, "images")))
-        return collected(pages, self._submit_page, "images", show_progress, total=known_size(images))
+
+        def page(image: ImageSource, name: str) -> Page:
+            return Page(id=name, image=local_image(image, remote))
+
+        return self._collect(_as_pages(images, "images", page), self._submit_page, "images", show_progress, images)
 
     def encode_texts(self, texts: Iterable[str], *, show_progress: bool = False) -> list[MultiVector]:
         """Encode texts as documents.
@@ -156,8 +159,8 @@ class ColQwen3Encoder:
         Raises:
             EncodeError: one is empty or too long; ``.index`` says which.
         """
-        pages = (page_of(i, text=text) for i, text in enumerate(check_items(texts, "texts")))
-        return collected(pages, self._submit_page, "texts", show_progress, total=known_size(texts))
+        pages = _as_pages(texts, "texts", lambda text, name: Page(id=name, text=text))
+        return self._collect(pages, self._submit_page, "texts", show_progress, texts)
 
     def encode_videos(
         self, videos: Iterable[Video | str | Path | Sequence[ImageSource]], *, fps: float = 1.0
@@ -173,8 +176,9 @@ class ColQwen3Encoder:
         """
         if not isinstance(fps, int | float) or not fps > 0:
             raise ConfigError(f"fps: expected a number above 0, got {fps!r}")
-        pages = (page_of(i, video=video_of(video, fps, i)) for i, video in enumerate(check_items(videos, "videos")))
-        return self.encode_pages(pages)
+        return self.encode_pages(
+            _as_pages(videos, "videos", lambda video, name: Page(id=name, video=_sampled(video, fps)))
+        )
 
     def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
         """Start encoding queries; the future's result is that of :meth:`encode_queries`.
@@ -182,11 +186,11 @@ class ColQwen3Encoder:
         Returns at once, also when a checkpoint has to be downloaded first. Cancelling the future takes back what was
         not yet encoded. Its callbacks run in a thread that other queries need: they must be short.
         """
-        return gathered(check_items(queries, "queries"), self._submit_query)
+        return self._submit_all(_listed(queries, "queries"), self._submit_query)
 
     def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
         """Start encoding pages; the future's result is that of :meth:`encode_pages`. See :meth:`submit_queries`."""
-        return gathered(check_items(pages, "pages"), self._submit_page)
+        return self._submit_all(_listed(pages, "pages"), self._submit_page)
 
     def score(self, queries: Sequence[MultiVector], documents: Sequence[MultiVector], mode: Mode = "sum") -> Float32:
         """Compare multi-vectors by MaxSim, in float32.
@@ -208,22 +212,22 @@ class ColQwen3Encoder:
         """What shapes its multi-vectors. Reads the checkpoint's headers, not its weights."""
         return self.opened().info
 
-    def opened(self) -> OpenedSettings:
-        """Give its checkpoint and renderer, for what asks a server in its place. Loads no weights."""
-        return self._submitter.opened()
+    def opened(self) -> OpenedModel:
+        """Return its checkpoint and renderer, without loading weights."""
+        return self._handle.opened()
 
     @property
-    def stats(self) -> WorkerStats:
+    def stats(self) -> EngineStats:
         """How often the shared engine was loaded, and how many batches and inputs it has encoded."""
-        return self._submitter.engine().worker.stats
+        return self._handle.engine().stats
 
     def to_dict(self) -> dict[str, Any]:
-        """Give its settings as JSON values: no weights, no secrets."""
+        """Return its settings as JSON values: no weights, no secrets."""
         return self._settings.to_dict()
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> ColQwen3Encoder:
-        """Make an encoder from :meth:`to_dict`'s settings; nothing is loaded.
+        """Create an encoder from the settings of :meth:`to_dict`; nothing is loaded.
 
         Raises:
             ConfigError: an unknown setting.
@@ -247,11 +251,11 @@ class ColQwen3Encoder:
         device: str | None = None,
         url: str | Sequence[str] | None = None,
     ) -> ColQwen3Encoder:
-        """Make the encoder that an index was made with; nothing is loaded.
+        """Create the encoder that an index was made with; nothing is loaded.
 
         Args:
             info: of the index.
-            model: where the checkpoint lies now, when it has moved.
+            model: where the checkpoint is now, if it has moved.
             device: as for the constructor.
             url: as for the constructor.
         """
@@ -268,15 +272,13 @@ class ColQwen3Encoder:
         )
 
     def close(self) -> None:
-        """Let go of the model; it is freed when no other encoder shares it. Further use is an error."""
-        self._submitter.close()
+        """Release the model, which is freed when no other encoder shares it. Further use is an error."""
+        self._handle.close()
 
     def __enter__(self) -> Self:
-        """Give itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -288,29 +290,110 @@ class ColQwen3Encoder:
         return ColQwen3Encoder._of(self._settings)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ColQwen3Encoder:
-        """Copy within this process, the server's key with it."""
-        return ColQwen3Encoder._of(self._settings)
+        return self.__copy__()
 
     def __repr__(self) -> str:
-        """Name the model and the settings that are not the default."""
         return f"ColQwen3Encoder({', '.join(f'{key}={value!r}' for key, value in self._settings.changed.items())})"
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _submit_query(self, query: str | Query, index: int) -> Future[MultiVector]:
-        def render(opened: OpenedSettings) -> EncoderInput:
-            asked = Query(query) if isinstance(query, str) else query
-            if not isinstance(asked, Query):
+    def _submit_query(self, query: str | Query, index: int, future: ListFuture[MultiVector]) -> None:
+        def render(opened: OpenedModel) -> EncoderInput:
+            if not isinstance(query, str | Query):
                 raise ConfigError(f"a query is a text or a Query, not {type(query).__name__}")
-            return opened.renderer.query(asked)
+            return opened.renderer.query(Query(query) if isinstance(query, str) else query)
 
-        with_image = isinstance(query, Query) and query.image is not None
-        return self._submitter.submit("image" if with_image else "text", index, render)
+        kind: Kind = "image" if isinstance(query, Query) and query.image is not None else "text"
+        self._handle.submit(kind, index, render, future)
 
-    def _submit_page(self, page: Page, index: int) -> Future[MultiVector]:
-        def render(opened: OpenedSettings) -> EncoderInput:
+    def _submit_page(self, page: Page, index: int, future: ListFuture[MultiVector]) -> None:
+        def render(opened: OpenedModel) -> EncoderInput:
             if not isinstance(page, Page):
                 raise ConfigError(f"expected a Page, not {type(page).__name__}")
             return opened.renderer.document(page)
 
-        return self._submitter.submit("page", index, render)
+        self._handle.submit("page", index, render, future)
+
+    def _submit_all(self, items: Iterable[T], submit: _Submit[T]) -> Future[list[MultiVector]]:
+        """Submit all inputs with one future for all; if one cannot be submitted, the others are cancelled."""
+        future = self._handle.new_future()
+        try:
+            for index, item in enumerate(items):
+                submit(item, index, future)
+        except BaseException:
+            future.cancel()
+            raise
+        future.complete()
+        return future
+
+    def _collect(
+        self, items: Iterable[T], submit: _Submit[T], unit: str, show_progress: bool, source: object
+    ) -> list[MultiVector]:
+        """Encode inputs, read at most :data:`IN_FLIGHT_PAGES` ahead, and return the results in order.
+
+        Args:
+            items: the inputs.
+            submit: starts encoding one, given its position and its future.
+            unit: what a progress bar counts.
+            show_progress: whether to draw one (on a terminal).
+            source: what the caller gave; its length, if it has one, is the bar's total.
+        """
+        results: list[MultiVector] = []
+        pending: deque[ListFuture[MultiVector]] = deque()
+        bar: Any = None
+        if show_progress:
+            total = len(source) if isinstance(source, Sized) else None
+            bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
+
+        def take() -> None:
+            results.extend(pending.popleft().result())
+            if bar is not None:
+                bar.update()
+
+        try:
+            for index, item in enumerate(items):
+                future = self._handle.new_future()
+                submit(item, index, future)
+                future.complete()
+                pending.append(future)
+                if len(pending) > IN_FLIGHT_PAGES:
+                    take()
+            while pending:
+                take()
+        finally:
+            for future in pending:
+                future.cancel()
+            if bar is not None:
+                bar.close()
+        return results
+
+
+_Submit = Callable[[T, int, ListFuture[MultiVector]], None]
+
+
+def _listed(values: Iterable[T], name: str) -> Iterable[T]:
+    """Refuse a single input where a list is expected."""
+    if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
+    return values
+
+
+def _as_pages(values: Iterable[T], name: str, page: Callable[[T, str], Page]) -> Iterator[Page]:
+    """Wrap inputs as pages, named by their positions; an error of one carries its position."""
+    for index, value in enumerate(_listed(values, name)):
+        with about(index):
+            wrapped = page(value, f"input {index}")
+        yield wrapped
+
+
+def _sampled(video: Video | str | Path | Sequence[ImageSource], fps: float) -> Video:
+    """Sample a video file, or wrap frames that are sampled already."""
+    if isinstance(video, Video):
+        return video
+    if isinstance(video, str | Path):
+        from colqwen3_retrievers.pages.video import load_video
+
+        return load_video(video, fps=fps)
+    if not isinstance(video, Sequence):
+        raise ConfigError(f"a video is a file, a list of frames or a Video, not {type(video).__name__}")
+    return Video(tuple(video), tuple(i / fps for i in range(len(video))))

@@ -2,81 +2,139 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TypeVar
-
-from colqwen3_retrievers.errors import EngineError
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
-def gather(futures: Sequence[Future[T]]) -> Future[list[T]]:
-    """Make one future of many, in order; the first failure fails it and cancels the rest, as does cancelling it.
+class ListFuture(Future[list[T]]):
+    """A future of a list whose items are set one by one, in any order and from any thread.
+
+    The first item that fails fails the whole list, and cancelling it takes all of it back. After that it is ``over``,
+    as it is when the list is complete: items that are set later are dropped.
 
     Args:
-        futures: the parts.
+        on_drop: called once if the list fails or is cancelled, when nobody waits for the missing items any more.
 
-    Returns:
-        A future of the list of their results.
-
-    >>> one: Future[str] = Future()
-    >>> both = gather([one])
-    >>> one.set_result("x"); both.result()
-    ['x']
+    >>> future = ListFuture()
+    >>> first, second = future.add_item(), future.add_item()
+    >>> future.complete(); future.set_item(second, "b"); future.set_item(first, "a")
+    >>> future.result(), future.over
+    (['a', 'b'], True)
     """
-    whole: Future[list[T]] = Future()
-    parts: list[Future[T]] = list(futures)  # emptied once settled, so that nothing refers to itself in a circle
-    left = len(parts)
-    lock = threading.Lock()
 
-    def take() -> list[Future[T]]:
-        with lock:
-            taken = parts.copy()
-            parts.clear()
-        return taken
+    def __init__(self, on_drop: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.over = False
+        self._on_drop = on_drop
+        self._items: list[Any] = []
+        self._missing = 1  # items, and one more until the list is complete
+        self._lock = threading.Lock()
 
-    def settle(part: Future[T]) -> None:
-        nonlocal left
-        failed = part.cancelled() or part.exception() is not None
-        with lock:
-            left -= 1
-            if left > 0 and not failed:
+    def add_item(self) -> int:
+        """Return the position of one more item, which is set later."""
+        with self._lock:
+            self._items.append(None)
+            self._missing += 1
+            return len(self._items) - 1
+
+    def set_item(self, position: int, item: T) -> None:
+        """Set an item; the last one sets the result."""
+        with self._lock:
+            if not self.over:
+                self._items[position] = item
+        self._count_down()
+
+    def complete(self) -> None:
+        """Declare that no item will be added."""
+        self._count_down()
+
+    def fail(self, exc: BaseException) -> None:
+        """Fail the whole list, unless it is over."""
+        if self._end_early() and self.set_running_or_notify_cancel():
+            self.set_exception(exc)
+
+    def cancel(self) -> bool:
+        """Cancel the whole list; False if it has a result already."""
+        cancelled = super().cancel()
+        if cancelled and self._end_early():
+            self.set_running_or_notify_cancel()  # informs those who wait by concurrent.futures.wait
+        return cancelled
+
+    def _count_down(self) -> None:
+        with self._lock:
+            self._missing -= 1
+            if self.over or self._missing > 0:
                 return
-        taken = take()
-        if not taken or not whole.set_running_or_notify_cancel():
-            return
-        if not failed:
-            whole.set_result([future.result() for future in taken])
-            return
-        whole.set_exception(EngineError("the input was cancelled") if part.cancelled() else part.exception())
-        for other in taken:
-            other.cancel()
+            self.over = True
+            items, self._items, self._on_drop = self._items, [], lambda: None
+        if self.set_running_or_notify_cancel():
+            self.set_result(items)
 
-    def cancelled(_: Future[list[T]]) -> None:
-        taken = take() if whole.cancelled() else []
-        if taken:
-            whole.set_running_or_notify_cancel()  # tells those who wait by concurrent.futures.wait
-        for part in taken:
-            part.cancel()
+    def _end_early(self) -> bool:
+        """Drop what was set; False if the list is over already. From then on nothing refers back to ``on_drop``."""
+        with self._lock:
+            if self.over:
+                return False
+            self.over = True
+            on_drop, self._items, self._on_drop = self._on_drop, [], lambda: None
+        on_drop()
+        return True
 
-    if not parts:
-        whole.set_result([])
-    whole.add_done_callback(cancelled)
-    for future in list(parts):
-        future.add_done_callback(settle)
-    return whole
+
+class FutureGroup:
+    """Futures that are cancelled together, including those that a thread adds afterwards.
+
+    A task that is cancelled while a thread still submits for it cannot stop that thread, and would never see its
+    futures; the thread adds them here instead.
+
+    >>> group, late = FutureGroup(), Future()
+    >>> group.cancel()
+    >>> group.add([late])
+    >>> late.cancelled()
+    True
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._futures: list[Future[Any]] = []
+        self._cancelled = False
+
+    def add(self, futures: Iterable[Future[Any]]) -> None:
+        """Add futures; they are cancelled at once if the group is."""
+        with self._lock:
+            self._futures += futures
+            cancelled = self._cancelled
+        if cancelled:
+            self.cancel()
+
+    async def settled(self) -> None:
+        """Wait on the event loop until all are done, well or not; cancelling the wait cancels them."""
+        with self._lock:
+            futures = list(self._futures)
+        await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+    def cancel(self) -> None:
+        """Cancel what has not begun; what is done stays done."""
+        with self._lock:
+            self._cancelled = True
+            futures = list(self._futures)
+        for future in futures:
+            future.cancel()
 
 
 class Lane:
     """Threads that take jobs in order.
 
-    Unlike those of ``concurrent.futures`` they are daemons: a process that ends does not first do all that was asked.
+    Unlike those of ``concurrent.futures`` they are daemons: a process that ends leaves the jobs that wait undone.
 
     Args:
         n_threads: how many; started at the first job.
@@ -109,6 +167,6 @@ class Lane:
             job = self._jobs.get()
             try:
                 job()
-            except BaseException:  # a callback of the user's that exits must not take the thread along
+            except BaseException:  # a callback of the user's that exits must not end the thread
                 _log.exception("a callback failed in thread %s", self._name)
-            del job  # while waiting for the next one, hold on to nothing of the last
+            del job  # so that nothing of it is kept while the thread waits for the next one

@@ -1,30 +1,29 @@
-"""Scores computed by the servers of an encoder: what the rerankers' ``scoring="server"`` stands on."""
+"""Scores computed by the servers of an encoder, for the rerankers' ``scoring="server"``."""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from colqwen3_retrievers.encoding import shared_engine as sharing
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
-from colqwen3_retrievers.encoding.settings import OpenedSettings
+from colqwen3_retrievers.encoding.opened_model import OpenedModel
 from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.client import ServerClient
 from colqwen3_retrievers.engines.server.scoring import Endpoint, score_on_server
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError
-from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.pages.page import Page, Query
 
-_locks: dict[int, threading.Lock] = {}  # by generation: a forked child does not wait for its parent's threads
+_locks: dict[int, threading.Lock] = {}  # by process: a forked child does not wait for its parent's threads
 _clients: weakref.WeakKeyDictionary[ColQwen3Encoder, tuple[int, ServerClient]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(slots=True)
 class ServerScores:
-    """What came of scoring pages.
+    """Scores of pages, and errors of those that have none.
 
     Attributes:
         n_query_tokens: tokens of the query, for means.
@@ -40,13 +39,13 @@ class ServerScores:
 def server_scores(
     encoder: ColQwen3Encoder, query: Query, pages: Sequence[Callable[[], Page]], *, endpoint: Endpoint = "score"
 ) -> ServerScores:
-    """Let an encoder's servers score pages against a query; they encode all of it anew.
+    """Score pages against a query on an encoder's servers, which encode all of it anew.
 
     Args:
         encoder: one with ``engine="server"``, at the checkpoint's full dim and without pooling.
         query: a text, an image, or both.
-        pages: what gives each page, a text or an image; one that raises is among the broken.
-        endpoint: ``"score"``, or ``"rerank"``, for servers where only that is let through.
+        pages: functions that load each page, a text or an image; one that raises is among the broken.
+        endpoint: ``"score"``, or ``"rerank"``, for servers where only that is allowed.
 
     Returns:
         A score or an error for each page.
@@ -57,25 +56,6 @@ def server_scores(
         EngineError: no server answers as it should.
     """
     opened = encoder.opened()
-    _check(opened)
-    asked = opened.renderer.query(query)
-    scores = ServerScores(len(asked))
-    items: dict[int, EncoderInput] = {}
-    for place, make in enumerate(pages):
-        try:
-            page = make()
-            if page.video is not None:
-                raise EncodeError("a video is not scored by a server: its scoring takes no times of frames")
-            items[place] = opened.renderer.document(page)
-        except ColQwen3Error as exc:
-            scores.broken[place] = EncodeError.of(exc, place)
-    if items:
-        found = score_on_server(_client(encoder, opened), asked, list(items.values()), endpoint=endpoint)
-        scores.sums.update(zip(items, found, strict=True))
-    return scores
-
-
-def _check(opened: OpenedSettings) -> None:
     settings = opened.settings
     if not isinstance(settings.engine, ServerOptions):
         raise ConfigError("scoring='server': the encoder's engine is no server; give url=, or set COLQWEN3_URL")
@@ -83,30 +63,43 @@ def _check(opened: OpenedSettings) -> None:
         raise ConfigError(
             "scoring='server': a server scores with whole token embeddings; leave out dim and pool_factor"
         )
+    query_input = opened.renderer.query(query)
+    scores = ServerScores(len(query_input))
+    page_inputs: dict[int, EncoderInput] = {}
+    for place, load in enumerate(pages):
+        try:
+            page = load()
+            if page.video is not None:
+                raise EncodeError("a video is not scored by a server: its scoring takes no times of frames")
+            page_inputs[place] = opened.renderer.document(page)
+        except ColQwen3Error as exc:
+            scores.broken[place] = EncodeError.of(exc, place)
+    if page_inputs:
+        client = _client(encoder, opened, settings.engine)
+        sums = score_on_server(client, query_input, list(page_inputs.values()), endpoint=endpoint)
+        scores.sums.update(zip(page_inputs, sums, strict=True))
+    return scores
 
 
-def _client(encoder: ColQwen3Encoder, opened: OpenedSettings) -> ServerClient:
-    """Give the encoder's client for scoring, made when there is none in this process; it goes with the encoder."""
-    settings = opened.settings
-    assert isinstance(settings.engine, ServerOptions)  # noqa: S101 - narrows the type for the checker
-    here = sharing.current_generation()
-    with _locks.setdefault(here, threading.Lock()):
-        generation, client = _clients.get(encoder, (-1, None))
-        if client is None or generation != here:
+def _client(encoder: ColQwen3Encoder, opened: OpenedModel, options: ServerOptions) -> ServerClient:
+    """Return the encoder's client for scoring, one in each process, closed when the encoder is garbage-collected."""
+    process = os.getpid()
+    with _locks.setdefault(process, threading.Lock()):
+        created, client = _clients.get(encoder, (-1, None))
+        if client is None or created != process:
             client = ServerClient(
                 opened.checkpoint,
-                urls=settings.url,
-                api_key=settings.api_key,
-                options=settings.engine,
-                max_pixels=min(opened.checkpoint.max_pixels, opened.info.max_visual_tokens * VISUAL_TOKEN_SIDE**2),
+                urls=opened.settings.url,
+                api_key=opened.settings.api_key,
+                options=options,
+                max_pixels=opened.max_pixels,
             )
-            _clients[encoder] = here, client
-            weakref.finalize(encoder, _close_later, client, here).atexit = False
+            _clients[encoder] = process, client
+            weakref.finalize(encoder, _close_later, client, process).atexit = False
         return client
 
 
-def _close_later(client: ServerClient, generation: int) -> None:
+def _close_later(client: ServerClient, created: int) -> None:
     """Close in a thread of its own: the garbage collector may run in one that the connections need."""
-    if generation != sharing.current_generation():
-        return  # its parent's: a forked child has no thread that would close it
-    threading.Thread(target=client.close, daemon=True).start()
+    if created == os.getpid():  # else it is the parent's: a forked child has no thread that would close it
+        threading.Thread(target=client.close, daemon=True).start()

@@ -1,32 +1,28 @@
-"""An encoder's settings: checked, comparable, serialisable, and what they lead to once the checkpoint is opened."""
+"""An encoder's settings: checked, comparable, serialisable; and the choice of its engine and servers."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Hashable, Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-import numpy as np
-
-from colqwen3_retrievers.encoding import shared_engine as sharing
-from colqwen3_retrievers.encoding.engine_choice import choose_engine, engine_from_dict, engine_to_dict
-from colqwen3_retrievers.engines import Engine
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.engines.options import EngineOptions, ServerOptions, TorchOptions, VLLMOptions
-from colqwen3_retrievers.errors import ConfigError, EngineError, require
-from colqwen3_retrievers.models.checkpoint import DEFAULT_MODEL, Checkpoint, open_checkpoint
-from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE, get_family
-from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
-from colqwen3_retrievers.models.tokenizer import PromptTokenizer
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.models.checkpoint import DEFAULT_MODEL
+from colqwen3_retrievers.models.families import get_family
 from colqwen3_retrievers.pages.paths import user_path
-from colqwen3_retrievers.vectors.compression import pool_tokens, truncate
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 
-_PIXELS_A_TOKEN = VISUAL_TOKEN_SIDE**2
-_WHERE_ELSE = {
+_OPTIONS: Final[dict[str, type[EngineOptions]]] = {"torch": TorchOptions, "vllm": VLLMOptions, "server": ServerOptions}
+_NAMES: Final[dict[type[EngineOptions], str]] = {options: name for name, options in _OPTIONS.items()}
+_EXPECTED: Final = "expected auto, torch, vllm, server, or a TorchOptions, VLLMOptions or ServerOptions"
+_DEVICE_HINTS: Final = {
     VLLMOptions: "vLLM takes those it sees (CUDA_VISIBLE_DEVICES)",
     ServerOptions: "a server has its own",
 }
@@ -34,14 +30,14 @@ _WHERE_ELSE = {
 
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
-    """What :class:`colqwen3_retrievers.ColQwen3Encoder` was asked for; the arguments are described there.
+    """Settings of a :class:`colqwen3_retrievers.ColQwen3Encoder`, whose arguments are described there.
 
     Raises:
         ConfigError: a value that no checkpoint could take.
 
     >>> EncoderSettings(model="tiny", dim=0)
     Traceback (most recent call last):
-    colqwen3_retrievers.errors.ConfigError: dim: expected an integer from 1, got 0
+    colqwen3_retrievers.errors.ConfigError: dim: expected a whole number from 1, got 0
     """
 
     model: str
@@ -59,14 +55,12 @@ class EncoderSettings:
     api_key: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the checkpoint."""
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r}: expected {', '.join(DTYPES)}")
         for name in ("dim", "pool_factor", "max_visual_tokens"):
             value = getattr(self, name)
-            optional = value is None and name != "pool_factor"
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}: expected an integer from 1, got {value!r}")
+            if value is not None or name == "pool_factor":
+                object.__setattr__(self, name, whole_number(value, name, least=1))
         for name in ("include_text", "truncate"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected True or False, got {getattr(self, name)!r}")
@@ -77,7 +71,7 @@ class EncoderSettings:
             get_family(self.family)
         if self.device is not None and not isinstance(self.engine, TorchOptions):
             raise ConfigError(
-                f"device {self.device!r}: only the torch engine takes one; {_WHERE_ELSE[type(self.engine)]}"
+                f"device {self.device!r}: only the torch engine takes one; {_DEVICE_HINTS[type(self.engine)]}"
             )
         if self.dtype != "auto" and isinstance(self.engine, ServerOptions):
             raise ConfigError(f"dtype {self.dtype!r}: a server has its own; it is chosen where the server is started")
@@ -99,24 +93,28 @@ class EncoderSettings:
         name = str(os.fspath(model))
         folder = user_path(name)
         if name != "tiny" and folder.is_dir():
-            name = str(folder.absolute())  # it is the same folder wherever the process, or an index's reader, stands
+            name = str(folder.absolute())  # the same folder whatever the working directory of a later process
         return cls(model=name, engine=options, url=urls, api_key=key, device=device, **others)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON values by name; the key of a server is left out, and read from the environment again."""
+        """Return JSON values by name, without the key of a server, which is read from the environment again."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "api_key"}
-        return {**values, "engine": engine_to_dict(self.engine), "url": list(self.url)}
+        engine = {"name": _NAMES[type(self.engine)], **dataclasses.asdict(self.engine)}
+        return {**values, "engine": engine, "url": list(self.url)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSettings:
-        """Make settings from :meth:`to_dict`'s values.
+        """Return the settings that :meth:`to_dict` wrote.
 
         Raises:
             ConfigError: an unknown engine or setting.
         """
         try:
-            options = engine_from_dict(values["engine"])
-            _, urls, key = choose_engine(options, values.get("url") or None, None, None)
+            arguments = dict(values["engine"])
+            name = arguments.pop("name")
+            if name not in _OPTIONS:
+                raise ConfigError(f"engine: expected torch, vllm or server, got {name!r}")
+            options, urls, key = choose_engine(_OPTIONS[name](**arguments), values.get("url") or None, None, None)
             return cls(**{**values, "engine": options, "url": urls, "api_key": key})
         except (KeyError, TypeError, ValueError) as exc:
             raise ConfigError(f"encoder settings: {exc}") from exc
@@ -127,7 +125,7 @@ class EncoderSettings:
         Returns:
             Itself, unless it leaves the device or its number open and torch, already in use, sees CUDA.
         """
-        torch = sharing.loaded_torch()
+        torch = loaded_torch()
         if not isinstance(self.engine, TorchOptions):
             return self
         if self.device not in (None, "cuda") or torch is None or not torch.cuda.is_available():
@@ -137,140 +135,91 @@ class EncoderSettings:
     @property
     def changed(self) -> dict[str, Any]:
         """The settings that are not the default, the model first."""
+        default = EncoderSettings(self.model)
         return {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
             if item.name != "api_key"
-            and (item.name == "model" or getattr(self, item.name) != getattr(EncoderSettings(self.model), item.name))
+            and (item.name == "model" or getattr(self, item.name) != getattr(default, item.name))
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenedSettings:
-    """Settings that met their checkpoint.
+def choose_engine(
+    engine: object, url: object, api_key: object, device: str | None
+) -> tuple[EngineOptions, tuple[str, ...], str | None]:
+    """Choose the engine, its servers and their key. An argument beats the environment, the environment the default.
 
-    Attributes:
-        settings: as asked for.
-        checkpoint: opened; its weights are not loaded.
-        info: what shapes the multi-vectors.
-        renderer: makes engine inputs.
+    Args:
+        engine: a name or options; ``"auto"`` is the server when a url is known, else torch.
+        url: of a server, or several, for one fleet; None reads ``COLQWEN3_URL`` (several with commas between them).
+        api_key: for the servers; None reads ``COLQWEN3_API_KEY``.
+        device: of this process; with ``engine="auto"`` it means torch, the only engine that takes one.
+
+    Returns:
+        Options, urls and key; no urls and no key unless the engine is the server.
+
+    Raises:
+        ConfigError: no such engine, a server without url, a url beside another engine, or one that cannot be used.
+
+    >>> choose_engine("auto", "http://gpu-1:8000/", None, None)[1]
+    ('http://gpu-1:8000',)
     """
+    options = engine
+    if engine == "auto":
+        name = os.environ.get("COLQWEN3_ENGINE") or "auto"
+        if url is not None:
+            options = "server"
+        elif device is not None:
+            options = "torch"
+        elif name != "auto":
+            options = name
+        else:
+            options = "server" if os.environ.get("COLQWEN3_URL") else "torch"
+    if isinstance(options, str) and options in _OPTIONS:
+        options = _OPTIONS[options]()
+    if not isinstance(options, EngineOptions):
+        raise ConfigError(f"engine {options!r}: {_EXPECTED}")
+    if not isinstance(options, ServerOptions):
+        for name, value in (("url", url), ("api_key", api_key)):
+            if value is not None:
+                raise ConfigError(f"{name}: given beside engine {_NAMES[type(options)]!r}, which asks no server")
+        return options, (), None
+    urls = _checked_urls(os.environ.get("COLQWEN3_URL", "").split(",") if url is None else url)
+    if not urls:
+        raise ConfigError("engine 'server': give url=, or set COLQWEN3_URL")
+    key = (os.environ.get("COLQWEN3_API_KEY") if api_key is None else api_key) or None
+    if key is not None and (
+        not isinstance(key, str) or not key.isascii() or not key.isprintable() or key != key.strip()
+    ):
+        raise ConfigError("api_key: expected printable ASCII text without spaces around it")
+    return options, urls, key
 
-    settings: EncoderSettings
-    checkpoint: Checkpoint
-    info: EncoderInfo
-    renderer: Renderer
 
-    @classmethod
-    def open(cls, settings: EncoderSettings) -> OpenedSettings:
-        """Open the checkpoint and check the settings against it.
+def loaded_torch() -> Any:
+    """Return torch if this process has imported it; None too while another thread is still importing it."""
+    torch = sys.modules.get("torch")
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
-        Raises:
-            CheckpointError: it cannot be had or understood.
-            ConfigError: a dim it was not trained for, or more visual tokens than it reads.
-            MissingExtraError: tokenizers is not installed, or scipy, for pooling.
-        """
-        checkpoint = open_checkpoint(
-            settings.model,
-            revision=settings.revision,
-            family=settings.family,
-            weights=not isinstance(settings.engine, ServerOptions),
-        )
-        family = checkpoint.family
-        dim = settings.dim or checkpoint.dim
-        if dim not in checkpoint.matryoshka_dims:
-            allowed = ", ".join(map(str, checkpoint.matryoshka_dims))
-            raise ConfigError(f"dim {dim}: {settings.model} was trained for {allowed}")
-        bound = checkpoint.max_pixels // _PIXELS_A_TOKEN
-        tokens = settings.max_visual_tokens or bound
-        if tokens > bound:
-            raise ConfigError(f"max_visual_tokens {tokens}: {settings.model} reads at most {bound} a page")
-        info = EncoderInfo(
-            fingerprint=checkpoint.fingerprint,
-            model=settings.model,
-            family=family.name,
-            dim=dim,
-            pool_factor=settings.pool_factor,
-            max_visual_tokens=tokens,
-            include_text=settings.include_text,
-            rendering_version=family.rendering_version,
-            verified=family.verified,
-            unverified=family.unverified,
-            revision=settings.revision,
-        )
-        context = checkpoint.context_length
-        if isinstance(settings.engine, VLLMOptions):
-            context = settings.engine.context_length(context, tokens)
-        renderer = Renderer(
-            family,
-            PromptTokenizer(checkpoint.folder, model=settings.model),
-            min_pixels=checkpoint.min_pixels,
-            max_pixels=min(checkpoint.max_pixels, tokens * _PIXELS_A_TOKEN),
-            context_length=context,
-            include_text=settings.include_text,
-            truncate=settings.truncate,
-        )
-        if settings.pool_factor > 1:
-            require("pooling", "scipy.cluster")  # told now, and not after a page was encoded
-        return cls(settings, checkpoint, info, renderer)
 
-    def finish(self, item: EncoderInput, rows: Float32) -> MultiVector:
-        """Apply the tail, which every engine's token embeddings go through here and nowhere else.
-
-        Args:
-            item: what was encoded.
-            rows: float32 (n_tokens, full dim) from an engine.
-
-        Returns:
-            The multi-vector: truncated to the Matryoshka dim, L2-normalised in float32, documents pooled.
-
-        Raises:
-            EngineError: the rows are not one a token, or not finite.
-        """
-        if len(rows) != len(item):
-            raise EngineError(f"the engine gave {len(rows)} rows for {len(item)} tokens")
-        if not np.isfinite(rows).all():
-            raise EngineError("the engine gave NaN or infinity; float16 overflows in some models, bfloat16 does not")
-        vectors, clusters = truncate(rows, self.info.dim), None
-        if self.info.pool_factor > 1 and not item.is_query:
-            vectors, clusters = pool_tokens(vectors, self.info.pool_factor)
-        return MultiVector(
-            vectors, content=item.content, visual=item.visual, tokens=item.tokens, grid=item.grid, clusters=clusters
-        )
-
-    def engine(self) -> tuple[Hashable, Callable[[], Engine]]:
-        """Say what engine this asks for, and how to load it.
-
-        Returns:
-            A key, which two encoders that may share an engine have in common: nothing of the tail, and of the rendering
-            only what the engine itself has to allow for. And a function that loads the weights, or reaches the server;
-            it raises CheckpointError, ConfigError or EngineError.
-
-        Raises:
-            ConfigError: no such device.
-            MissingExtraError: what the engine runs on is not installed.
-        """
-        options, checkpoint = self.settings.engine, self.checkpoint
-        most = min(checkpoint.max_pixels, self.info.max_visual_tokens * _PIXELS_A_TOKEN)
-        same = (str(checkpoint.folder.resolve()), self.info.fingerprint, checkpoint.family.name, options)
-        if isinstance(options, ServerOptions):
-            require("server", "httpx")
-            from colqwen3_retrievers.engines.server.engine import ServerEngine
-
-            urls, api_key = self.settings.url, self.settings.api_key
-            return (*same, urls, api_key, most), lambda: ServerEngine(
-                checkpoint, urls=urls, api_key=api_key, options=options, max_pixels=most
-            )
-        dtype = self.settings.dtype
-        if isinstance(options, VLLMOptions):
-            require("vllm", "vllm")
-            from colqwen3_retrievers.engines.vllm.engine import VLLMEngine
-
-            return (*same, dtype, most), lambda: VLLMEngine(checkpoint, dtype=dtype, options=options, max_pixels=most)
-        require("torch", "torch")
-        require("torch", "transformers")
-        from colqwen3_retrievers.engines.torch.engine import TorchEngine, settle_device, settle_dtype
-
-        device = settle_device(self.settings.device)
-        dtype = settle_dtype(dtype, device)
-        return (*same, device, dtype), lambda: TorchEngine(checkpoint, device=device, dtype=dtype, options=options)
+def _checked_urls(value: object) -> tuple[str, ...]:
+    """Check urls; a refused one is not quoted where it may hold a password."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"url: expected a url or several, got {type(value).__name__}")
+    urls = []
+    for url in (text.strip().rstrip("/") for text in texts):
+        if not url:
+            continue
+        if "@" in url.split("://", 1)[-1].split("/", 1)[0]:
+            raise ConfigError("url: leave user and password out of it; api_key= takes a key")
+        if any(mark in url for mark in "@?#"):
+            raise ConfigError("url: expected http://host:port or https://host, without query; api_key= takes a key")
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigError(f"url {url!r}: expected http://host:port or https://host, without query")
+        urls.append(url.removesuffix("/v1"))
+    return tuple(dict.fromkeys(urls))

@@ -20,7 +20,7 @@ from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
-from colqwen3_retrievers.langchain.future_group import FutureGroup
+from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import check_search

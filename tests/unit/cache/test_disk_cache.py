@@ -251,6 +251,21 @@ def test_what_can_be_read_is_given_where_nothing_can_be_written(
         assert "could not be marked as used" in caplog.text
 
 
+def test_a_file_that_another_process_holds_locked_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(DiskCache(tmp_path, 2**20)) as cache, closing(sqlite3.connect(cache.file)) as other:
+        cache.put("a", some(1))
+        cache._connection.execute("PRAGMA busy_timeout = 50")  # not half a minute
+        other.execute("BEGIN IMMEDIATE")
+        cache.put("b", some(2))
+        cache.put_name("x", "y")
+        assert same(cache.get("a"), some(1))
+        assert cache.content_of("x") is None
+        other.rollback()
+        cache.put("b", some(2))
+        assert same(cache.get("b"), some(2))
+    assert caplog.text.count("could not be written") == 2
+
+
 def test_a_creation_that_failed_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_cache, "_SCHEMA", "CREATE TABLE entries (x); CREATE NOTHING")
     with pytest.raises(StoreError, match="cannot be used"):

@@ -23,7 +23,9 @@ import torch
 from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page, TorchOptions, Video
-from colqwen3_retrievers.encoding.batching import EncodeWorker
+from colqwen3_retrievers.encoding.batching import Job
+from colqwen3_retrievers.encoding.futures import ListFuture
+from colqwen3_retrievers.encoding.shared_engine import SharedEngine
 from colqwen3_retrievers.engines.torch.engine import TorchEngine
 from colqwen3_retrievers.errors import (
     CheckpointError,
@@ -384,12 +386,15 @@ def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) 
 def test_a_kept_error_keeps_no_model(tiny: TinyCheckpoint) -> None:
     engines = [TorchEngine(open_checkpoint(tiny.folder), device="cpu", dtype="float32")]
     alive = weakref.ref(engines[0])
-    worker = EncodeWorker(engines.pop)
-    broken = EncoderInput(False, "", np.full(3, 10**6), slice(0, 3))
+    shared = SharedEngine("key", engines.pop)
+    future: ListFuture[MultiVector] = ListFuture()
+    job = Job("page", 0, lambda _: job.item, future, future.add_item())
+    job.item = EncoderInput(False, "", np.full(3, 10**6), slice(0, 3))
+    shared.submit_rendered(job)
     with pytest.raises(EngineError) as caught:
-        worker.submit(broken).result(30)
-    worker.close()
-    del worker
+        future.result(30)
+    shared.close()
+    del shared
     gc.collect()
     assert caught.value is not None
     assert alive() is None
@@ -467,9 +472,9 @@ def test_argument_beats_environment_beats_default(monkeypatch: pytest.MonkeyPatc
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"dim": 0}, "dim: expected an integer from 1, got 0"),
-    ({"dim": 16.0}, "dim: expected an integer from 1"),
-    ({"dim": True}, "dim: expected an integer from 1"),
+    ({"dim": 0}, "dim: expected a whole number from 1, got 0"),
+    ({"dim": 16.0}, "dim: expected a whole number from 1"),
+    ({"dim": True}, "dim: expected a whole number from 1"),
     ({"pool_factor": 0}, "pool_factor: expected"),
     ({"pool_factor": None}, "pool_factor: expected"),
     ({"max_visual_tokens": -1}, "max_visual_tokens: expected"),
@@ -494,7 +499,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_tokens": 0}, "batch_tokens: expected an integer from 1"),
+        ({"batch_tokens": 0}, "batch_tokens: expected .* from 1"),
         ({"attn_implementation": "magic"}, "attn_implementation 'magic': expected sdpa"),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_library_that_exits_while_opening_leaves_nobody_waiting(
     def exits(*_: object, **__: object) -> object:
         raise SystemExit(3)
 
-    monkeypatch.setattr("colqwen3_retrievers.encoding.settings.open_checkpoint", exits)
+    monkeypatch.setattr("colqwen3_retrievers.encoding.opened_model.open_checkpoint", exits)
     with ColQwen3Encoder(folder, engine="torch", device="cpu") as encoder:
         for _ in range(2):
             with pytest.raises(EngineError, match=r"cannot be opened: SystemExit\(3\)"):

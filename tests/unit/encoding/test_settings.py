@@ -1,4 +1,4 @@
-"""Which engine an encoder takes, and that the key of a server stays in this process."""
+"""An encoder's settings: the engine they choose, and that the key of a server stays in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from colqwen3_retrievers import ColQwen3Encoder, ServerOptions, TorchOptions, VLLMOptions
-from colqwen3_retrievers.encoding.engine_choice import choose_engine
+from colqwen3_retrievers.encoding.settings import choose_engine
 from colqwen3_retrievers.errors import ConfigError
 
 URL = "http://gpu-1:8000"
@@ -119,11 +119,11 @@ def test_settings_survive_a_dict(monkeypatch: pytest.MonkeyPatch, engine: Any) -
     ("kind", "options", "message"),
     [
         (VLLMOptions, {"gpu_memory_utilization": 0}, "gpu_memory_utilization: expected a number above 0"),
-        (VLLMOptions, {"tensor_parallel_size": 0}, "tensor_parallel_size: expected an integer from 1"),
-        (VLLMOptions, {"max_model_len": True}, "max_model_len: expected an integer from 1"),
+        (VLLMOptions, {"tensor_parallel_size": 0}, "tensor_parallel_size: expected .* from 1"),
+        (VLLMOptions, {"max_model_len": True}, "max_model_len: expected .* from 1"),
         (ServerOptions, {"timeout": float("inf")}, "timeout: expected seconds above 0"),
-        (ServerOptions, {"concurrency": 0}, "concurrency: expected an integer from 1"),
-        (ServerOptions, {"retries": -1}, "retries: expected an integer from 0"),
+        (ServerOptions, {"concurrency": 0}, "concurrency: expected .* from 1"),
+        (ServerOptions, {"retries": -1}, "retries: expected .* from 0"),
         (ServerOptions, {"served_model": ""}, "served_model: expected a name"),
     ],
 )
