@@ -126,7 +126,7 @@ def describe(page: Page) -> str:
 
 def _tell_unknown_names(index: PageIndex, where: dict[str, Any] | None) -> None:
     """Tell of names in a filter that no page has: a slip, more likely than not."""
-    for name in metadata_names(where) if len(index) else []:
+    for name in [] if index.store.is_empty() else metadata_names(where):
         if not index.ids(Condition(name, False, "exists")):
             own = ", ".join([*FIELDS, *ALIASES])
             tell(f"--where: no page has {name!r} in its metadata; own fields are {own}")

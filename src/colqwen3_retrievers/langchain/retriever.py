@@ -15,12 +15,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, open_index, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
-from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import check_search
@@ -225,7 +225,7 @@ class ColQwen3Retriever(BaseRetriever):
 
     def _submit(self, queries: Sequence[str | Query], group: FutureGroup) -> list[Future[list[MultiVector]] | None]:
         """Start encoding each query by itself, so that each can fail by itself; None if the index is empty."""
-        empty = not len(self._pages)  # and needs no model
+        empty = self._pages.store.is_empty()  # an empty index needs no model
         encodings: list[Future[list[MultiVector]] | None] = []
         for query in queries:
             encoding: Future[list[MultiVector]] | None = None

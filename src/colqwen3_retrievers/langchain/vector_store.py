@@ -451,7 +451,7 @@ class ColQwen3VectorStore(VectorStore):
     def _submit(self, query: Question) -> Future[list[MultiVector]] | None:
         """Start encoding a query; None for an empty index, which needs no model."""
         queries, [vectors] = to_encode([Query(query) if isinstance(query, str) else query])  # no empty text
-        if not len(self.index):
+        if self.index.store.is_empty():
             return None
         if vectors is None:
             return self.index.encoder.submit_queries(queries)

@@ -239,7 +239,7 @@ class Evidence:
         Returns:
             The hits, and their :meth:`of_hits`.
         """
-        if not self.wanted or not len(index):
+        if not self.wanted or index.store.is_empty():
             return index.search(query, **how), {}
         [vectors] = index.encoder.submit_queries([query]).result()
         hits = index.search(vectors, **how)
@@ -249,7 +249,7 @@ class Evidence:
         self, index: PageIndex, query: str | Query, how: Mapping[str, Any]
     ) -> tuple[list[Hit], dict[str, dict[str, Any]]]:
         """Search without blocking the event loop; cancelling it cancels the encoding. See :meth:`search`."""
-        if not self.wanted or not await asyncio.to_thread(len, index):
+        if not self.wanted or await asyncio.to_thread(lambda: index.store.is_empty()):
             return await index.asearch(query, **how), {}
         pending = await asyncio.to_thread(lambda: index.encoder.submit_queries([query]))
         [vectors] = await asyncio.wrap_future(pending)
