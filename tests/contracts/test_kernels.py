@@ -254,7 +254,7 @@ class TorchContract(KernelContract):
 class TestTorchCPUKernel(TorchContract):
     def test_workers_use_one_thread_each(self) -> None:
         torch = pytest.importorskip("torch")
-        from colqwen3_retrievers.vectors.kernels.torch import TorchKernel
+        from colqwen3_retrievers.vectors.kernels.torch_maxsim import TorchKernel
 
         before = torch.get_num_threads()
         try:

@@ -15,8 +15,8 @@ from typing import Protocol, Self, runtime_checkable
 from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
 from colqwen3_retrievers.errors import ConfigError, EncodeError, EngineError, PageError
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
 
 DEFAULT_MAX_BYTES = 512 * 2**20

@@ -19,7 +19,7 @@ from colqwen3_retrievers.models.checkpoint import DEFAULT_MODEL, Checkpoint, ope
 from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE, get_family
 from colqwen3_retrievers.models.rendering import EncoderInput, Renderer
 from colqwen3_retrievers.models.tokenizer import PromptTokenizer
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.vectors.compression import pool_tokens, truncate
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 

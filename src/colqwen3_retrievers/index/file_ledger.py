@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 FILE_NAME: Final = "files.sqlite"
 """The ledger in an index's folder."""

@@ -11,7 +11,7 @@ from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_images import ImageMode, PageImages
 from colqwen3_retrievers.index.row_candidates import RowCandidates
 from colqwen3_retrievers.index.writing import Writing
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import open_store
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record, check_info

@@ -13,8 +13,7 @@ from typing import Any, Final, TypeVar
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.file_ledger import FileEntry, device_of
 from colqwen3_retrievers.index.page_images import PageImages
-from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, PagePath, find_page_files, reason_of
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, PagePath, find_page_files, reason_of, user_path
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
 
 MOVED: Final = "give moved=True (--moved) if it was moved and changed"

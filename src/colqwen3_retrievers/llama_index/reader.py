@@ -18,10 +18,9 @@ from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.page_images import PageImages
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID
 from colqwen3_retrievers.llama_index.nodes import page_fields
-from colqwen3_retrievers.pages.files import PagePath
+from colqwen3_retrievers.pages.files import PagePath, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 
 _OURS = (PAGE_ID, "page", "page_label", "sha256")
 """Metadata that a directory reader's may not replace: the pipeline's caches and the citations stand on them."""

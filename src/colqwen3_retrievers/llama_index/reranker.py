@@ -32,8 +32,8 @@ from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.candidates import Candidates
 from colqwen3_retrievers.llama_index.nodes import page_from_node, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.reranker_tools import Tools, check_together, reported
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Query
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.retrieval.evidence import Evidence, indexed_picture, without_evidence
 from colqwen3_retrievers.stores.protocol import Record

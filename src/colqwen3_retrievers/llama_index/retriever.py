@@ -29,8 +29,8 @@ from colqwen3_retrievers.llama_index.filters import where_of
 from colqwen3_retrievers.llama_index.nodes import node_from_hit, node_from_page, query_from_bundle, with_technical
 from colqwen3_retrievers.llama_index.retriever_settings import Persisting
 from colqwen3_retrievers.llama_index.retriever_writing import Writing
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Hit, Query
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy

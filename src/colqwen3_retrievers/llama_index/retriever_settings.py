@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index.page_index import PageIndex
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 SETTINGS_FILE: Final = "llama_index_retriever.json"
 """The file :meth:`ColQwen3Retriever.persist` writes."""

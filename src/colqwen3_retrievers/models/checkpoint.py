@@ -31,7 +31,7 @@ from colqwen3_retrievers.models.tensor_table import (
     read_tensor_table,
     some_names,
 )
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 DEFAULT_MODEL = "TomoroAI/tomoro-colqwen3-embed-4b"
 TINY = Path(__file__).parent / "checkpoints" / "tiny"

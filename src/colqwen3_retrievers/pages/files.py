@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
-from colqwen3_retrievers.pages.paths import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Endings of the image files that are read, in any case."""
@@ -50,6 +49,25 @@ class PageFile:
     def is_pdf(self) -> bool:
         """Whether its name says that it is a PDF."""
         return self.path.suffix.lower() == ".pdf"
+
+
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` replaced by home folders.
+
+    Args:
+        given: absolute or relative; nothing is looked up but the home.
+
+    Raises:
+        ConfigError: no such user.
+
+    >>> user_path("~nobody-at-all/index")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: ~nobody-at-all/index: Could not determine home directory.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{os.fspath(given)}: {exc}") from exc
 
 
 def find_page_files(

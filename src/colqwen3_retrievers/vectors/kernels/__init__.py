@@ -33,7 +33,7 @@ def torch_kernel(device: str = "cpu") -> Kernel:
     [[-0.5]]
     """
     require("torch", "torch")
-    from colqwen3_retrievers.vectors.kernels.torch import TorchKernel  # torch is imported only when asked for
+    from colqwen3_retrievers.vectors.kernels.torch_maxsim import TorchKernel  # torch is imported only when asked for
 
     return TorchKernel(device)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes, unpacked_code
 from colqwen3_retrievers.vectors.kernels.scan import SPARE, CodeScan, turns
-from colqwen3_retrievers.vectors.kernels.torch import as_tensor
+from colqwen3_retrievers.vectors.kernels.torch_maxsim import as_tensor
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 MOST_BYTES: Final = 1 << 29

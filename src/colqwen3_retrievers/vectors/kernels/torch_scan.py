@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes
 from colqwen3_retrievers.vectors.kernels.scan import cut_out, pieces, sum_up
-from colqwen3_retrievers.vectors.kernels.torch import as_tensor, shared_workers
+from colqwen3_retrievers.vectors.kernels.torch_maxsim import as_tensor, shared_workers
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 _MOST_TOKENS = 256  # query tokens compared at a time: more would push the codes out of the cache

@@ -25,13 +25,14 @@ from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import write_folder
 from colqwen3_retrievers.engines.vllm.key import RequireKey
 from colqwen3_retrievers.engines.vllm.serving import (
+    CHAT_TEMPLATES,
     add_serve_arguments,
+    chat_template,
     serve,
     serve_command,
     server_environment,
     show_command,
 )
-from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES, chat_template
 from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError
 from colqwen3_retrievers.models.checkpoint import TINY, open_checkpoint
 from colqwen3_retrievers.models.families import FAMILIES, Family
