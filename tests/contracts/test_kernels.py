@@ -254,14 +254,13 @@ class TorchContract(KernelContract):
 class TestTorchCPUKernel(TorchContract):
     def test_workers_use_one_thread_each(self) -> None:
         torch = pytest.importorskip("torch")
-        from colqwen3_retrievers.vectors.kernels.torch_maxsim import TorchKernel
+        from colqwen3_retrievers.vectors.kernels.torch_maxsim import shared_workers
 
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(3)
-            kernel = TorchKernel()
-            pool = kernel._pool(3)
-            assert kernel._pool(2) is kernel._pool(3) is pool
+            pool = shared_workers(3)
+            assert shared_workers(2) is shared_workers(3) is pool
             barrier = threading.Barrier(3, timeout=60)
 
             def seen() -> int:

@@ -20,7 +20,7 @@ from colqwen3_retrievers.index.search import Question, Searching, in_order, to_e
 from colqwen3_retrievers.pages.page import Hit
 from colqwen3_retrievers.stores.protocol import check_ids
 from colqwen3_retrievers.stores.where import Filter, Where, parse
-from colqwen3_retrievers.vectors.codes import ward_clusters
+from colqwen3_retrievers.vectors.compression import ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
 MAX_ROWS: Final = 1024

@@ -1,7 +1,7 @@
 """MaxSim, defined once: how a query's token embeddings are compared with a document's.
 
 Queries and documents stay ragged from end to end. There is no padding, hence no mask, hence no zero row that could win
-over a negative similarity. Every faster kernel is tested against :func:`numpy_kernel`, and is handed in by the caller::
+over a negative similarity. Every faster kernel is tested against :func:`numpy_kernel`, and is passed by the caller::
 
     scores = maxsim(queries, documents, kernel=torch_kernel("cuda"))
 """
@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, DimensionError
-from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector, PackedEmbeddings, as_token_embeddings
+from colqwen3_retrievers.vectors.multi_vector import (
+    Float32,
+    MultiVector,
+    PackedEmbeddings,
+    as_token_embeddings,
+    lay_end_to_end,
+)
 
 Mode = Literal["sum", "mean"]
 MultiVectors: TypeAlias = MultiVector | ArrayLike | Sequence[MultiVector | ArrayLike] | PackedEmbeddings
@@ -30,7 +36,7 @@ _BLOCK_SCORES = 1 << 20  # scores that top_k holds at a time, 4 MB in float32
 
 
 class Kernel(Protocol):
-    """Something that computes MaxSim: :func:`numpy_kernel`, or one from :mod:`colqwen3_retrievers.vectors.kernels`.
+    """Computes MaxSim: :func:`numpy_kernel`, or one from :mod:`colqwen3_retrievers.vectors.kernels`.
 
     A kernel is called with queries and documents of one dim, at least one of each, float32 or float16, and returns
     float32 (n_queries, n_documents): for each query and document, the sum over the query's tokens of the largest dot
@@ -123,10 +129,10 @@ def maxsim(
     Args:
         queries: one multi-vector (:class:`MultiVector` or array-like of shape (n_tokens, dim)), a list or tuple of
             them, or :class:`PackedEmbeddings`. One multi-vector counts as a list of one.
-        documents: the same; packed documents may be none at all, and may lie in a memory-mapped file.
+        documents: the same; packed documents may be empty, and may be in a memory-mapped file.
         mode: "sum", or "mean", which divides by the number of query tokens. Unit rows give sums in
             -n_query_tokens..n_query_tokens and means in -1..1.
-        kernel: what computes; the default needs numpy only.
+        kernel: computes the sums; the default needs numpy only.
 
     Returns:
         float32 (n_queries, n_documents). Beyond it, memory is bounded whatever the number of documents: some tens of
@@ -162,7 +168,7 @@ def top_k(
     ids: Sequence[str] | None = None,
     kernel: Kernel = numpy_kernel,
 ) -> list[TopK]:
-    """Find the k best documents of every query without ever holding all scores.
+    """Find the k best documents of every query without holding all scores.
 
     Args:
         queries: as for :func:`maxsim`.
@@ -185,12 +191,7 @@ def top_k(
     >>> best.indices.tolist(), best.scores.round(3).tolist()
     ([2, 0], [0.800000011920929, 0.800000011920929])
     """
-    try:
-        k = operator.index(k)
-    except TypeError as exc:
-        raise ConfigError(f"k: expected a whole number, got {k!r}") from exc
-    if k < 1:
-        raise ConfigError(f"k: expected at least 1, got {k}")
+    k = whole_number(k, "k", least=1)
     packed = _pack_queries(queries, mode)
     none = TopK(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
     best = [none] * len(packed)
@@ -209,7 +210,7 @@ def top_k(
 
 
 def relevance(score: float, n_query_tokens: int) -> float:
-    """Map a MaxSim sum to the 0..1 that some frameworks want, keeping the order for one query.
+    """Map a MaxSim sum to the range 0..1, keeping the order for one query.
 
     Args:
         score: a sum over query tokens (mode "sum") of unit rows.
@@ -224,15 +225,14 @@ def relevance(score: float, n_query_tokens: int) -> float:
     >>> relevance(2.0, 2), relevance(0.0, 7), relevance(-3.0, 3)
     (1.0, 0.5, 0.0)
     """
-    if n_query_tokens < 1:
-        raise ConfigError(f"n_query_tokens: expected at least 1, got {n_query_tokens}")
+    n_query_tokens = whole_number(n_query_tokens, "n_query_tokens", least=1)
     if not math.isfinite(score):
         raise ConfigError(f"score: expected a finite number, got {score}")
     return min(1.0, max(0.0, (1.0 + float(score) / n_query_tokens) / 2.0))
 
 
 def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, kernel: Kernel, seen: int) -> Float32:
-    """Run a kernel on a block that begins at document ``seen``; every score of the library passes here."""
+    """Run a kernel on a block that begins at document ``seen``, and check its scores."""
     if queries.dim != documents.dim:
         raise DimensionError("query against document", expected=queries.dim, actual=documents.dim)
     if not len(documents):
@@ -252,7 +252,7 @@ def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, 
 
 
 def _merge(old: TopK, indices: NDArray[np.int64], scores: Float32, k: int, ids: Sequence[str] | None) -> TopK:
-    """Give the k best of those kept so far and of new ones that come after them."""
+    """Return the k best of the best so far and of scores that come after them."""
     indices, scores = np.concatenate([old.indices, indices]), np.concatenate([old.scores, scores])
     if len(scores) > k:
         likely = scores >= np.partition(scores, -k)[-k]  # all that equal the k-th too, since their ids may come first
@@ -266,7 +266,7 @@ def _merge(old: TopK, indices: NDArray[np.int64], scores: Float32, k: int, ids: 
 
 
 def _split(block: PackedEmbeddings, max_documents: int) -> Iterator[PackedEmbeddings]:
-    """Cut packed documents into views of at most ``max_documents``."""
+    """Yield views of at most ``max_documents`` packed documents."""
     for first in range(0, len(block), max_documents):
         offsets = block.offsets[first : first + max_documents + 1]
         yield PackedEmbeddings(block.vectors[offsets[0] : offsets[-1]], offsets - offsets[0])
@@ -280,11 +280,11 @@ def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
             raise ConfigError("queries: expected at least one multi-vector")
         return queries
     members = _members(queries, "queries")
-    return _packed([_one(member, f"query {i}") for i, member in enumerate(members)], "query", 0)
+    return lay_end_to_end([_one(member, f"query {i}") for i, member in enumerate(members)], "query")
 
 
 def _stream(documents: MultiVectors | Iterable[PackedEmbeddings]) -> Iterator[PackedEmbeddings]:
-    """Give what :func:`top_k` accepts as blocks: the packed ones of an iterable as they come."""
+    """Yield what :func:`top_k` accepts as blocks: the packed ones of an iterable as they come."""
     listed = isinstance(documents, Sequence) and len(documents) > 0 and isinstance(documents[0], PackedEmbeddings)
     whole = isinstance(documents, Sequence | MultiVector | PackedEmbeddings) or hasattr(documents, "__array__")
     if not isinstance(documents, Iterable) or (whole and not listed):
@@ -297,7 +297,7 @@ def _stream(documents: MultiVectors | Iterable[PackedEmbeddings]) -> Iterator[Pa
 
 
 def _blocks(documents: object) -> Iterator[PackedEmbeddings]:
-    """Give documents as packed blocks of bounded size; what is packed already is one block, uncopied."""
+    """Yield documents as packed blocks of bounded size; what is packed already is one block, uncopied."""
     if isinstance(documents, PackedEmbeddings):
         yield documents
         return
@@ -306,15 +306,15 @@ def _blocks(documents: object) -> Iterator[PackedEmbeddings]:
     for i, member in enumerate(_members(documents, "documents")):
         array = _one(member, f"document {i}")
         if arrays and size + array.size > _BLOCK_FLOATS:
-            yield _packed(arrays, "document", first)
+            yield lay_end_to_end(arrays, "document", first)
             arrays, first, size = [], i, 0
         arrays.append(array)
         size += array.size
-    yield _packed(arrays, "document", first)
+    yield lay_end_to_end(arrays, "document", first)
 
 
 def _members(value: object, name: str) -> Sequence[object]:
-    """Tell one multi-vector from several, and give a sequence either way."""
+    """Return a sequence of multi-vectors, of one or several."""
     expected = "a multi-vector, a list of multi-vectors or PackedEmbeddings"
     if isinstance(value, MultiVector):
         return [value]
@@ -341,11 +341,3 @@ def _one(value: object, name: str) -> Float32:
     except (TypeError, ValueError, RuntimeError) as exc:  # ragged rows; tensors in bfloat16, with gradients, on a GPU
         raise ConfigError(f"{name}: not a (n_tokens, dim) array: {exc}") from exc
     return as_token_embeddings(array, name=name)
-
-
-def _packed(arrays: list[Float32], name: str, first: int) -> PackedEmbeddings:
-    for i, array in enumerate(arrays):
-        if array.shape[1] != arrays[0].shape[1]:
-            raise DimensionError(f"{name} {first + i}", expected=arrays[0].shape[1], actual=array.shape[1])
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
-    return PackedEmbeddings(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), offsets)
