@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +32,6 @@ MultiVectors: TypeAlias = MultiVector | ArrayLike | Sequence[MultiVector | Array
 CPU_CHUNK_BYTES = 1 << 21  # of document tokens in float32: 2 to 16 pages, which stay in a core's cache
 CPU_TILE = 1 << 20  # similarities held at a time, 4 MB in float32
 _BLOCK_FLOATS = 1 << 23  # components of a list of documents packed at a time, 32 MB in float32
-_BLOCK_SCORES = 1 << 20  # scores that top_k holds at a time, 4 MB in float32
 
 
 class Kernel(Protocol):
@@ -47,18 +46,6 @@ class Kernel(Protocol):
     def __call__(self, queries: PackedEmbeddings, documents: PackedEmbeddings, /) -> Float32:
         """Score every query against every document."""
         ...
-
-
-class TopK(NamedTuple):
-    """The best documents of one query, best first.
-
-    Attributes:
-        indices: int64 (at most k,), positions in the documents given.
-        scores: float32 of the same length, descending.
-    """
-
-    indices: NDArray[np.int64]
-    scores: Float32
 
 
 def chunk_bounds(offsets: NDArray[np.int64], max_tokens: int) -> list[int]:
@@ -159,56 +146,6 @@ def maxsim(
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def top_k(
-    queries: MultiVectors,
-    documents: MultiVectors | Iterable[PackedEmbeddings],
-    k: int,
-    *,
-    mode: Mode = "sum",
-    ids: Sequence[str] | None = None,
-    kernel: Kernel = numpy_kernel,
-) -> list[TopK]:
-    """Find the k best documents of every query without holding all scores.
-
-    Args:
-        queries: as for :func:`maxsim`.
-        documents: as for :func:`maxsim`, or an iterable of :class:`PackedEmbeddings`, taken one after the other and
-            let go, so that a corpus larger than memory can be searched. Indices run on from one to the next.
-        k: how many, at least 1. More than there are gives all.
-        mode: as for :func:`maxsim`.
-        ids: one for each document. Equal scores are ordered by id, ascending; without ids, by index.
-        kernel: as for :func:`maxsim`.
-
-    Returns:
-        One :class:`TopK` a query: what sorting that query's row of :func:`maxsim` would give.
-
-    Raises:
-        ConfigError: as for :func:`maxsim`; k below 1; another number of ids than of documents.
-        DimensionError: two dims differ.
-
-    >>> documents = [[[0.6, 0.8]], [[1.0, 0.0]], [[0.6, 0.8]]]
-    >>> best = top_k([[0.0, 1.0]], documents, 2, ids=["c", "b", "a"])[0]
-    >>> best.indices.tolist(), best.scores.round(3).tolist()
-    ([2, 0], [0.800000011920929, 0.800000011920929])
-    """
-    k = whole_number(k, "k", least=1)
-    packed = _pack_queries(queries, mode)
-    none = TopK(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-    best = [none] * len(packed)
-    seen = 0
-    for block in _stream(documents):
-        for part in _split(block, max(1, _BLOCK_SCORES // len(packed))):
-            indices = np.arange(seen, seen + len(part), dtype=np.int64)
-            seen += len(part)
-            if ids is not None and seen > len(ids):
-                raise ConfigError(f"ids: {len(ids)} for {seen} documents or more")
-            scores = _scores(packed, part, mode, kernel, int(indices[0]))
-            best = [_merge(old, indices, row, k, ids) for old, row in zip(best, scores, strict=True)]
-    if ids is not None and seen != len(ids):
-        raise ConfigError(f"ids: {len(ids)} for {seen} documents")
-    return best
-
-
 def relevance(score: float, n_query_tokens: int) -> float:
     """Map a MaxSim sum to the range 0..1, keeping the order for one query.
 
@@ -251,27 +188,6 @@ def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, 
     return scores
 
 
-def _merge(old: TopK, indices: NDArray[np.int64], scores: Float32, k: int, ids: Sequence[str] | None) -> TopK:
-    """Return the k best of the best so far and of scores that come after them."""
-    indices, scores = np.concatenate([old.indices, indices]), np.concatenate([old.scores, scores])
-    if len(scores) > k:
-        likely = scores >= np.partition(scores, -k)[-k]  # all that equal the k-th too, since their ids may come first
-        indices, scores = indices[likely], scores[likely]
-    if ids is None:
-        order = np.lexsort((indices, -scores))[:k]
-    else:
-        keys = [(-score, ids[i], i) for i, score in zip(indices.tolist(), scores.tolist(), strict=True)]
-        order = np.array(sorted(range(len(keys)), key=keys.__getitem__)[:k], dtype=np.intp)
-    return TopK(indices[order], scores[order])
-
-
-def _split(block: PackedEmbeddings, max_documents: int) -> Iterator[PackedEmbeddings]:
-    """Yield views of at most ``max_documents`` packed documents."""
-    for first in range(0, len(block), max_documents):
-        offsets = block.offsets[first : first + max_documents + 1]
-        yield PackedEmbeddings(block.vectors[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-
 def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
     if mode not in ("sum", "mean"):
         raise ConfigError(f'mode: expected "sum" or "mean", got {mode!r}')
@@ -281,19 +197,6 @@ def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
         return queries
     members = _members(queries, "queries")
     return lay_end_to_end([_one(member, f"query {i}") for i, member in enumerate(members)], "query")
-
-
-def _stream(documents: MultiVectors | Iterable[PackedEmbeddings]) -> Iterator[PackedEmbeddings]:
-    """Yield what :func:`top_k` accepts as blocks: the packed ones of an iterable as they come."""
-    listed = isinstance(documents, Sequence) and len(documents) > 0 and isinstance(documents[0], PackedEmbeddings)
-    whole = isinstance(documents, Sequence | MultiVector | PackedEmbeddings) or hasattr(documents, "__array__")
-    if not isinstance(documents, Iterable) or (whole and not listed):
-        yield from _blocks(documents)
-        return
-    for i, block in enumerate(documents):
-        if not isinstance(block, PackedEmbeddings):
-            raise ConfigError(f"documents: an iterable must give PackedEmbeddings, item {i} is {type(block).__name__}")
-        yield block
 
 
 def _blocks(documents: object) -> Iterator[PackedEmbeddings]:

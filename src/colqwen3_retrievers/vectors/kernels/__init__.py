@@ -1,6 +1,6 @@
 """Faster kernels of late interaction, with the scores of ``numpy_kernel``, and scans of candidates' codes.
 
-Each function returns a kernel for ``maxsim`` and ``top_k``, or a scan for a store; only these calls import torch.
+Each function returns a kernel for ``maxsim``, or a scan for a store; only these calls import torch.
 """
 
 from __future__ import annotations
