@@ -494,7 +494,7 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_tokens": 0}, "batch_tokens: expected an integer from 1"),
+        ({"batch_tokens": 0}, "batch_tokens: expected a whole number from 1"),
         ({"attn_implementation": "magic"}, "attn_implementation 'magic': expected sdpa"),
     ],
 )

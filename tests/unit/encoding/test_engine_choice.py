@@ -119,11 +119,11 @@ def test_settings_survive_a_dict(monkeypatch: pytest.MonkeyPatch, engine: Any) -
     ("kind", "options", "message"),
     [
         (VLLMOptions, {"gpu_memory_utilization": 0}, "gpu_memory_utilization: expected a number above 0"),
-        (VLLMOptions, {"tensor_parallel_size": 0}, "tensor_parallel_size: expected an integer from 1"),
-        (VLLMOptions, {"max_model_len": True}, "max_model_len: expected an integer from 1"),
+        (VLLMOptions, {"tensor_parallel_size": 0}, "tensor_parallel_size: expected a whole number from 1"),
+        (VLLMOptions, {"max_model_len": True}, "max_model_len: expected a whole number from 1"),
         (ServerOptions, {"timeout": float("inf")}, "timeout: expected seconds above 0"),
-        (ServerOptions, {"concurrency": 0}, "concurrency: expected an integer from 1"),
-        (ServerOptions, {"retries": -1}, "retries: expected an integer from 0"),
+        (ServerOptions, {"concurrency": 0}, "concurrency: expected a whole number from 1"),
+        (ServerOptions, {"retries": -1}, "retries: expected a whole number from 0"),
         (ServerOptions, {"served_model": ""}, "served_model: expected a name"),
     ],
 )
