@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PIECE_ROWS = 2048
-"""Rows that go through layers together on a CPU: intermediate results fit its cache, and their memory comes from the heap
-instead of the system."""
+"""Rows that go through layers together on a CPU: intermediate results fit its cache, and reuse memory of the heap."""
 
 _PADDING_ALLOWED = 1.25  # area of a padded group's attention over what its members need
 _SHORT = 96  # tokens below which a call costs more than any padding
