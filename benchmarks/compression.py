@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from reporting import machine
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.vectors.codes import binarise, quantise_rows
+from colqwen3_retrievers.vectors.codes import binarise, quantise_rows, unbinarise
 from colqwen3_retrievers.vectors.compression import cluster_means, l2_normalise, pool_tokens, truncate
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.multi_vector import Float32
@@ -56,11 +56,6 @@ def coded(rows: Float32, code: Code) -> tuple[Float32, int]:
         return codes * scales.reshape(-1, 1), codes.nbytes + scales.size * 4
     bits = binarise(rows)
     return unbinarise(bits, rows.shape[1]), bits.nbytes
-
-
-def unbinarise(bits: NDArray[np.uint8], dim: int) -> Float32:
-    """Return the unit rows that 1-bit codes stand for: plus or minus 1 / sqrt(dim)."""
-    return (2 * np.unpackbits(bits, axis=1, count=dim).astype(np.float32) - 1) / np.float32(np.sqrt(dim))
 
 
 def pooled_by(method: PoolingMethod, rows: Float32, factor: int) -> Float32:

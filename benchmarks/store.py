@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import store_data
 import torch
-from compression import pooled_by, unbinarise
+from compression import pooled_by
 from store_data import Corpus
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, PackedEmbeddings, Page, maxsim
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import Record
-from colqwen3_retrievers.vectors.codes import binarise, page_code, quantise, query_codes
+from colqwen3_retrievers.vectors.codes import binarise, page_code, quantise, query_codes, unbinarise
 from colqwen3_retrievers.vectors.compression import pool_tokens
 from colqwen3_retrievers.vectors.kernels import default_kernel, default_scan
 from colqwen3_retrievers.vectors.multi_vector import Float32

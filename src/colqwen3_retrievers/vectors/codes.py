@@ -219,6 +219,28 @@ def binarise(vectors: MultiVector | ArrayLike) -> NDArray[np.uint8]:
     return np.packbits(as_token_embeddings(np.asarray(vectors)) > 0, axis=1)
 
 
+def unbinarise(bits: NDArray[np.uint8], dim: int) -> Float32:
+    """Return the unit rows that 1-bit codes stand for.
+
+    Args:
+        bits: uint8 (n_tokens, ceil(dim / 8)), of :func:`binarise`.
+        dim: components of a token embedding.
+
+    Returns:
+        float32 (n_tokens, dim), components plus or minus 1 / sqrt(dim).
+
+    Raises:
+        ConfigError: another number of bytes than ``dim`` components take.
+
+    >>> unbinarise(binarise([[0.6, -0.8, 0.1, 0.1]]), 4).tolist()
+    [[0.5, -0.5, 0.5, 0.5]]
+    """
+    if bits.ndim != 2 or bits.shape[1] != -(-dim // 8):
+        raise ConfigError(f"bits: expected (n_tokens, {-(-dim // 8)}) for dim {dim}, got {bits.shape}")
+    signs = np.unpackbits(bits, axis=1, count=dim).astype(np.float32)
+    return (2 * signs - 1) / np.float32(np.sqrt(dim))
+
+
 def _pooled(rows: Float32, factor: int) -> tuple[Float32, Float32]:
     """Return unit means of Ward's clusters, one for ``factor`` rows in whole blocks, and the clusters' spreads."""
     n_clusters = min(len(rows), -(-len(rows) // (factor * BLOCK)) * BLOCK)

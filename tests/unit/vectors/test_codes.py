@@ -15,6 +15,7 @@ from colqwen3_retrievers.vectors.codes import (
     quantise,
     quantise_rows,
     query_codes,
+    unbinarise,
 )
 from colqwen3_retrievers.vectors.compression import ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
@@ -97,7 +98,11 @@ def test_one_bit_keeps_signs(dim: int) -> None:
     rows = unit_rows(dim, 9, dim)
     bits = binarise(rows)
     assert bits.shape == (9, -(-dim // 8)) and bits.dtype == np.uint8
-    assert (np.unpackbits(bits, axis=1, count=dim) == (rows > 0)).all()
+    back = unbinarise(bits, dim)
+    assert ((back > 0) == (rows > 0)).all()
+    np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)
+    with pytest.raises(ConfigError, match="bits: expected"):
+        unbinarise(bits, dim + 16)
 
 
 def test_bad_input_is_named() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes, code_width, unpacked_code
+from colqwen3_retrievers.vectors.late_interaction import chunk_bounds
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 CHUNK_BYTES: Final = 1 << 21
@@ -111,7 +113,7 @@ def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
 
 
 def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tuple[int, int]]:
-    """Yield the pieces of pages a core scans at a time: first page, and one past the last.
+    """Return the pieces of pages a core scans at a time: first page, and one past the last.
 
     >>> list(pieces(np.asarray([8, 8, 16, 8]), 1 << 17, 1))
     [(0, 2), (2, 3), (3, 4)]
@@ -121,18 +123,12 @@ def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tu
 
 
 def turns(costs: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of pages that cost at most ``most``, or are one page: first page, and one past the last.
+    """Return runs of pages that cost at most ``most``, or are one page: first page, and one past the last.
 
     >>> list(turns(np.asarray([3, 3, 3, 9, 1]), 6))
     [(0, 2), (2, 3), (3, 4), (4, 5)]
     """
-    ends = np.cumsum(costs)
-    first = 0
-    while first < len(costs):
-        before = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
-        yield first, last
-        first = last
+    return itertools.pairwise(chunk_bounds(np.concatenate([[0], np.cumsum(costs)]), most))
 
 
 def cut_out(
