@@ -17,17 +17,19 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from held_out import HeldOut, held_out
+from numpy.typing import NDArray
 from reporting import machine
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
 from colqwen3_retrievers.vectors.codes import binarise, quantise_rows, unbinarise
-from colqwen3_retrievers.vectors.compression import PoolingMethod, pool_tokens, truncate
+from colqwen3_retrievers.vectors.compression import cluster_means, l2_normalise, pool_tokens, truncate
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 FACTORS = (1, 2, 3, 4, 6)
 DIMS = (128, 64, 32)
 Code = Literal["float16", "int8", "1 bit"]
+PoolingMethod = Literal["hierarchical", "kmeans", "sequential"]
 CODES: tuple[Code, ...] = ("float16", "int8", "1 bit")
 
 
@@ -54,6 +56,32 @@ def coded(rows: Float32, code: Code) -> tuple[Float32, int]:
         return codes * scales.reshape(-1, 1), codes.nbytes + scales.size * 4
     bits = binarise(rows)
     return unbinarise(bits, rows.shape[1]), bits.nbytes
+
+
+def pooled_by(method: PoolingMethod, rows: Float32, factor: int) -> Float32:
+    """Pool a page by the library's method, or by one of two to compare it with."""
+    if method == "hierarchical" or factor == 1:
+        return pool_tokens(rows, factor)[0]
+    clusters = np.arange(len(rows)) // factor if method == "sequential" else kmeans(rows, -(-len(rows) // factor))
+    return l2_normalise(cluster_means(rows.astype(np.float64), clusters)[0])
+
+
+def kmeans(rows: Float32, n_clusters: int, rounds: int = 10) -> NDArray[np.int64]:
+    """Cluster unit rows by spherical k-means, from seeds each the farthest from those before it."""
+    nearest = rows @ rows.mean(axis=0)
+    seeds = [int(nearest.argmin())]
+    nearest = rows @ rows[seeds[0]]
+    while len(seeds) < n_clusters:
+        seeds.append(int(nearest.argmin()))
+        np.maximum(nearest, rows @ rows[seeds[-1]], out=nearest)
+    centres = rows[seeds]
+    for _ in range(rounds):
+        labels = (rows @ centres.T).argmax(axis=1)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, labels, rows)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 1e-6, sums / np.maximum(lengths, 1e-6), centres)
+    return np.unique((rows @ centres.T).argmax(axis=1), return_inverse=True)[1]
 
 
 def best_pages(queries: list[Float32], pages: list[Float32]) -> np.ndarray:
@@ -88,7 +116,7 @@ def table(data: HeldOut) -> str:
     queries = {dim: [truncate(query, dim) for query in data.queries] for dim in DIMS}
     for method, factor, dim, codes in runs:
         start = time.perf_counter()
-        pooled = [pool_tokens(truncate(page, dim), factor, method=method)[0] for page in full]
+        pooled = [pooled_by(method, truncate(page, dim), factor) for page in full]
         spent = (time.perf_counter() - start) / len(full) * 1e3
         for code in codes:
             made = [coded(page, code) for page in pooled]
@@ -115,7 +143,7 @@ def main() -> None:
     tokens = math.floor(data.pages.lengths.mean())
     text = f"""# What compression costs
 
-Made by `python benchmarks/compression.py --cache DIR --pages {options.pages} --write` on {machine("numpy", "scipy")}.
+Made by `python benchmarks/compression.py --cache DIR --pages {options.pages} --write` on {machine("numpy")}.
 
 With {data.model}: {len(data.pages)} held-out pages of the training of `tiny`, {tokens} tokens a page on average,
 {len(data.queries)} queries of one to four printed words. A page is relevant when it holds every word; success@1 is the

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import store_data
 import torch
+from compression import pooled_by
 from store_data import Corpus
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, PackedEmbeddings, Page, maxsim
@@ -158,7 +159,7 @@ def codes(corpora: list[Corpus]) -> Iterator[str]:
             if factor == 3:
                 bits = [unbinarise(binarise(page), corpus.dim) for page in pooled]
                 yield row("Ward by 3, 1 bit", sum(p.size for p in pooled) / 8, approximate(bits))
-                flat = [pool_tokens(page, 3, method="sequential")[0] for page in pages]
+                flat = [pooled_by("sequential", page, 3) for page in pages]
                 yield row("sequential by 3, float16", 2 * sum(p.size for p in flat), approximate(flat))
             made_codes = [page_code(page, factor) for page in pages]
             lengths = np.asarray([len(code.rows) for code in made_codes])

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colqwen3_retrievers.engines.vllm.serving import serve_command, show_command
-from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES
+from colqwen3_retrievers.engines.vllm.serving import CHAT_TEMPLATES, serve_command, show_command
 from colqwen3_retrievers.models.families import FAMILIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "serving.md"

@@ -15,7 +15,7 @@ import pytest
 
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.vectors.kernels import torch_kernel
-from colqwen3_retrievers.vectors.late_interaction import Kernel, maxsim, numpy_kernel, top_k
+from colqwen3_retrievers.vectors.late_interaction import Kernel, maxsim, numpy_kernel
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 
@@ -110,13 +110,6 @@ class KernelContract:
             groups = [list(documents)[i : i + size] for i in range(0, 60, size)]
             parts = [maxsim(queries, PackedEmbeddings.pack(group), kernel=kernel) for group in groups]
             np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-6, atol=1e-6)
-
-    def test_top_k(self, kernel: Kernel) -> None:
-        rng = np.random.default_rng(3)
-        queries, documents = pack(rng, [20, 11], 32), pack(rng, rng.integers(1, 50, 90).tolist(), 32)
-        scores = maxsim(queries, documents, kernel=kernel)
-        for row, best in zip(scores, top_k(queries, documents, 9, kernel=kernel), strict=True):
-            assert best.indices.tolist() == np.argsort(-row, kind="stable")[:9].tolist()
 
     def test_read_only_memory_mapped_and_strided_documents(self, kernel: Kernel, tmp_path: Path) -> None:
         rng = np.random.default_rng(4)
@@ -254,14 +247,13 @@ class TorchContract(KernelContract):
 class TestTorchCPUKernel(TorchContract):
     def test_workers_use_one_thread_each(self) -> None:
         torch = pytest.importorskip("torch")
-        from colqwen3_retrievers.vectors.kernels.torch import TorchKernel
+        from colqwen3_retrievers.vectors.kernels.torch_maxsim import shared_workers
 
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(3)
-            kernel = TorchKernel()
-            pool = kernel._pool(3)
-            assert kernel._pool(2) is kernel._pool(3) is pool
+            pool = shared_workers(3)
+            assert shared_workers(2) is shared_workers(3) is pool
             barrier = threading.Barrier(3, timeout=60)
 
             def seen() -> int:

@@ -122,5 +122,5 @@ def test_offline_without_a_copy_is_an_error_and_asks_nobody(hub: tuple[str, list
     endpoint, asked = hub
     before = len(asked)
     done = run(endpoint, tmp_path, offline=True)
-    assert "CheckpointError: owner/tiny: not to be had from the hub" in done.stderr
+    assert "CheckpointError: owner/tiny: cannot be downloaded from the hub" in done.stderr
     assert len(asked) == before

@@ -51,7 +51,7 @@ def test_a_model_folder_is_known_by_its_absolute_place(
     with PageIndex.open(tmp_path / "idx", read_only=True) as index:
         assert index.search("page")[0].page.id == "p"
     shutil.rmtree(tmp_path / "ck")
-    gone = pytest.raises(CheckpointError, match="no such folder; where has the model gone")
+    gone = pytest.raises(CheckpointError, match="no such folder; has the model been moved")
     with PageIndex.open(tmp_path / "idx", read_only=True) as index, gone:
         index.search("page")
 

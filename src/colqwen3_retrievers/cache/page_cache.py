@@ -16,8 +16,8 @@ from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, EncodeError, EngineError, PageError
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
 
 DEFAULT_MAX_BYTES = 512 * 2**20

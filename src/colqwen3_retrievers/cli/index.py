@@ -15,8 +15,7 @@ from colqwen3_retrievers.cli.console import json_filter, tell
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
-from colqwen3_retrievers.pages.files import find_page_files
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import find_page_files, user_path
 from colqwen3_retrievers.stores.location import is_qdrant
 
 PASSWORD_VARIABLE = "COLQWEN3_PDF_PASSWORD"  # noqa: S105 - the name of a variable

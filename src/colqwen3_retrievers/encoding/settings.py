@@ -15,7 +15,7 @@ from colqwen3_retrievers.engines.options import EngineOptions, ServerOptions, To
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.models.checkpoint import DEFAULT_MODEL
 from colqwen3_retrievers.models.families import get_family
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 

@@ -1,9 +1,10 @@
-"""Options of the engines, frozen: what differs between machines and never changes an embedding's meaning."""
+"""Frozen options of the engines: settings of a machine, which never change what an embedding means."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError
 
 _PROMPT_TOKENS = 32  # more than any family's prompt around a page
@@ -16,8 +17,8 @@ class TorchOptions:
 
     Attributes:
         attn_implementation: ``"sdpa"``, ``"flash_attention_2"`` (needs its package and a GPU) or ``"eager"``.
-        batch_tokens: most tokens, padding included, in one forward pass; None chooses by device. Less memory when
-            lower. Out of memory halves a batch and goes on.
+        batch_tokens: most tokens, padding included, in one forward pass; None chooses by device. Lower values take less
+            memory; when memory runs out, the batch is halved.
 
     Raises:
         ConfigError: a number below 1.
@@ -30,13 +31,12 @@ class TorchOptions:
     batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         if self.attn_implementation not in ("sdpa", "flash_attention_2", "eager"):
             raise ConfigError(
                 f"attn_implementation {self.attn_implementation!r}: expected sdpa, flash_attention_2 or eager"
             )
         if self.batch_tokens is not None:
-            _check_count("batch_tokens", self.batch_tokens)
+            whole_number(self.batch_tokens, "batch_tokens", least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class VLLMOptions:
 
     Attributes:
         gpu_memory_utilization: share of a GPU's memory that vLLM may take, above 0 and at most 1.
-        tensor_parallel_size: GPUs the model is cut over.
+        tensor_parallel_size: GPUs the model is split over.
         max_model_len: most tokens of one input; None takes what the largest page needs, and room for a text of about
             8,000 tokens, beside it or alone.
-        enforce_eager: whether to do without CUDA graphs, which take time and memory to capture.
-        batch_tokens: tokens handed to vLLM at once, a hint for gathering callers; vLLM schedules them itself.
+        enforce_eager: whether to disable CUDA graphs, which take time and memory to capture.
+        batch_tokens: tokens passed to vLLM at once, a hint for batching; vLLM schedules them itself.
 
     Raises:
         ConfigError: a number out of its range.
@@ -65,20 +65,19 @@ class VLLMOptions:
     batch_tokens: int = 32_768
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         share = self.gpu_memory_utilization
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigError(f"gpu_memory_utilization: expected a number above 0 and at most 1, got {share!r}")
         if self.max_model_len is not None:
-            _check_count("max_model_len", self.max_model_len)
+            whole_number(self.max_model_len, "max_model_len", least=1)
         for name in ("tensor_parallel_size", "batch_tokens"):
-            _check_count(name, getattr(self, name))
+            whole_number(getattr(self, name), name, least=1)
 
     def context_length(self, native: int, visual_tokens: int) -> int:
-        """Give the most tokens one input may have: vLLM sets memory aside for that many, so it is seldom the model's.
+        """Return the most tokens of one input; vLLM reserves memory for that many, so it is rarely the model's limit.
 
         Args:
-            native: what the checkpoint could read.
+            native: most tokens of the checkpoint.
             visual_tokens: most visual tokens of a page.
 
         Raises:
@@ -107,13 +106,13 @@ class ServerOptions:
     Attributes:
         timeout: seconds a request may take in all: connecting, sending, the last byte, and all further attempts.
         connect_timeout: seconds of one attempt to reach a server.
-        concurrency: requests under way at once, over all servers; a quarter of them are kept for queries.
-        retries: further attempts after connection errors, 429 and 5xx; other answers are not asked for again.
-        served_model: the name the server gives the model; None takes the only one it serves.
+        concurrency: concurrent requests, over all servers; a quarter of them are reserved for queries.
+        retries: further attempts after connection errors, 429 and 5xx; other responses are not retried.
+        served_model: the server's name of the model; None takes the only one it serves.
         embed_dtype: of token embeddings on the wire: ``"float16"``, or ``"float32"`` at twice the bytes.
         check_weights: whether one token's embedding is computed from the checkpoint's own weights and compared, which
-            finds a dropped bias and a foreign model. None does it when that reads no more than 1 GiB, and warns
-            otherwise; True at any size (a second or two a GB); False neither.
+            detects a dropped bias and another model. None does it when that reads at most 1 GiB, and warns otherwise;
+            True at any size (a second or two a GB); False does neither.
 
     Raises:
         ConfigError: a value out of its range.
@@ -131,13 +130,12 @@ class ServerOptions:
     check_weights: bool | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
         for name in ("timeout", "connect_timeout"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: expected seconds above 0, got {value!r}")
-        _check_count("concurrency", self.concurrency)
-        _check_count("retries", self.retries, least=0)
+        whole_number(self.concurrency, "concurrency", least=1)
+        whole_number(self.retries, "retries")
         if not isinstance(self.served_model, str | None) or self.served_model == "":
             raise ConfigError(f"served_model: expected a name, got {self.served_model!r}")
         if self.embed_dtype not in ("float16", "float32"):
@@ -147,9 +145,4 @@ class ServerOptions:
 
 
 EngineOptions = TorchOptions | VLLMOptions | ServerOptions
-"""What says which engine and how."""
-
-
-def _check_count(name: str, value: object, *, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}: expected an integer from {least}, got {value!r}")
+"""Options of any engine."""

@@ -12,8 +12,8 @@ from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measuring import encode_queries
 from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.embedded.catalogue import FILE_NAME
 from colqwen3_retrievers.stores.location import is_qdrant
 from colqwen3_retrievers.stores.protocol import Record

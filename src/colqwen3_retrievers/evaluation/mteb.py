@@ -13,7 +13,7 @@ from typing import Any
 from colqwen3_retrievers.errors import CheckpointError, ColQwen3Error, ConfigError, MissingExtraError, require
 from colqwen3_retrievers.evaluation.mteb_search import MtebSearch
 from colqwen3_retrievers.index.page_adder import PageEncoder
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 
 @dataclass

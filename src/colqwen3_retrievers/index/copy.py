@@ -16,8 +16,7 @@ from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index.page_adder import progress_bar
 from colqwen3_retrievers.index.page_images import KeptImage, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import BATCH, PageRecords, batches, same_content, same_description
-from colqwen3_retrievers.pages.files import reason_of
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import reason_of, user_path
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import is_qdrant, open_store
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record, check_addable, check_info

@@ -21,8 +21,7 @@ from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
 from colqwen3_retrievers.index.page_records import PageRecords
-from colqwen3_retrievers.pages.files import reason_of
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import reason_of, user_path
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
 FILE_NAME: Final = "files.sqlite"

@@ -15,10 +15,17 @@ from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.file_ledger import FileEntry, FileLedger, current_stamp, device_of, hash_file
 from colqwen3_retrievers.index.page_adder import Encode, Failure, PageAdder
 from colqwen3_retrievers.index.page_records import BATCH, PageRecords, batches
-from colqwen3_retrievers.pages.files import ONE_ROOT, PageFile, PagePath, caused_by, find_page_files, reason_of
+from colqwen3_retrievers.pages.files import (
+    ONE_ROOT,
+    PageFile,
+    PagePath,
+    caused_by,
+    find_page_files,
+    reason_of,
+    user_path,
+)
 from colqwen3_retrievers.pages.loading import check_name, load_pages
 from colqwen3_retrievers.pages.page import Page, json_object
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
 
 _MOVED: Final = "give moved=True (--moved) if it was moved and changed"

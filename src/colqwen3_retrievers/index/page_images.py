@@ -17,9 +17,9 @@ from PIL import Image
 
 from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, StoreError
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.images import ImageSource, open_image
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.embedded.row_files import sync_folder
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record

@@ -17,7 +17,7 @@ import numpy as np
 
 from colqwen3_retrievers.index.page_records import batches
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
-from colqwen3_retrievers.vectors.codes import ward_clusters
+from colqwen3_retrievers.vectors.compression import ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
 MAX_ROWS: Final = 1024

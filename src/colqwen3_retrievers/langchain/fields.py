@@ -12,8 +12,8 @@ from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Query
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.pages.remote_images import checked_remote
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 

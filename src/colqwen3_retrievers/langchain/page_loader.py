@@ -14,11 +14,10 @@ from langchain_core.documents import Document
 from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.langchain.documents import page_to_document
-from colqwen3_retrievers.pages.files import OnError, PagePath
+from colqwen3_retrievers.pages.files import OnError, PagePath, user_path
 from colqwen3_retrievers.pages.images import open_image
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 
 
 class PageLoader(BaseLoader):

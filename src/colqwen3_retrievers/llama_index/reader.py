@@ -19,10 +19,9 @@ from colqwen3_retrievers.index.page_images import PageImages
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID
 from colqwen3_retrievers.llama_index.nodes import page_fields, text_with_id
 from colqwen3_retrievers.llama_index.pydantic_fields import config_errors
-from colqwen3_retrievers.pages.files import PagePath
+from colqwen3_retrievers.pages.files import PagePath, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.pages.paths import user_path
 
 # Metadata that a directory reader must not replace, because pipeline caches and citations rely on it; and metadata of
 # its own that models need not see.

@@ -28,7 +28,7 @@ from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.nodes import page_from_node, page_of, query_from_bundle, with_technical
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.retrieval.reranking import (
     Candidate,

@@ -49,8 +49,8 @@ from colqwen3_retrievers.llama_index.nodes import (
     query_from_bundle,
     with_technical,
 )
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Hit, Page, Query, json_object
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy

@@ -1,1 +1,1 @@
-"""What a checkpoint is: its family, files, tensors, tokenizer and exact prompts."""
+"""Checkpoints: their families, files, tensors, tokenizers and exact prompts."""

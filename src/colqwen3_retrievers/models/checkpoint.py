@@ -1,7 +1,7 @@
-"""What lies in a checkpoint's folder, read without torch: config, tensor table, family, dim, fingerprint.
+"""Reading a checkpoint's folder without torch: config, tensor table, family, dim, fingerprint.
 
-The tensor table comes from the safetensors headers alone, so that a wrong, torn or foreign checkpoint is refused before
-a single weight is loaded.
+The tensor table comes from the safetensors headers, so that a wrong, truncated or foreign checkpoint is refused before
+any weight is loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from colqwen3_retrievers.models.families import (
     Family,
     find_dim_key,
     get_family,
+    inner_name,
     tell_family,
 )
 from colqwen3_retrievers.models.hub import HubFiles
@@ -31,13 +32,12 @@ from colqwen3_retrievers.models.tensor_table import (
     read_tensor_table,
     some_names,
 )
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 
 DEFAULT_MODEL = "TomoroAI/tomoro-colqwen3-embed-4b"
 TINY = Path(__file__).parent / "checkpoints" / "tiny"
 
-_OUTER_PREFIXES = ("base_model.model.", "vlm.", "model.")
-_TEXT_FACTS: dict[str, Any] = {  # what of a config shapes a vector, and what transformers takes where it is left out
+_TEXT_FACTS: dict[str, Any] = {  # config keys that shape a vector, and transformers' defaults
     "hidden_size": None, "intermediate_size": None, "num_hidden_layers": None, "num_attention_heads": None,
     "num_key_value_heads": None, "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False,
 }  # fmt: skip
@@ -52,14 +52,14 @@ _FILES = [*_SMALL_FILES, "*.safetensors"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A checkpoint folder, understood.
+    """A checkpoint's folder and the facts read from it.
 
     Attributes:
-        folder: where it lies.
-        model: how it was asked for.
+        folder: of the files.
+        model: the requested name.
         family: its family's row.
         config: its config.json.
-        tensors: canonical name (``visual.*``, ``language_model.*``, ``projection.*``) -> where it lies; no ``lm_head``.
+        tensors: records by canonical name (``visual.*``, ``language_model.*``, ``projection.*``), without ``lm_head``.
         dim: width of a token embedding before Matryoshka truncation.
         hidden_size: width of the text trunk.
         matryoshka_dims: dims it may be truncated to, its full dim included, descending.
@@ -82,12 +82,12 @@ class Checkpoint:
 
     @property
     def has_projection(self) -> bool:
-        """Whether there is a projection at all."""
+        """Whether there is a projection."""
         return "projection.weight" in self.tensors
 
     @property
     def has_bias(self) -> bool:
-        """Whether the projection has a bias: what the file says, never what a config says."""
+        """Whether the projection has a bias, by its tensors."""
         return "projection.bias" in self.tensors
 
     @property
@@ -97,16 +97,16 @@ class Checkpoint:
 
 
 def locate(model: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True) -> Path:
-    """Find the folder of a checkpoint: ``"tiny"``, a folder, or a hub name (downloaded unless offline or cached).
+    """Return the folder of a checkpoint; a hub model is downloaded unless offline or cached.
 
     Args:
-        model: ``"tiny"``, an existing folder, or ``"owner/name"`` on the hub. Naming a hub model asks for its download;
-            ``HF_HUB_OFFLINE=1`` and ``HF_HOME`` are obeyed. Only data files are fetched, never code.
+        model: ``"tiny"``, an existing folder, or ``"owner/name"`` on the hub. ``HF_HUB_OFFLINE=1`` and ``HF_HOME`` are
+            obeyed. Only data files are downloaded, never code.
         revision: branch, tag or commit on the hub; not for folders.
-        weights: whether those of a hub model are downloaded too.
+        weights: whether to download those of a hub model, too.
 
     Raises:
-        CheckpointError: no such folder, or the hub has no such model, is out of reach or forbids it.
+        CheckpointError: no such folder, or the hub has no such model, is unreachable or forbids access.
         MissingExtraError: a hub name without ``huggingface_hub``.
 
     >>> locate("surely/not/there/at/all")
@@ -121,7 +121,7 @@ def locate(model: str | os.PathLike[str], *, revision: str | None = None, weight
     if Path(name).exists():
         raise CheckpointError(f"{name}: a file, not a checkpoint folder")
     if Path(name).is_absolute():
-        raise CheckpointError(f"{name}: no such folder; where has the model gone?")
+        raise CheckpointError(f"{name}: no such folder; has the model been moved?")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/name)")
     hub = require("torch", "huggingface_hub", "huggingface-hub")
@@ -129,30 +129,30 @@ def locate(model: str | os.PathLike[str], *, revision: str | None = None, weight
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=_FILES if weights else _SMALL_FILES))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise CheckpointError(f"{name}: not to be had from the hub: {reason}") from exc
+        raise CheckpointError(f"{name}: cannot be downloaded from the hub: {reason}") from exc
 
 
 def open_checkpoint(
     model: str | os.PathLike[str], *, revision: str | None = None, family: str | None = None, weights: bool = True
 ) -> Checkpoint:
-    """Read everything of a checkpoint but its weights.
+    """Read everything about a checkpoint except its weights.
 
     Args:
         model: as for :func:`locate`.
         revision: as for :func:`locate`.
-        family: overrules the family told from config and tensor names.
-        weights: whether those of a hub model are downloaded. Without, some megabytes of them are read on the hub,
-            unless they are here already; ``tensors`` then names files that are not.
+        family: overrides the family identified by config and tensor names.
+        weights: whether to download those of a hub model. Without, some megabytes of them are read from the hub unless
+            they were downloaded before; ``tensors`` then names files that are not in the folder.
 
     Raises:
-        CheckpointError: a file is missing, torn or foreign, the family cannot be told, or config and weights disagree.
+        CheckpointError: a file is missing, truncated or foreign, no family matches, or config and weights disagree.
         ConfigError: ``family`` is unknown.
     """
     name = os.fspath(model)
     folder = locate(name, revision=revision, weights=weights)
     config = _read_config(folder, name)
     local = weights or name == "tiny" or user_path(name).is_dir() or _has_weights(folder, name)
-    files: WeightFiles = LocalFiles(folder) if local else HubFiles(name, folder.name)  # a snapshot's is its commit
+    files: WeightFiles = LocalFiles(folder) if local else HubFiles(name, folder.name)  # a snapshot's name is its commit
     source = read_tensor_table(folder, name, remote=None if local else files)
     projections = {part for tensor in source for part in tensor.split(".") if part in PROJECTION_NAMES}
     row = get_family(family) if family else tell_family(config, projections, model=name)
@@ -179,7 +179,7 @@ def open_checkpoint(
 
 
 def _has_weights(folder: Path, name: str) -> bool:
-    """Whether all of a snapshot's weights were downloaded before."""
+    """Return whether all of a snapshot's weights were downloaded before."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return (folder / "model.safetensors").exists()
@@ -217,16 +217,14 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _canonical(source: dict[str, TensorRecord], family: Family, name: str) -> dict[str, TensorRecord]:
-    """Bring every naming convention to one: ``visual.*``, ``language_model.*``, ``projection.*``."""
+    """Return tensors by canonical name: ``visual.*``, ``language_model.*``, ``projection.*``."""
     tensors: dict[str, TensorRecord] = {}
     foreign: list[str] = []
     for original, record in source.items():
-        inner = original
-        for prefix in _OUTER_PREFIXES:
-            inner = inner.removeprefix(prefix)
+        inner = inner_name(original)
         head, _, rest = inner.partition(".")
         if head == "lm_head":
-            continue  # the one part a late-interaction model has no use for
+            continue  # a late-interaction model does not use it
         if head == family.projection:
             inner = f"projection.{rest}"
         elif head not in ("visual", "language_model"):
@@ -277,23 +275,23 @@ def _pixel_bounds(folder: Path, family: Family, name: str) -> tuple[int, int]:
 
 
 def _image_processor(folder: Path, name: str) -> dict[str, Any]:
-    """Read the image processor's settings: a file of their own, or, as transformers 5 writes it, part of another."""
-    found: dict[str, Any] = {}
+    """Return the image processor's settings, of their own file or, as transformers 5 writes it, part of another."""
+    settings: dict[str, Any] = {}
     if (folder / "processor_config.json").exists():
         whole = read_json(folder / "processor_config.json", name)
-        found.update({key: whole[key] for key in ("max_num_visual_tokens",) if key in whole})
+        settings.update({key: whole[key] for key in ("max_num_visual_tokens",) if key in whole})
         if isinstance(whole.get("image_processor"), dict):
-            found.update(whole["image_processor"])
+            settings.update(whole["image_processor"])
     if (folder / "preprocessor_config.json").exists():
-        found.update(read_json(folder / "preprocessor_config.json", name))
-    return found
+        settings.update(read_json(folder / "preprocessor_config.json", name))
+    return settings
 
 
 def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files: WeightFiles) -> str:
-    """Digest what makes two checkpoints' embeddings comparable.
+    """Return the digest of what makes two checkpoints' embeddings comparable.
 
-    Of the config, what shapes a vector, however it is spelled; of the tensors, the projection whole and some bytes from
-    the middle of every other, so that a fine-tune that left the projection alone does not pass for its base.
+    Of the config, the values that shape a vector, in any spelling; of the tensors, the whole projection and some bytes
+    from the middle of every other, so that a fine-tune with its base's projection has another digest.
     """
     text, vision = config["text_config"], config["vision_config"]
     facts = {
@@ -315,10 +313,10 @@ def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files
 
 
 def rope_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Give the rotary settings of a text config, in whichever of transformers' spellings they stand.
+    """Return the rotary settings of a text config, in any of transformers' spellings.
 
     Raises:
-        CheckpointError: no theta or no section: transformers' defaults are not Qwen3-VL's, and would silently be taken.
+        CheckpointError: no theta or no section: transformers' defaults, which differ from Qwen3-VL's, would be used.
 
     >>> old = {"rope_theta": 5e6, "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]}}
     >>> new = {"rope_parameters": {"rope_theta": 5000000, "rope_type": "default", "mrope_section": [24, 20, 20]}}

@@ -1,10 +1,10 @@
-"""What is known of each checkpoint family, as data: a new checkpoint is a row here, never a class.
+"""Checkpoint families as data: a new checkpoint is a row here, never a class.
 
-A row says by which names a checkpoint of the family is known, how its tensors are laid out, which exact prompt strings
-it was trained with, how many pixels it reads, and which of these facts its authors' files have not confirmed.
+A row has the names of a family's checkpoints, their tensors' names, the exact prompt strings they were trained with,
+their pixel bounds, and which of these facts the authors' files have not confirmed.
 
 In a prompt, ``{visual}`` is the visual placeholder and ``{text}`` the user's text; the rest is literal, special tokens
-included. There is no chat template beyond what stands here.
+included. No chat template is added.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ DIM_KEYS = ("embed_dim", "dims", "dim", "projection_dim", "colbert_dim")
 """Config keys that may hold the token embedding's dim, in the order tried."""
 
 PROJECTION_NAMES = ("embedding_proj_layer", "custom_text_proj")
-"""Names under which the projection's weight and bias may lie in a checkpoint."""
+"""Names of the projection in checkpoints."""
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
 
+_OUTER_PREFIXES = ("base_model.model.", "vlm.", "model.")
 _AUGMENTATION = "<|endoftext|>" * 10
 _MIN_PIXELS = 65_536
 _MAX_PIXELS = 1_310_720
@@ -42,9 +43,9 @@ class Family:
         name: the key, as in ``family="tomoro"``.
         models: hub names known to belong to it.
         architectures: values of ``architectures`` in its config.
-        model_types: values of ``model_type``; names that another row shares tell nothing alone.
+        model_types: values of ``model_type``; names shared with another row do not identify a family.
         projection: name of the projection's tensors, or None when the hidden state itself is the token embedding.
-        dim_key: the config key its dim stands under, or None.
+        dim_key: the config key of its dim, or None.
         matryoshka_dims: dims it was trained to be truncated to, besides its full dim; a config may name more.
         causal: whether a token attends only to those before it in the text trunk.
         final_norm: whether the token embedding is read after the trunk's final RMSNorm.
@@ -52,13 +53,13 @@ class Family:
         image: prompt of an image document, and of an image query.
         text: prompt of a text document.
         video: prompt of a video document, or None when the family has none.
-        beside: what stands between an image's instruction and a text beside it.
-        strip: whether white space around a user's text is cut off.
+        beside: separator between an image's instruction and a text that follows it.
+        strip: whether white space around a user's text is removed.
         max_query_tokens: most tokens of a query's whole prompt, or None for the context length.
         min_pixels: fewest pixels an image is resized to.
         max_pixels: most pixels an image is resized to.
         processor_pixels: whether the checkpoint's own preprocessor file may narrow these bounds.
-        rendering_version: raised whenever a prompt or the resizing changes, since old embeddings stop comparing.
+        rendering_version: incremented when a prompt or the resizing changes, since old embeddings cannot be compared.
         unverified: what its authors' files have not confirmed.
 
     >>> get_family("nemotron").causal, get_family("tomoro").query[:6]
@@ -89,7 +90,7 @@ class Family:
 
     @property
     def verified(self) -> bool:
-        """Whether nothing about it is left unconfirmed."""
+        """Whether everything about it is confirmed."""
         return not self.unverified
 
 
@@ -194,8 +195,19 @@ def get_family(name: str) -> Family:
         raise ConfigError(f"family {name!r}: expected one of {', '.join(FAMILIES)}") from None
 
 
+def inner_name(tensor: str) -> str:
+    """Return a tensor's name without the prefixes that wrappers and trainers add.
+
+    >>> inner_name("base_model.model.vlm.model.visual.pos_embed.weight")
+    'visual.pos_embed.weight'
+    """
+    for prefix in _OUTER_PREFIXES:
+        tensor = tensor.removeprefix(prefix)
+    return tensor
+
+
 def find_dim_key(config: Mapping[str, Any]) -> str | None:
-    """Say under which of :data:`DIM_KEYS` a config holds the dim, or None.
+    """Return which of :data:`DIM_KEYS` a config uses for the dim, or None.
 
     >>> find_dim_key({"dims": 2560, "hidden_size": 8})
     'dims'
@@ -204,11 +216,11 @@ def find_dim_key(config: Mapping[str, Any]) -> str | None:
 
 
 def tell_family(config: Mapping[str, Any], projections: Iterable[str], *, model: str) -> Family:
-    """Tell a checkpoint's family from its config and its tensor names together.
+    """Return the family of a checkpoint, identified by its config and its tensor names together.
 
-    The projection's name must fit; a name in the config that only one family bears decides among those left, then the
-    key the dim stands under does. A config that names one family while the tensors say another is an error, as is a
-    checkpoint that fits none or several: a wrong guess would give wrong prompts, and wrong prompts give no error.
+    The projection's name must match; a name in the config that is unique to one family decides among the rest, then
+    the key of the dim. A config that names one family while the tensors match another is an error, as is a checkpoint
+    that matches none or several: a wrong guess would mean wrong prompts, which no error would show.
 
     Args:
         config: the checkpoint's config.json.
@@ -219,15 +231,15 @@ def tell_family(config: Mapping[str, Any], projections: Iterable[str], *, model:
         The family's row.
 
     Raises:
-        CheckpointError: it fits none, or more than one; the message says to give ``family=``.
+        CheckpointError: it matches none or several families; pass ``family=``.
 
     >>> tell_family({"architectures": ["ColQwen3"], "dim": 128}, ["custom_text_proj"], model="x").name
     'sauerkraut'
     """
-    found = sorted(set(projections))
-    if len(found) > 1:
-        raise CheckpointError(f"{model}: two projections ({', '.join(found)})", unexpected=found)
-    projection = found[0] if found else None
+    names = sorted(set(projections))
+    if len(names) > 1:
+        raise CheckpointError(f"{model}: two projections ({', '.join(names)})", unexpected=names)
+    projection = names[0] if names else None
     named = _named_families(config)
     fitting = [row for row in FAMILIES.values() if row.projection == projection]
     if named or projection is None:  # a stock Qwen3-VL has no projection either, and is no late-interaction model
@@ -245,7 +257,7 @@ def tell_family(config: Mapping[str, Any], projections: Iterable[str], *, model:
 
 
 def _named_families(config: Mapping[str, Any]) -> set[str]:
-    """Families that alone bear one of the names in the config."""
+    """Return the families identified by a name in the config that no other family has."""
     architectures = config.get("architectures") or []
     model_type = config.get("model_type")
     named: set[str] = set()

@@ -1,4 +1,4 @@
-"""Parts of a hub model's weights, read where they lie: what a client of a server needs to know of them, and no more.
+"""Reading parts of a hub model's weights remotely, for a client that does not need the rest.
 
 The headers of the safetensors and the bytes that go into a fingerprint are a few megabytes of many gigabytes.
 """
@@ -36,7 +36,7 @@ class HubFiles:
         self._places: dict[str, tuple[str, dict[str, str]]] = {}
 
     def size(self, file: str) -> int:
-        """Give a file's size in bytes.
+        """Return a file's size in bytes.
 
         Raises:
             CheckpointError: no such file, or the hub does not say.
@@ -63,30 +63,30 @@ class HubFiles:
         """Read one part.
 
         Raises:
-            CheckpointError: the hub is out of reach, has no such file, or gives no parts of files.
+            CheckpointError: the hub is unreachable, has no such file, or does not serve parts of files.
         """
         if length == 0:
             return b""
         url, headers = self._places.get(file) or (
             self._hub.hf_hub_url(self._model, file, revision=self._commit), self._hub.utils.build_hf_headers(),
         )  # fmt: skip
-        asked = {**headers, "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        headers = {**headers, "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         session = self._hub.utils.get_session()
         try:
-            with session.stream("GET", url, headers=asked, timeout=_TIMEOUT, follow_redirects=True) as answer:
-                if answer.status_code != 206:  # 200 would be the start of the whole file
-                    raise CheckpointError(f"{self._model}: {file}: HTTP {answer.status_code} instead of a part of it")
-                content = bytes(answer.read())
-                told = str(answer.headers.get("content-range", "")).rpartition("/")[2]
-                final = str(answer.url)
+            with session.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
+                if response.status_code != 206:  # 200 would be the start of the whole file
+                    raise CheckpointError(f"{self._model}: {file}: HTTP {response.status_code} instead of a part of it")
+                content = bytes(response.read())
+                total = str(response.headers.get("content-range", "")).rpartition("/")[2]
+                final = str(response.url)
         except CheckpointError:
             raise
-        except Exception as exc:  # whichever HTTP library this version of huggingface_hub stands on
+        except Exception as exc:  # of the HTTP library that this version of huggingface_hub uses
             raise CheckpointError(f"{self._model}: {file} cannot be read on the hub: {exc}") from exc
         if len(content) != length:
             raise CheckpointError(f"{self._model}: {file}: {len(content)} bytes instead of {length}")
         with contextlib.suppress(ValueError):
-            self._sizes[file] = int(told)
+            self._sizes[file] = int(total)
         if file not in self._sizes:
             raise CheckpointError(f"{self._model}: the hub does not tell the size of {file}")
         own = urlsplit(final).netloc == urlsplit(url).netloc

@@ -1,8 +1,8 @@
-"""Page or query -> :class:`EncoderInput`: the exact prompt tokens and pixels of the checkpoint's family.
+"""Rendering pages and queries into the exact prompt tokens and pixels of the checkpoint's family.
 
-All engines get what is made here, so none tokenises, resizes or truncates anything itself. Images are resized once,
-with Pillow's bicubic filter, to multiples of 32 within the family's bounds; a stock Qwen3-VL processor with the same
-bounds would leave the result as it is.
+All engines take the result, so none tokenises, resizes or truncates anything itself. Images are resized once, with
+Pillow's bicubic filter, to multiples of 32 within the family's bounds; a stock Qwen3-VL processor with the same bounds
+does not change the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from colqwen3_retrievers.pages.images import ImageSource, open_image
 from colqwen3_retrievers.pages.page import Page, Query, Video
 
 MAX_ASPECT_RATIO = 200
-"""Longest side over shortest beyond which Qwen3-VL's resizing is not defined."""
+"""Largest ratio of the longest side to the shortest for which Qwen3-VL's resizing is defined."""
 
 VIDEO_MIN_PIXELS = 131_072
 VIDEO_MAX_PIXELS = 786_432
@@ -34,7 +34,7 @@ _FRAMES_A_PATCH = 2
 
 @dataclass(frozen=True, slots=True)
 class VisualSpan:
-    """Visual tokens that lie side by side in a prompt: an image, or one time step of a video.
+    """Adjacent visual tokens of a prompt: an image, or one time step of a video.
 
     Attributes:
         start: index of the first one.
@@ -74,7 +74,6 @@ class EncoderInput:
     tokens: tuple[str, ...] | None = field(default=None)
 
     def __len__(self) -> int:
-        """Give the number of tokens."""
         return len(self.token_ids)
 
     @property
@@ -84,7 +83,7 @@ class EncoderInput:
 
     @property
     def visual(self) -> slice | None:
-        """Visual tokens of an image; None for text, and for a video, where time marks lie between them."""
+        """Visual tokens of an image; None for text, and for a video, whose time marks are between them."""
         if self.is_video or not self.spans:
             return None
         span = self.spans[0]
@@ -97,11 +96,11 @@ class EncoderInput:
 
 
 def fit_size(width: int, height: int, *, min_pixels: int, max_pixels: int, frames: int = 1) -> tuple[int, int]:
-    """Give the size an image is resized to: multiples of 32, aspect ratio kept, area within bounds.
+    """Return the size an image is resized to: multiples of 32, aspect ratio kept, area within bounds.
 
-    The arithmetic is Qwen2-VL's "smart resize", kept to the letter because another rounding gives other visual tokens.
-    Only where that arithmetic would itself leave ``max_pixels`` with an image (a very long strip, or bounds closer than
-    one visual token) its longer side is cut down. A video of an odd number of frames may pass the bound, by a frame.
+    The arithmetic is exactly Qwen2-VL's "smart resize", because another rounding gives other visual tokens. Only where
+    it would exceed ``max_pixels`` with an image (a very long strip, or bounds closer than one visual token), the longer
+    side is reduced. A video of an odd number of frames may exceed the bound by one frame.
 
     Args:
         width: in pixels.
@@ -197,7 +196,7 @@ class Renderer:
 
         Raises:
             InputTooLongError: a text beyond the context length, unless truncating.
-            EncodeError: nothing to encode, an image that cannot be read, or a video where the family has no prompt.
+            EncodeError: nothing to encode, an image that cannot be read, or a video without a prompt of the family.
         """
         if page.video is not None:
             return self._video(page.video)
@@ -221,7 +220,7 @@ class Renderer:
         )
 
     def _spelled(self, prompt: str, tokens: Tokens) -> tuple[str, ...]:
-        """Give each token's characters; a space that only the tokenizer put in spans the character it stands before."""
+        """Return each token's characters; the span of a space that the tokenizer added is the next character."""
         return tuple(
             " " if number == self._space else prompt[start:stop]
             for number, (start, stop) in zip(tokens.ids, tokens.spans, strict=True)
@@ -280,7 +279,7 @@ class Renderer:
                 count = rows * cols
             ids.extend([token] * count)
             strings.extend([string] * count)
-        if text:  # the instruction stands between the picture and the text: no slice could hold both without it
+        if text:  # the instruction is between the image and the text: no slice holds both without it
             own = slice(content.start + extra, content.stop + extra)
         else:
             own = slice(spans[0].start, spans[-1].start + spans[-1].rows * spans[-1].cols)
@@ -292,11 +291,11 @@ class Renderer:
             spans=tuple(spans),
             pixels=pixels,
             timestamps=timestamps,
-            tokens=tuple(strings) if text and is_query else None,  # a page's would fill the index, and serve nobody
+            tokens=tuple(strings) if text and is_query else None,  # those of pages would only fill the index
         )
 
     def _fit(self, before: str, text: str, after: str, limit: int, *, extra: int = 0) -> tuple[str, Tokens, slice]:
-        """Tokenise a prompt within a limit, and say which tokens are the user's."""
+        """Return a prompt within a limit, its tokens, and the slice of the user's tokens."""
         while True:
             prompt = before + text + after
             tokens = self._tokenizer.encode(prompt)
@@ -312,8 +311,8 @@ class Renderer:
                     limit=limit + extra,
                     actual=len(tokens.ids) + extra,
                 )
-            kept = tokens.spans[inside[-1] + 1 - over][0] - first
-            text = text[: min(max(kept, 0), len(text) - 1)]
+            length = tokens.spans[inside[-1] + 1 - over][0] - first
+            text = text[: min(max(length, 0), len(text) - 1)]
 
     def _resized(self, sources: Sequence[ImageSource]) -> NDArray[np.uint8]:
         """Open and resize an image, or all frames of a video to the size of the first."""

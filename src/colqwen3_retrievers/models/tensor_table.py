@@ -1,4 +1,4 @@
-"""What a checkpoint's safetensors hold, read from their headers alone.
+"""The tensors of a checkpoint's safetensors, read from their headers.
 
 The format: eight bytes of header length, a JSON header, then the tensors' bytes
 (https://github.com/huggingface/safetensors, "Format").
@@ -19,7 +19,7 @@ _HEADER_LIMIT = 100 * 2**20  # the format's own bound
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """Where one tensor lies.
+    """Location of one tensor.
 
     Attributes:
         name: its name in the file.
@@ -39,10 +39,10 @@ class TensorRecord:
 
 
 class WeightFiles(Protocol):
-    """Where the bytes of a checkpoint's safetensors come from, by the files' names."""
+    """Source of the bytes of a checkpoint's safetensors, by file name."""
 
     def size(self, file: str) -> int:
-        """Give a file's size in bytes."""
+        """Return a file's size in bytes."""
         ...
 
     def read(self, file: str, start: int, length: int) -> bytes:
@@ -58,14 +58,14 @@ class LocalFiles:
     """Files of a folder.
 
     Args:
-        folder: where they lie.
+        folder: of the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def size(self, file: str) -> int:
-        """Give a file's size in bytes."""
+        """Return a file's size in bytes."""
         return (self._folder / file).stat().st_size
 
     def read(self, file: str, start: int, length: int) -> bytes:
@@ -97,18 +97,18 @@ def read_json(path: Path, model: str) -> dict[str, Any]:
 
 
 def read_tensor_table(folder: Path, name: str, *, remote: WeightFiles | None = None) -> dict[str, TensorRecord]:
-    """Read the headers of a checkpoint's safetensors, one file or shards.
+    """Return the tensors of a checkpoint's safetensors, one file or shards.
 
     Args:
-        folder: where they lie, or where the index of the shards lies, when the files themselves are ``remote``.
+        folder: of the files, or of the index of the shards when the files are ``remote``.
         name: what to call the checkpoint in an error.
-        remote: where the files are instead.
+        remote: source of the files, if they are not in the folder.
 
     Returns:
         Each tensor's record by its name in the files.
 
     Raises:
-        CheckpointError: none there, a file torn or missing, or the index and the shards disagree.
+        CheckpointError: no file, one truncated or missing, or the index and the shards disagree.
     """
     index = folder / "model.safetensors.index.json"
     promised: dict[str, str] = {}
@@ -172,7 +172,7 @@ def _read_header(file: Path, name: str, files: WeightFiles) -> list[TensorRecord
 
 
 def some_names(names: Sequence[str], most: int = 5) -> str:
-    """Join a list of names, shortened when it is long.
+    """Return a list of names as text, shortened when it is long.
 
     >>> some_names(["a", "b", "c"], most=2)
     'a, b and 1 more'

@@ -1,7 +1,7 @@
 """The checkpoint's own tokenizer, read from ``tokenizer.json``: the same token ids for every engine.
 
-Only the file is read, never the tokenizer's config: some families' configs break loaders, and none of what they add is
-needed, since the exact prompts are ours.
+The tokenizer's config is not read: some families' configs break loaders, and none of what they add is needed for exact
+prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Tokens:
 
     Attributes:
         ids: token ids.
-        spans: for each token the characters [start, stop) of the prompt it stands for.
+        spans: for each token its characters [start, stop) of the prompt.
     """
 
     ids: list[int]
@@ -55,12 +55,12 @@ class PromptTokenizer:
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1)
         self._special = re.compile(alternatives or r"(?!)")
-        self._lock = threading.Lock()  # a tokenizer's own cache makes concurrent calls slower than taking turns
+        self._lock = threading.Lock()  # concurrent calls contend for the tokenizer's cache and are slower
 
     def neutralise(self, text: str) -> str:
-        """Break the tokenizer's special tokens inside a user's text, so that they are read as plain characters.
+        """Break special tokens inside a user's text, so that they are read as plain characters.
 
-        One space goes in after the first character of each; nothing is taken out, so no new special token can form.
+        A space is inserted after the first character of each; nothing is removed, so no new special token can form.
 
         Args:
             text: a user's text.
@@ -69,7 +69,7 @@ class PromptTokenizer:
             The text, unchanged unless it spells a special token: ``<|im_end|>`` becomes ``< |im_end|>``.
         """
         while self._special.search(text):
-            text = self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+            text = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
 
     def encode(self, prompt: str) -> Tokens:
@@ -86,10 +86,10 @@ class PromptTokenizer:
         return Tokens(list(encoding.ids), [tuple(span) for span in encoding.offsets])
 
     def id_of(self, token: str) -> int:
-        """Give a special token's id.
+        """Return a special token's id.
 
         Raises:
-            CheckpointError: the tokenizer does not know it.
+            CheckpointError: the tokenizer does not have it.
         """
         number = self._tokenizer.token_to_id(token)
         if number is None:

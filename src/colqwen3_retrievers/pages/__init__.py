@@ -1,1 +1,1 @@
-"""What is read: pages, files, images, PDFs, videos and remote images."""
+"""Pages and their sources: files, images, PDFs, videos and remote images."""

@@ -1,4 +1,4 @@
-"""Which files hold pages: files, folders and patterns to a list with unique names, without opening any."""
+"""Files, folders and patterns to a list of page files with unique names, without opening any."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
-from colqwen3_retrievers.pages.paths import user_path
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Endings of the image files that are read, in any case."""
+"""Suffixes of image files, in any case."""
 
 FILE_KEYS: Final = frozenset({"file_name", "file_type", "page_count", "width", "height"})
-"""Metadata keys of pages read from files that say something of the file; any other key is a user's own."""
+"""Metadata keys that :func:`load_pages` writes; any other key is a user's own."""
 
 ONE_ROOT: Final = "give a root= above both of them (--root on the command line)"
-"""What helps where two files would have the same source."""
+"""Advice for two files with the same source."""
 
 PagePath = str | os.PathLike[str]
 OnError = Literal["raise", "skip"] | Callable[[PageError], None]
@@ -52,6 +51,25 @@ class PageFile:
         return self.path.suffix.lower() == ".pdf"
 
 
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~name`` replaced by home folders.
+
+    Args:
+        given: absolute or relative; nothing is looked up but the home.
+
+    Raises:
+        ConfigError: no such user.
+
+    >>> user_path("~nobody-at-all/index")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: ~nobody-at-all/index: Could not determine home directory.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as exc:
+        raise ConfigError(f"{os.fspath(given)}: {exc}") from exc
+
+
 def find_page_files(
     paths: PagePath | Iterable[PagePath], *, root: PagePath | None = None, on_error: OnError = "raise"
 ) -> list[PageFile]:
@@ -73,19 +91,19 @@ def find_page_files(
     []
     """
     failed = error_policy(on_error)
-    given = [paths] if isinstance(paths, str | os.PathLike) else paths
-    if not isinstance(given, Iterable) or isinstance(given, bytes | bytearray):
+    items = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(items, Iterable) or isinstance(items, bytes | bytearray):
         raise ConfigError(f"paths: expected a path or a list of paths, got {type(paths).__name__}")
     base = None if root is None else _absolute(root)
     files: dict[Path, PageFile] = {}
     by_source: dict[str, Path] = {}
-    for item in given:
+    for item in items:
         try:
-            found, own_root = _expand(item, failed)
+            matches, own_root = _expand(item, failed)
         except PageError as error:
             failed(error)
             continue
-        for path in found:
+        for path in matches:
             if path in files:
                 continue
             source = _source(path, own_root if base is None else base)
@@ -97,7 +115,7 @@ def find_page_files(
 
 
 def _expand(item: PagePath, failed: Callable[[PageError], None]) -> tuple[list[Path], Path]:
-    """Files of one argument and the root its sources are relative to."""
+    """Return the files of one argument and the root its sources are relative to."""
     path = _absolute(item)
     name = os.path.expanduser(str(item))  # noqa: PTH111 - a pattern is no path
     try:
@@ -122,14 +140,14 @@ def _matching(name: str, failed: Callable[[PageError], None]) -> tuple[list[Path
     while not any(character in parts[first] for character in "*?[") or (root / parts[first]).exists():
         root, first = root / parts[first], first + 1  # a folder may really be called "a[1]"
     root = _absolute(root)
-    found = sorted(set(_glob(root, parts[first:], failed)), key=lambda path: path.parts)
-    if not found:
+    matches = sorted(set(_glob(root, parts[first:], failed)), key=lambda path: path.parts)
+    if not matches:
         raise PageError("no file matches the pattern", source=name)
-    return found, root
+    return matches, root
 
 
 def _glob(folder: Path, parts: Sequence[str], failed: Callable[[PageError], None]) -> Iterator[Path]:
-    """Page files below ``folder`` that match; ``**`` does not follow links, so that no loop can trap it."""
+    """Yield matching page files below ``folder``; ``**`` does not follow links, which might form a loop."""
     head, rest = parts[0], parts[1:]
     entries = _entries(folder, failed)
     if head == "**":
@@ -152,7 +170,7 @@ def _glob(folder: Path, parts: Sequence[str], failed: Callable[[PageError], None
 
 
 def _walk(folder: Path, failed: Callable[[PageError], None]) -> Iterator[Path]:
-    """Page files of a folder and its subfolders, sorted by the parts of their paths."""
+    """Yield page files of a folder and its subfolders, sorted by the parts of their paths."""
     for entry in _entries(folder, failed):
         if _is_folder(entry, follow=False):
             if not entry.name.startswith("."):
@@ -182,7 +200,7 @@ def _is_page_file(name: str) -> bool:
 
 
 def _absolute(path: PagePath) -> Path:
-    """Absolute and without ``..``, links kept: sources show the names the user knows."""
+    """Return an absolute path without ``..``, links kept: sources show the names the user knows."""
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
         raise ConfigError(f"paths: expected a non-empty path, got {path!r}")
     if "://" in str(path):
@@ -197,8 +215,37 @@ def _source(path: Path, root: Path) -> str:
         raise ConfigError(f"{path} is outside the root {root}") from exc
 
 
+def file_size(path: PagePath, source: str) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        PageError: it cannot be read, or is no regular file: opening a pipe would block, a device might never end.
+
+    >>> file_size("/dev/null", "null.png")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: null.png: not a regular file
+    """
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        raise PageError(f"cannot be read: {reason_of(exc)}", source=source) from exc
+    if not stat.S_ISREG(status.st_mode):
+        raise PageError("not a regular file", source=source)
+    return status.st_size
+
+
+def check_not_empty(path: PagePath, source: str) -> None:
+    """Check that a path is a regular file with content.
+
+    Raises:
+        PageError: as :func:`file_size`, or it has no bytes.
+    """
+    if file_size(path, source) == 0:
+        raise PageError("the file is empty (0 bytes)", source=source)
+
+
 def error_policy(on_error: Literal["raise", "skip"] | Callable[[_Failure], None]) -> Callable[[_Failure], None]:
-    """Give the function that is told of each file or page that cannot be used; when it returns, the next one follows.
+    """Return the function called with the error of each file or page; when it returns, the next one follows.
 
     Raises:
         ConfigError: neither ``"raise"``, ``"skip"`` nor a function.
@@ -221,7 +268,7 @@ def _raise(error: ColQwen3Error) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says is wrong, without the number, file and page that name it.
+    """Return the message of an error, without the number, file and page that name it.
 
     >>> reason_of(FileNotFoundError(2, "No such file or directory", "/a.pdf"))
     'No such file or directory'
@@ -234,7 +281,7 @@ def reason_of(error: Exception) -> str:
 
 
 def caused_by(error: PageError, cause: Exception) -> PageError:
-    """Name the cause of an error that is handed on instead of raised.
+    """Return an error that is passed on instead of raised, with its cause.
 
     >>> caused_by(PageError("broken", source="a.pdf"), OSError("disk")).__cause__
     OSError('disk')

@@ -1,15 +1,15 @@
-"""Opening pictures: one place that decides what RGB pixels a file, some bytes or a PIL image stand for.
+"""Images: decoding a file, bytes or a PIL image into RGB pixels.
 
-EXIF orientation is applied, transparency is laid over white, palettes, CMYK, greyscale and 16-bit images become 8-bit
-RGB, and of an animation the first frame counts. Sizes are checked from the header, before anything is decoded, and only
+EXIF orientation is applied, transparency is put over white, palettes, CMYK, greyscale and 16-bit images become 8-bit
+RGB, and of an animation the first frame is used. Sizes are checked in the header, before anything is decoded, and only
 plain raster formats are tried: some of Pillow's others start programs (EPS runs Ghostscript).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -23,25 +23,26 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.pages.files import file_size, reason_of
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Most pixels an image may declare (about 0.5 GB as RGB): Pillow's own bound, made an error instead of a warning."""
+"""Most pixels an image may declare (about 0.5 GB as RGB): Pillow's bound, as an error instead of a warning."""
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Most bytes an encoded image may have before it is opened at all."""
 
 ImageSource = Image.Image | str | Path | bytes
-"""What counts as an image everywhere: a PIL image, a path, or the bytes of an image file."""
+"""An image: a PIL image, a path, or the bytes of an image file."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "AVIF", "MPO")
-"""Pillow's names of the formats that are read, where this build of Pillow has them."""
+"""Pillow's names of the supported formats, where this build of Pillow has them."""
 
 CHAT_FORMATS: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
-"""Formats that chat models read, with their media types."""
+"""Formats that chat models accept, with their media types."""
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _URL = re.compile(r"(?:https?|ftps?|s3|gs|az|file):/|data:", re.IGNORECASE)  # one slash: a Path folds "//" into "/"
-_SECRETS = re.compile(r"(?<=/)[^/?#@]*@|[?#].*", re.DOTALL)  # user and password, and what is asked for
+_SECRETS = re.compile(r"(?<=/)[^/?#@]*@|[?#].*", re.DOTALL)  # user and password, and the query
 _ORIENTATION = 0x0112  # the EXIF and TIFF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,7 +59,7 @@ _GIVEN_IMAGES = [threading.Lock() for _ in range(_STRIPES)]  # Pillow's lazy loa
 
 
 def forget_locks() -> None:
-    """Make the locks anew: in a forked child another thread of the parent may seem to hold them for ever."""
+    """Replace the locks: in a forked child, another thread of the parent would seem to hold them forever."""
     global _WARNING_FILTERS
     _WARNING_FILTERS = threading.Lock()
     _GIVEN_IMAGES[:] = [threading.Lock() for _ in range(_STRIPES)]
@@ -73,7 +74,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name:
         name: what to call it in an error; a path names itself.
 
     Returns:
-        A new PIL image of mode ``RGB``; the source is left as it was.
+        A new PIL image of mode ``RGB``; the source is not changed.
 
     Raises:
         PageError: unreadable, truncated, empty or too large; it names the source.
@@ -125,7 +126,7 @@ def open_header(stream: IO[bytes], *, max_pixels: int = MAX_IMAGE_PIXELS, name: 
 
 
 def checked_size(image: Image.Image) -> tuple[int, int]:
-    """Decode an image of :func:`open_header` to its end, keep nothing, and give its upright size.
+    """Decode an image of :func:`open_header` to its end, and return its upright size.
 
     A JPEG is decoded at an eighth of its size, which reads all of its bytes.
 
@@ -133,10 +134,10 @@ def checked_size(image: Image.Image) -> tuple[int, int]:
         image: of :func:`open_header`; afterwards it holds reduced pixels, and only its header should be used.
 
     Returns:
-        Width and height in pixels, as :func:`open_image` gives them.
+        Width and height in pixels, as of :func:`open_image`.
 
     Raises:
-        Exception: whatever Pillow makes of a broken file; call it under :func:`decoding`.
+        Exception: of Pillow, for a broken file; call it under :func:`decoding`.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (40, 30)).save(file, "JPEG")
@@ -149,16 +150,16 @@ def checked_size(image: Image.Image) -> tuple[int, int]:
         image.load()
     else:
         image.load()
-        size = image.size  # Pillow turns a TIFF as it is loaded
+        size = image.size  # Pillow rotates a TIFF as it is loaded
     method = _upright_method(image)
     swapped = method is not None and Image.new("L", (2, 1)).transpose(method).size == (1, 2)
     return (size[1], size[0]) if swapped else size
 
 
 def chat_image(source: ImageSource, *, name: str | None = None) -> tuple[bytes, str]:
-    """Give an image as chat models read it: a file of :data:`CHAT_FORMATS` as it is, anything else as PNG.
+    """Return an image in a format of :data:`CHAT_FORMATS`, converted to PNG if it has another one.
 
-    Not every chat model turns a picture as its EXIF says, so a file that does not lie upright goes as PNG too.
+    Not every chat model applies the EXIF orientation, so a file that is not upright becomes PNG, too.
 
     Args:
         source: a PIL image, a path, or the bytes of an image file.
@@ -187,7 +188,7 @@ def chat_image(source: ImageSource, *, name: str | None = None) -> tuple[bytes, 
 
 
 def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> bytes:
-    """Give the bytes of an image file, within :data:`MAX_IMAGE_BYTES`.
+    """Return the bytes of an image file, within :data:`MAX_IMAGE_BYTES`.
 
     Raises:
         PageError: no such file, a folder, a pipe or device, empty, or too many bytes.
@@ -200,17 +201,14 @@ def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> 
     if isinstance(source, str | Path):
         if _URL.match(str(source)):
             raise ConfigError(f"{label}: an image URL is not fetched; download it and give the file or its bytes")
+        size = file_size(source, label)
+        if size > MAX_IMAGE_BYTES:
+            raise PageError(f"{size:,} bytes, more than {MAX_IMAGE_BYTES:,}", source=label)
         try:
-            status = Path(source).stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, a device might never end
-                raise PageError("not a regular file", source=label)
-            if status.st_size > MAX_IMAGE_BYTES:
-                raise PageError(f"{status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}", source=label)
             with Path(source).open("rb") as file:
                 source = file.read(MAX_IMAGE_BYTES + 1)  # the file may be growing
-        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-            raise PageError(f"cannot be read: {reason}", source=label) from exc
+        except OSError as exc:
+            raise PageError(f"cannot be read: {reason_of(exc)}", source=label) from exc
     elif not isinstance(source, bytes | bytearray | memoryview):
         raise ConfigError(f"an image is a PIL image, a path or bytes, not {type(source).__name__}")
     if len(source) == 0:
@@ -221,10 +219,10 @@ def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any PIL image into upright 8-bit RGB: EXIF orientation, first frame, transparency over white.
+    """Convert any PIL image to upright 8-bit RGB: EXIF orientation, first frame, transparency over white.
 
     Args:
-        image: any mode; left as it was.
+        image: any mode; not changed.
 
     Returns:
         A new image of mode ``RGB``, without metadata.
@@ -237,7 +235,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _loaded(image: Image.Image) -> tuple[Image.Image, Image.Transpose | None]:
-    """Read the first frame's pixels, and how to turn them."""
+    """Load the first frame's pixels, and return them with the transposition that makes them upright."""
     if image.tell() != 0:
         image = _first_frame(image)
     image.load()
@@ -245,7 +243,7 @@ def _loaded(image: Image.Image) -> tuple[Image.Image, Image.Transpose | None]:
 
 
 def _converted(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    """Turn loaded pixels upright and into RGB; reads the image only."""
+    """Convert loaded pixels to upright RGB, without changing the image."""
     image = image if turn is None else image.transpose(turn)
     if image.mode in _SIXTEEN_BIT:
         high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -257,20 +255,20 @@ def _converted(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
         image = Image.new("RGB", rgba.size, (255, 255, 255))
         image.paste(rgba, mask=rgba)
     image = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    image.info = {}  # an orientation left here would turn the picture a second time
+    image.info = {}  # an orientation left here would be applied a second time
     return image
 
 
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
-    """How to turn by the EXIF orientation; a picture whose EXIF cannot be read stays as it is, as in viewers."""
+    """Return the transposition of the EXIF orientation; None if the EXIF cannot be read, as viewers do."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the EXIF parser raises whatever the bytes lead it to, and no pixel depends on it
+    except Exception:  # the EXIF parser raises anything, and no pixel depends on it
         return None
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
-    """Read frame 0 of an animation that somebody left at another frame, and put it back there."""
+    """Return frame 0 of an animation that is at another frame, and leave it there."""
     position = image.tell()
     image.seek(0)
     first = image.copy()
@@ -279,7 +277,7 @@ def _first_frame(image: Image.Image) -> Image.Image:
 
 
 def _stretch(image: Image.Image) -> Image.Image:
-    """32-bit integer and float images: 0..1, 0..255 or 0..65535 by what they hold, for no header says which."""
+    """Convert a 32-bit image to 8 bits: 0..1, 0..255 or 0..65535 by its values, since no header says which."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max(initial=0.0))
     if image.mode == "F" and top <= 1.0:
@@ -288,6 +286,17 @@ def _stretch(image: Image.Image) -> Image.Image:
         values = values * (255.0 / max(top, 65535.0))
     np.rint(values, out=values)
     return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
+
+
+def size_within(width: float, height: float, max_pixels: int) -> tuple[int, int]:
+    """Return the whole size of an image within a bound: reduced when it is above it, never enlarged.
+
+    >>> size_within(2000, 1000, 500_000), size_within(30, 20, 500_000)
+    ((1000, 500), (30, 20))
+    """
+    scale = min(1.0, math.sqrt(max_pixels / (width * height)))
+    across = min(max_pixels, max(1, math.floor(width * scale)))
+    return across, max(1, min(max_pixels // across, math.floor(height * scale)))
 
 
 def check_size(image: Image.Image, max_pixels: int, label: str) -> None:
@@ -316,7 +325,7 @@ def _label(source: object) -> str:
 
 @contextmanager
 def decoding(label: str) -> Iterator[None]:
-    """Make whatever Pillow's decoders throw at a broken file a PageError naming ``label``.
+    """Raise exceptions of Pillow's decoders as a PageError that names ``label``.
 
     >>> with decoding("a.png"):
     ...     raise SyntaxError("broken PNG file")

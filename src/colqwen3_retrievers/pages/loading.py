@@ -1,28 +1,36 @@
-"""Files to pages: PDFs and images, named by file, folder or pattern, read one page at a time.
+"""Loading pages of PDFs and images, by file, folder or pattern, one page at a time.
 
-Nothing is opened before its page is asked for, and of a PDF or a multi-page TIFF one rendered page is held at a time. A
-file that is broken, encrypted, empty or hostile is a :class:`PageError`, or one warning and the next page.
+A file is opened when its first page is requested; of a PDF or multi-page TIFF one rendered page is held at a time. A
+file that is broken, encrypted, empty or hostile is a :class:`PageError`, or a warning before the next page.
 """
 
 from __future__ import annotations
 
-import math
-import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from PIL import Image
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.pages.files import (
     OnError,
     PageFile,
     PagePath,
     caused_by,
+    check_not_empty,
     error_policy,
     find_page_files,
     reason_of,
 )
-from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, check_size, checked_size, decoding, open_header, to_rgb
+from colqwen3_retrievers.pages.images import (
+    MAX_IMAGE_PIXELS,
+    check_size,
+    checked_size,
+    decoding,
+    open_header,
+    size_within,
+    to_rgb,
+)
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.pdf import pdf_pages
 
@@ -42,10 +50,10 @@ def load_pages(
 ) -> Iterator[Page]:
     """Read the pages of PDFs and images, one at a time.
 
-    The paths are looked up now; files are opened as their pages are asked for. PDF pages are rendered with as many
-    pixels as the bound allows and carry their text layer and label. A single image is checked to its end, then given as
-    a path and opened by ``Page.image``; a TIFF of several pages gives each as an image in memory within ``max_pixels``,
-    without the thumbnails it may hold; of an animation the first frame is the page. Text files are not read: index
+    The paths are looked up now; files are opened as their pages are requested. PDF pages are rendered with as many
+    pixels as the bound allows and have their text layer and label. A single image is checked to its end, and its page
+    has the path, which ``Page.image`` opens; each page of a TIFF of several is an image in memory within
+    ``max_pixels``, thumbnails left out; the page of an animation is its first frame. Text files are not read: index
     text as ``Page(source=..., text=...)``.
 
     Args:
@@ -77,8 +85,7 @@ def load_pages(
     >>> [(page.id, page.metadata["width"]) for page in load_pages(folder)]
     [('scan.png#page=1', 40)]
     """
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or not 1 <= max_pixels <= MAX_IMAGE_PIXELS:
-        raise ConfigError(f"max_pixels: expected a whole number from 1 to {MAX_IMAGE_PIXELS:,}, got {max_pixels!r}")
+    max_pixels = whole_number(max_pixels, "max_pixels", least=1, most=MAX_IMAGE_PIXELS)
     if password is not None and not isinstance(password, str):
         raise ConfigError(f"password: expected a string, got {type(password).__name__}")  # never its value
     failed = error_policy(on_error)
@@ -90,7 +97,8 @@ def _read(
 ) -> Iterator[Page]:
     for file in files:
         try:
-            _check_file(file)
+            check_not_empty(file.path, file.source)
+            check_name(file)
         except PageError as error:
             failed(error)
             continue
@@ -100,24 +108,11 @@ def _read(
             yield from _image_pages(file, max_pixels, failed)
 
 
-def _check_file(file: PageFile) -> None:
-    """Refuse what must not be opened: a pipe would block for ever, a device might never end."""
-    try:
-        status = file.path.stat()
-    except (OSError, ValueError) as exc:
-        raise PageError(f"cannot be read: {reason_of(exc)}", source=file.source) from exc
-    if not stat.S_ISREG(status.st_mode):
-        raise PageError("not a regular file", source=file.source)
-    if status.st_size == 0:
-        raise PageError("the file is empty (0 bytes)", source=file.source)
-    check_name(file)
-
-
 def check_name(file: PageFile) -> None:
-    """Refuse a file whose name is no text, and so can be no page's source.
+    """Check that a file's name is valid Unicode, since it is its pages' source.
 
     Raises:
-        PageError: it is not valid Unicode.
+        PageError: it is not.
 
     >>> from pathlib import Path
     >>> check_name(PageFile(Path("/scans/a.png"), "a.png"))
@@ -161,7 +156,7 @@ def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], 
 
 
 def _frames(image: Image.Image, source: str) -> tuple[list[int], PageError | None]:
-    """Positions of a TIFF's pages, and what stopped the count; any other image is one page, its first frame."""
+    """Return the positions of a TIFF's pages, and the error that ended it; any other image is one page."""
     if image.format != "TIFF":
         return [0], None
     frames: list[int] = []
@@ -180,22 +175,17 @@ def _frames(image: Image.Image, source: str) -> tuple[list[int], PageError | Non
 
 
 def _frame(image: Image.Image, position: int, max_pixels: int, source: str) -> tuple[Image.Image, tuple[int, int]]:
-    """One page of a TIFF as RGB within ``max_pixels``, and its own size."""
+    """Return a page of a TIFF as RGB within ``max_pixels``, and its own size."""
     with decoding(source):
         image.seek(position)
         check_size(image, MAX_IMAGE_PIXELS, source)
         picture = to_rgb(image.copy())
-        width, height = picture.size
-        if width * height > max_pixels:
-            scale = math.sqrt(max_pixels / (width * height))
-            across = min(max_pixels, max(1, math.floor(width * scale)))
-            down = max(1, min(max_pixels // across, math.floor(height * scale)))
-            picture = picture.resize((across, down), Image.Resampling.LANCZOS)
-        return picture, (width, height)
+        full, size = picture.size, size_within(*picture.size, max_pixels)
+        return picture if size == full else picture.resize(size, Image.Resampling.LANCZOS), full
 
 
 def _metadata(file: PageFile, image: Image.Image, count: int, size: tuple[int, int]) -> dict[str, str | int]:
-    """What stays the same wherever the file lies; absolute paths and times would not."""
+    """Return a page's metadata, which does not depend on where the file is stored."""
     return {
         "file_name": file.path.name, "file_type": (image.format or "").lower(), "page_count": count,
         "width": size[0], "height": size[1],

@@ -1,6 +1,6 @@
-"""What goes in and what comes out: pages, queries, videos, hits.
+"""Pages, queries, videos and hits: plain data, checked once when it is created.
 
-Plain data, checked once when it is made. A page may be a picture, a text, or both; a picture is opened when asked for.
+A page may have an image, a text, or both; an image in a file is opened when it is accessed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.pages.images import ImageSource, open_image
 
@@ -40,7 +41,6 @@ class Video:
     timestamps: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that there are frames and that times match them."""
         object.__setattr__(self, "frames", tuple(self.frames))
         if not self.frames:
             raise ConfigError("video: expected at least one frame")
@@ -52,7 +52,7 @@ class Video:
 
 
 class Page:
-    """One page, image or text: what is indexed and what comes back.
+    """One page, image or text: what is indexed and returned by a search.
 
     Args:
         id: unique name; defaults to ``f"{source}#page={number}"``, so that the same page of a changed file overwrites
@@ -92,8 +92,6 @@ class Page:
             raise ConfigError("page: give an id or a source")
         if id is not None and (not isinstance(id, str) or not id):
             raise ConfigError(f"page: expected a non-empty string id, got {id!r}")
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ConfigError(f"page {id or source!r}: expected a page number from 1, got {number!r}")
         if not isinstance(text, str):
             raise ConfigError(f"page {id or source!r}: expected text as a string, got {type(text).__name__}")
         if isinstance(image, bytearray | memoryview):
@@ -102,9 +100,9 @@ class Page:
             raise ConfigError(
                 f"page {id or source!r}: an image is a PIL image, a path or bytes, got {type(image).__name__}"
             )
-        self.id = id if id is not None else f"{source}#page={number}"
         self.source = str(source)
-        self.number = number
+        self.number = whole_number(number, f"page {id or source!r}: number", least=1)
+        self.id = id if id is not None else f"{source}#page={self.number}"
         self.label = label
         self.text = text
         self.metadata: dict[str, Any] = json_object(metadata or {}, f"page {self.id!r}")
@@ -114,7 +112,7 @@ class Page:
 
     @property
     def image(self) -> Image.Image | None:
-        """The page as an upright RGB image, opened now if it lies in a file; None when it has none.
+        """The page as an upright RGB image, opened now if it is in a file; None when it has none.
 
         Raises:
             PageError: the file is gone or broken.
@@ -125,7 +123,7 @@ class Page:
 
     @property
     def image_path(self) -> Path | None:
-        """The file the image lies in, or None when it is held in memory or there is none."""
+        """The file of the image, or None when it is in memory or there is none."""
         return Path(self._image) if isinstance(self._image, str | Path) else None
 
     @property
@@ -152,7 +150,7 @@ class Page:
         return self._sha256
 
     def replace(self, **changes: Any) -> Page:
-        """Give a copy with some of the constructor's arguments changed.
+        """Return a copy with some of the constructor's arguments changed.
 
         >>> Page(source="a.pdf").replace(text="x").text
         'x'
@@ -166,7 +164,6 @@ class Page:
         return Page(**{**fields, **changes})
 
     def __repr__(self) -> str:
-        """Name the page; never its pixels."""
         kind = "video" if self.video is not None else "image" if self._image is not None else "text"
         return f"Page(id={self.id!r}, source={self.source!r}, number={self.number}, {kind})"
 
@@ -189,7 +186,6 @@ class Query:
     image: ImageSource | None = None
 
     def __post_init__(self) -> None:
-        """Check that there is something to ask with."""
         if self.text is not None and not isinstance(self.text, str):
             raise ConfigError(f"query: expected text as a string, got {type(self.text).__name__}")
         if self.image is None and (self.text is None or not self.text.strip()):
@@ -203,7 +199,7 @@ class Hit:
     Attributes:
         page: the page; ``hit.page.image`` opens its image.
         score: MaxSim, the float32 sum over query tokens; within -n and n for a query of n tokens.
-        neighbours: pages before and after it in the same source, when asked for.
+        neighbours: pages before and after it in the same source, when requested.
     """
 
     page: Page
@@ -212,10 +208,10 @@ class Hit:
 
 
 def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Give metadata as JSON holds them: dates and times of day as ISO text, which filters compare as dates.
+    """Return metadata as JSON values: dates and times of day as ISO text, which filters compare as dates.
 
     Args:
-        values: by name; left as they are.
+        values: by name; not changed.
         name: what to call their owner in an error.
 
     Raises:
@@ -227,12 +223,12 @@ def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     Traceback (most recent call last):
     colqwen3_retrievers.errors.ConfigError: page: metadata must be JSON values by name: 'size': a complex is none; ...
     """
-    known: dict[Any, Any] = {}
+    items: dict[Any, Any] = {}
     try:
-        known = dict(values)
-        copy = json.loads(json.dumps(known, allow_nan=False, default=_iso))
+        items = dict(values)
+        copy = json.loads(json.dumps(items, allow_nan=False, default=_iso))
     except (TypeError, ValueError) as exc:
-        key, reason = next(filter(None, map(_fault, known.items())), (None, exc))
+        key, reason = next(filter(None, map(_fault, items.items())), (None, exc))
         at = "" if key is None else f"{key!r}: "
         raise ConfigError(f"{name}: metadata must be JSON values by name: {at}{reason}") from exc
     assert isinstance(copy, dict)  # noqa: S101 - narrows the type for the checker
@@ -246,7 +242,7 @@ def _iso(value: object) -> str:
 
 
 def _fault(item: tuple[Any, Any]) -> tuple[Any, Exception] | None:
-    """The key of what is not JSON, and why."""
+    """Return the key of a value that is not JSON, and the error; None when it is."""
     try:
         json.dumps(dict([item]), allow_nan=False, default=_iso)
     except (TypeError, ValueError) as exc:

@@ -1,12 +1,12 @@
-"""PDF files to pages, one rendered page at a time.
+"""Rendering the pages of PDF files, one at a time.
 
-PDFium is not thread-safe, so every call into it is made under one lock of this module; the lock is never held while a
-page is out of our hands, so that two files can be read by two threads in turn. What is drawn is what a viewer shows:
-crop box, rotation, annotations and form fields.
+PDFium is not thread-safe, so every call into it holds one lock of this module; the lock is not held between pages, so
+that two threads can read two files in turn. Pages are drawn as a viewer shows them: crop box, rotation, annotations and
+form fields.
 
-PDFium inflates most embedded pictures line by line, so that a bomb of 1.2 GB costs about 100 MB. What cannot be bounded
-here: it runs inside this process, and other codecs (JPEG 2000, JBIG2) or endless drawing commands cost it the memory
-and time they ask for. Files of strangers belong in a process with limits of its own.
+PDFium inflates most embedded images line by line, so that a bomb of 1.2 GB takes about 100 MB. Not bounded here: it
+runs inside this process, and other codecs (JPEG 2000, JBIG2) or endless drawing commands take as much memory and time
+as they need. Read files of strangers in a process with limits of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_TEXT_CHARACTERS = 1_000_000
 """Most characters of a page's text layer that are read."""
 
 MAX_PAGES_LOST_IN_A_ROW = 100
-"""Broken pages in a row after which a file is given up: a page tree of 100 bytes may announce a million pages."""
+"""Broken pages in a row after which a file is abandoned: a page tree of 100 bytes may announce a million pages."""
 
 _MAX_LABEL = 100
 # Re-entrant, because the garbage collector may close an abandoned reader in the middle of another one's turn; it runs
@@ -47,7 +47,7 @@ def pdf_pages(
     password: str | None = None,
     failed: Callable[[PageError], None],
 ) -> Iterator[Page]:
-    """Render a PDF's pages, each when it is asked for.
+    """Render a PDF's pages, each when it is requested.
 
     Args:
         path: a regular file.
@@ -55,7 +55,7 @@ def pdf_pages(
         max_pixels: most pixels (width x height) of a rendered page; a page has nearly as many, whatever its size on
             paper.
         password: opens an encrypted file; ignored by one that is not.
-        failed: told of each page or file that cannot be read. If it returns, the next page follows.
+        failed: called with the error of each page or file; if it returns, the next page follows.
 
     Yields:
         Pages whose image is RGB and held in memory by the page alone.
@@ -93,7 +93,7 @@ def pdf_pages(
 
 
 def scale_for(width: float, height: float, max_pixels: int) -> float:
-    """Scale that brings a page of any size to nearly, and never above, ``max_pixels``.
+    """Return the scale that brings a page of any size to nearly, and never above, ``max_pixels``.
 
     Args:
         width: positive, in points.
@@ -113,7 +113,7 @@ def scale_for(width: float, height: float, max_pixels: int) -> float:
 
 
 def clean_text(text: str) -> str:
-    r"""Text without NULs, control characters and lone surrogates, with ``\n`` as its line end.
+    r"""Return text without NULs, control characters and lone surrogates, with ``\n`` as its line end.
 
     PDFium writes U+0002 for a hyphen at a line's end; it becomes the hyphen that is printed.
 
@@ -124,7 +124,7 @@ def clean_text(text: str) -> str:
 
 
 def _open(pdfium: Any, path: Path, source: str, password: str | None) -> Any:
-    """Open a document that has pages, or close it again and say why not."""
+    """Open a document that has pages, or raise a PageError."""
     raw = pdfium.raw
     try:
         name = str(path).encode("utf-8") + b"\0"
@@ -152,7 +152,7 @@ def _open(pdfium: Any, path: Path, source: str, password: str | None) -> Any:
 
 
 def _read(pdfium: Any, document: Any, index: int, count: int, source: str, name: str, max_pixels: int) -> Page:
-    """Render one page and read its text and label; all of PDFium's objects are closed on the way out."""
+    """Render one page and read its text and label, closing all of PDFium's objects."""
     number = index + 1
     with _PDFIUM:
         try:

@@ -1,8 +1,7 @@
-"""Images at web addresses: the one place that fetches anything, and only when asked to.
+"""Fetching images from web addresses, when allowed.
 
-An address may come from a document somebody else wrote, so fetching it is guarded: http and https alone, public hosts
-alone unless named, a bounded number of redirects, bytes and seconds, and nothing is kept that Pillow does not take for
-an image.
+An address may come from somebody else's document, so fetching is restricted: http and https only, public hosts only
+unless named, a bounded number of redirects, bytes and seconds, and only what Pillow recognises as an image.
 """
 
 from __future__ import annotations
@@ -22,24 +21,25 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.pages.images import open_header
 
 AllowRemote = bool | Sequence[str]
 """Which web addresses may be fetched: False none; True those of public hosts; names of hosts, those hosts alone.
 
-A host that is named may lie in a private network; it is named as the address names it, ``"images.intranet"`` or
-``"10.0.0.7"``, and stands for all its ports.
+A named host may be in a private network; it is written as in the address, ``"images.intranet"`` or ``"10.0.0.7"``, and
+includes all its ports.
 """
 
 MAX_REMOTE_BYTES: Final = 32 * 2**20
 """Most bytes of a fetched image."""
 
 MAX_REDIRECTS: Final = 5
-"""Most redirects that are followed; each is checked like the first address."""
+"""Most redirects followed; each is checked like the first address."""
 
 TIMEOUT: Final = 30.0
-"""Seconds for one image, all redirects together; looking up a host's name is not counted."""
+"""Seconds for one image with all redirects; looking up a host's name is not counted."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def checked_remote(allow_remote: AllowRemote) -> bool | tuple[str, ...]:
-    """Check and normalise an ``allow_remote`` argument.
+    """Validate and normalise an ``allow_remote`` argument.
 
     Returns:
         A bool, or the names of hosts in lower case.
@@ -75,7 +75,7 @@ def checked_remote(allow_remote: AllowRemote) -> bool | tuple[str, ...]:
 
 
 def is_remote(source: object) -> bool:
-    """Whether something is a web address that could be fetched.
+    """Return whether something is a web address.
 
     >>> is_remote("https://example.org/a.png"), is_remote("a.png"), is_remote(b"https://")
     (True, False, False)
@@ -84,12 +84,12 @@ def is_remote(source: object) -> bool:
 
 
 def local_image(source: T, allow_remote: AllowRemote = False) -> T | bytes:
-    """Fetch what is a web address, when that is allowed; anything else is given back as it is.
+    """Fetch a web address, when allowed; return anything else unchanged.
 
     Args:
         source: an image of any kind, as :func:`~colqwen3_retrievers.pages.images.open_image` takes it, or a web
             address.
-        allow_remote: which addresses may be fetched; False leaves the address, which no function of ours opens.
+        allow_remote: which addresses may be fetched; with False the address is returned.
 
     Returns:
         The bytes of the fetched image, or ``source``.
@@ -111,10 +111,10 @@ def fetch_image(
 ) -> bytes:
     """Fetch an image from a web address.
 
-    A host that is not named is refused when any of its addresses is not a public one (loopback, private, link-local
-    and so on), and the connection goes to an address that was checked, so that a name cannot mean another host a moment
-    later. Proxies of the environment are not used: they would look the name up themselves. Cookies and credentials are
-    never sent, and a redirect from https to http is not followed.
+    A host that is not named is refused when any of its addresses is not public (loopback, private, link-local and so
+    on), and the connection uses an address that was checked, so that a name cannot resolve to another host later.
+    Proxies of the environment are not used: they would look the name up themselves. Cookies and credentials are never
+    sent, and a redirect from https to http is not followed.
 
     Args:
         url: of http or https, without user name and password.
@@ -136,8 +136,7 @@ def fetch_image(
     colqwen3_retrievers.errors.ConfigError: http://127.0.0.1/a.png: not fetched: 127.0.0.1 is no public address; ...
     """
     allowed = checked_remote(allow_remote)
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-        raise ConfigError(f"max_bytes: expected a whole number from 1, got {max_bytes!r}")
+    max_bytes = whole_number(max_bytes, "max_bytes", least=1)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise ConfigError(f"timeout: expected seconds above 0, got {timeout!r}")
     target = _Target.parse(url)
@@ -145,11 +144,11 @@ def fetch_image(
         raise ConfigError(f"{target.shown}: an image URL is not fetched; allow_remote=True would")
     with _Deadline(timeout) as deadline:
         for _ in range(MAX_REDIRECTS + 1):
-            found = _ask(target, allowed, max_bytes, deadline)
-            if isinstance(found, bytes):
-                open_header(io.BytesIO(found), name=target.shown)
-                return found
-            following = _Target.parse(urljoin(target.url, found))
+            answer = _request(target, allowed, max_bytes, deadline)
+            if isinstance(answer, bytes):
+                open_header(io.BytesIO(answer), name=target.shown)
+                return answer
+            following = _Target.parse(urljoin(target.url, answer))
             if target.tls and not following.tls:
                 raise ConfigError(f"{target.shown}: not fetched: it leads from https to http")
             target = following
@@ -187,7 +186,7 @@ class _Target:
 
 
 class _Deadline:
-    """Ends a fetch in time, whatever it waits for: a server may send one byte a second for ever."""
+    """Ends a fetch in time, whatever it waits for: a server may send one byte a second forever."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -232,7 +231,7 @@ class _Connection(http.client.HTTPConnection):
 
     def __init__(self, target: _Target, addresses: list[str], deadline: _Deadline) -> None:
         super().__init__(target.host, target.port)
-        self.default_port = 443 if target.tls else 80  # others are told in the Host header
+        self.default_port = 443 if target.tls else 80  # other ports go into the Host header
         self._target, self._addresses, self._deadline = target, addresses, deadline
 
     def connect(self) -> None:
@@ -241,9 +240,9 @@ class _Connection(http.client.HTTPConnection):
                 plain = socket.create_connection((address, self.port), timeout=self._deadline.left())
                 break
             except OSError as exc:
-                failed = exc
+                failure = exc
         else:
-            raise failed
+            raise failure
         self.sock = plain
         if self._target.tls:
             context = ssl.create_default_context()
@@ -254,8 +253,8 @@ class _Connection(http.client.HTTPConnection):
             self.sock.do_handshake()
 
 
-def _ask(target: _Target, allowed: bool | tuple[str, ...], max_bytes: int, deadline: _Deadline) -> bytes | str:
-    """Give the body of an address, or where it leads on to."""
+def _request(target: _Target, allowed: bool | tuple[str, ...], max_bytes: int, deadline: _Deadline) -> bytes | str:
+    """Return the body of an address, or the location it redirects to."""
     late = PageError(f"no complete answer within {deadline.seconds:g} s", source=target.shown)
     try:
         connection = _Connection(target, _addresses(target, allowed), deadline)
@@ -265,18 +264,18 @@ def _ask(target: _Target, allowed: bool | tuple[str, ...], max_bytes: int, deadl
                 "Connection": "close",
             })  # fmt: skip
             with contextlib.closing(connection.getresponse()) as response:  # it may own the socket by now
-                found = _answer(target, response, max_bytes)
+                answer = _answer(target, response, max_bytes)
             deadline.watch(None)
     except (OSError, http.client.HTTPException) as exc:
         if deadline.over or isinstance(exc, TimeoutError):
             raise late from exc
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__  # no part of the URL
         raise PageError(f"cannot be fetched: {reason}", source=target.shown) from exc
     except PageError as exc:
         raise (late if deadline.over else exc) from exc.__cause__
     if deadline.over:
         raise late
-    return found
+    return answer
 
 
 def _answer(target: _Target, response: http.client.HTTPResponse, max_bytes: int) -> bytes | str:
@@ -300,12 +299,12 @@ def _answer(target: _Target, response: http.client.HTTPResponse, max_bytes: int)
 
 
 def _addresses(target: _Target, allowed: bool | tuple[str, ...]) -> list[str]:
-    """Look up a host, and refuse one that must not be asked."""
+    """Return the addresses of a host that may be contacted."""
     named = allowed if isinstance(allowed, tuple) else ()
     if isinstance(allowed, tuple) and target.host.lower() not in named:
         raise ConfigError(f"{target.shown}: not fetched: allow_remote does not name {target.host}")
-    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     for address in addresses:
         if not named and not is_public(address):
             raise ConfigError(
@@ -315,7 +314,7 @@ def _addresses(target: _Target, allowed: bool | tuple[str, ...]) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where it stands inside an IPv6 address.
+    """Return whether an IP address is public, also where it is embedded in an IPv6 address.
 
     >>> [is_public(a) for a in ("8.8.8.8", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::a00:1")]
     [True, False, False, False, False, False]

@@ -1,21 +1,22 @@
-"""Video files to sampled frames, within bounds.
+"""Loading sampled frames of video files, within bounds.
 
-The whole file is decoded once, front to back, in constant memory. Time is cut into steps and the first frame of each
-step is kept; when there are too many, the step is doubled: frames stay evenly spaced whatever the header says.
+The whole file is decoded once, front to back, in constant memory. The first frame of each time step is kept; when there
+are too many, the step is doubled: frames stay evenly spaced whatever the header says.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError, require
-from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS
+from colqwen3_retrievers.pages.files import check_not_empty, reason_of
+from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, size_within
 from colqwen3_retrievers.pages.page import Video
 
 # Containers that hold pictures themselves. FFmpeg's playlists (hls, concat, dash, sdp, ...) would open further files
@@ -49,30 +50,19 @@ def load_video(
     """
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
         raise ConfigError(f"fps: expected frames a second above 0, got {fps!r}")
-    for name, value in (("max_frames", max_frames), ("max_pixels", max_pixels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}: expected a whole number from 1, got {value!r}")
+    max_frames = whole_number(max_frames, "max_frames", least=1)
+    max_pixels = whole_number(max_pixels, "max_pixels", least=1)
     if not isinstance(path, str | os.PathLike) or "://" in str(path):
         raise ConfigError(f"video: expected the path of a file, got {path!r}")
     source = str(path)
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise PageError(f"cannot be read: {reason}", source=source) from exc
-    if not stat.S_ISREG(status.st_mode):
-        raise PageError("not a regular file", source=source)
-    if status.st_size == 0:
-        raise PageError("the file is empty (0 bytes)", source=source)
+    check_not_empty(path, source)
     av = require("video", "av")
     try:
         frames, times = _sample(av, Path(path), source, 1.0 / fps, max_frames, max_pixels)
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         if isinstance(exc, ConfigError):
             raise
-        raise PageError(
-            f"not a video that can be read: {getattr(exc, 'strerror', None) or exc}", source=source
-        ) from exc
+        raise PageError(f"not a video that can be read: {reason_of(exc)}", source=source) from exc
     if not frames:
         raise PageError("the video has no frames", source=source)
     return Video(tuple(frames), tuple(times))
@@ -110,8 +100,8 @@ def _sample(
             while len(frames) > max_frames:
                 step *= 2
                 slots = [_slot(time, step) for time in times]
-                kept = [i for i, slot in enumerate(slots) if i == 0 or slot > slots[i - 1]]
-                frames, times = [frames[i] for i in kept], [times[i] for i in kept]
+                firsts = [i for i, slot in enumerate(slots) if i == 0 or slot > slots[i - 1]]
+                frames, times = [frames[i] for i in firsts], [times[i] for i in firsts]
     return frames, times
 
 
@@ -120,12 +110,9 @@ def _slot(time: float, step: float) -> int:
 
 
 def _size(frame: Any, aspect: Any, max_pixels: int) -> tuple[int, int]:
-    """Width and height as stored (before turning) of square pixels within the bound."""
+    """Return the stored size (before rotation) in square pixels within the bound."""
     width = frame.width * (float(aspect) if aspect and 0.1 <= float(aspect) <= 10 else 1.0)
-    height = float(frame.height)
-    scale = min(1.0, math.sqrt(max_pixels / (width * height)))
-    across = min(max_pixels, max(1, math.floor(width * scale)))
-    return across, max(1, min(max_pixels // across, math.floor(height * scale)))
+    return size_within(width, float(frame.height), max_pixels)
 
 
 def _upright(frame: Any, size: tuple[int, int]) -> Image.Image:

@@ -22,9 +22,9 @@ from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
 from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.images import read_image_bytes
 from colqwen3_retrievers.pages.page import Hit, Query
-from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.retrieval.similarity_maps import SimilarityMap, similarity_map
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.vectors.multi_vector import MultiVector

@@ -1,1 +1,1 @@
-"""Multi-vectors and what is computed from them: MaxSim, codes, compression, one vector of many."""
+"""Multi-vectors, MaxSim over them, their codes and compression, and the bridge to single vectors."""

@@ -1,7 +1,6 @@
 """Compact codes of token embeddings: int8, 1 bit, and the pooled codes by which a store finds candidates.
 
-A code never makes a score that anybody sees: it says which pages are worth scoring from their stored token embeddings.
-Nothing here needs more than numpy.
+No score that a user sees is made from a code: it selects the pages worth scoring from their stored token embeddings.
 """
 
 from __future__ import annotations
@@ -11,23 +10,23 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.vectors.compression import l2_normalise
+from colqwen3_retrievers.vectors.compression import cluster_means, l2_normalise, ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector, PackedEmbeddings, as_token_embeddings
 
 Int8 = NDArray[np.int8]
 
 BLOCK: Final = 8
-"""Rows of a page's code come in blocks of so many, so that a kernel takes maxima without knowing where pages end."""
+"""Rows in a block: a page's code has whole blocks, so that a kernel takes maxima without knowing where pages end."""
 
 CODE_BITS: Final = (8, 1)
-"""Bits of a component that codes come in."""
+"""Bits of a component that a code may have."""
 
-_MOST_CLUSTERED = 2048  # tokens clustered together: what is longer is cut, for a matrix of all distances is held
-
+_MOST_CLUSTERED = 2048  # tokens clustered together; longer pages are cut, since a matrix of all distances is held
 
 SPREAD_WEIGHT: Final = 0.12
-"""What a cluster's spread adds to its similarity with a query token: see :func:`page_code`."""
+"""Weight of a cluster's spread in its similarity with a query token: see :func:`page_code`."""
 
 _SPREAD_SCALE = 4.0  # spreads are stored divided by it, so that they stay below a page's largest component
 
@@ -61,7 +60,9 @@ class QueryCodes(NamedTuple):
 
 
 def code_width(dim: int) -> int:
-    """Components of a code's row for a dim: one more for the spread, and a multiple of 8, which int8 kernels want.
+    """Return the components of a code's row for a dim.
+
+    One more than the dim, for the spread, rounded up to a multiple of 8, which int8 kernels require.
 
     >>> code_width(128), code_width(320)
     (136, 328)
@@ -70,7 +71,7 @@ def code_width(dim: int) -> int:
 
 
 def code_row_bytes(dim: int, bits: int) -> int:
-    """Bytes of a code's row for 8 bits or 1 bit a component.
+    """Return the bytes of a code's row for 8 bits or 1 bit a component.
 
     >>> code_row_bytes(128, 8), code_row_bytes(128, 1)
     (136, 17)
@@ -79,7 +80,7 @@ def code_row_bytes(dim: int, bits: int) -> int:
 
 
 def page_code(vectors: MultiVector | ArrayLike, factor: int, bits: int = 8) -> PageCode:
-    """Make the code by which a page is found.
+    """Return the code by which a page is found.
 
     Token embeddings are clustered by Ward's linkage (as token pooling does, Clavié et al. 2024, arXiv 2409.14683) into
     one cluster for ``factor`` tokens, rounded up to whole blocks. A cluster is kept as its mean, of length 1, and its
@@ -101,8 +102,7 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int, bits: int = 8) -> P
     ((8, 8), [(0.0, 1.0), (0.8, 0.6), (1.0, 0.0)])
     """
     rows = as_token_embeddings(np.asarray(vectors))
-    if factor < 1:
-        raise ConfigError(f"factor: expected at least 1, got {factor}")
+    factor = whole_number(factor, "factor", least=1)
     if bits not in CODE_BITS:
         raise ConfigError(f"bits: expected 8 or 1, got {bits!r}")
     spreads = np.zeros(len(rows), dtype=np.float32)
@@ -111,14 +111,14 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int, bits: int = 8) -> P
         pooled = [_pooled(part, factor) for part in parts]
         rows, spreads = np.concatenate([p[0] for p in pooled]), np.concatenate([p[1] for p in pooled])
     table = np.zeros((-(-len(rows) // BLOCK) * BLOCK, code_width(rows.shape[1])), dtype=np.float32)
-    taken = np.arange(len(table)) % len(rows)
-    table[:, : rows.shape[1]] = rows[taken]
-    table[:, rows.shape[1]] = spreads[taken] / _SPREAD_SCALE
+    sources = np.arange(len(table)) % len(rows)
+    table[:, : rows.shape[1]] = rows[sources]
+    table[:, rows.shape[1]] = spreads[sources] / _SPREAD_SCALE
     return PageCode(*quantise(table)) if bits == 8 else _bit_code(table, rows.shape[1])
 
 
 def unpacked_code(rows: Int8, dim: int) -> Int8:
-    """Make of the rows of single bits those that a scan compares.
+    """Return the int8 rows that a scan compares, from rows of single bits.
 
     Args:
         rows: int8 (n, ceil(dim / 8) + 1), of :func:`page_code` with ``bits=1``.
@@ -147,12 +147,12 @@ def _bit_code(table: Float32, dim: int) -> PageCode:
 
 
 def _bit_level(dim: int) -> int:
-    """What a set bit becomes: as much as leaves room for the largest spread beside it."""
+    """Return the int8 value of a set bit: as large as leaves room for the largest spread beside it."""
     return max(1, min(63, int(127 * _SPREAD_SCALE / dim**0.5)))
 
 
 def query_codes(queries: PackedEmbeddings) -> QueryCodes:
-    """Make of queries what pages' codes are compared with: see :func:`page_code`.
+    """Return the codes of queries, to be compared with those of pages: see :func:`page_code`.
 
     Args:
         queries: float32 or float16.
@@ -205,14 +205,13 @@ def quantise_rows(vectors: MultiVector | ArrayLike) -> tuple[Int8, Float32]:
 
 
 def binarise(vectors: MultiVector | ArrayLike) -> NDArray[np.uint8]:
-    """Keep one bit a component: whether it is above zero.
+    """Keep one bit of each component: whether it is above zero.
 
     Args:
         vectors: (n_tokens, dim), floating, finite; not changed.
 
     Returns:
-        uint8 (n_tokens, ceil(dim / 8)), the first component in the highest bit. Thirty-two times smaller than float32;
-        to be compared with float queries through :func:`unbinarise`.
+        uint8 (n_tokens, ceil(dim / 8)), the first component in the highest bit: a thirty-second of float32's bytes.
 
     >>> binarise([[0.5, -0.5, 0.7, 0.1, -0.2, -0.1, -0.3, -0.4]]).tolist() == [[0b10110000]]
     True
@@ -221,7 +220,7 @@ def binarise(vectors: MultiVector | ArrayLike) -> NDArray[np.uint8]:
 
 
 def unbinarise(bits: NDArray[np.uint8], dim: int) -> Float32:
-    """Give the unit rows that 1-bit codes stand for.
+    """Return the unit rows that 1-bit codes stand for.
 
     Args:
         bits: uint8 (n_tokens, ceil(dim / 8)), of :func:`binarise`.
@@ -242,91 +241,11 @@ def unbinarise(bits: NDArray[np.uint8], dim: int) -> Float32:
     return (2 * signs - 1) / np.float32(np.sqrt(dim))
 
 
-def ward_clusters(vectors: ArrayLike, n_clusters: int) -> NDArray[np.int64]:
-    """Cluster rows by Ward's linkage on Euclidean distances, without scipy.
-
-    Pairs of clusters that are each other's nearest are merged together, round by round: they are merges of Ward's tree
-    in whatever order they come (reducibility), and a dozen rounds replace hundreds of steps. The tree is then cut at
-    the height that leaves ``n_clusters``.
-
-    Args:
-        vectors: (n, dim), finite.
-        n_clusters: 1..n.
-
-    Returns:
-        int64 (n,), the cluster of each row, numbered from 0 in the order of their first rows.
-
-    >>> ward_clusters([[0.0], [10.0], [0.1], [10.1], [5.0]], 3).tolist()
-    [0, 1, 0, 1, 2]
-    """
-    rows = np.asarray(vectors, dtype=np.float32)
-    sums, sizes = rows.copy(), np.ones(len(rows), dtype=np.float32)
-    names = np.arange(len(rows))  # the first row of each cluster
-    kept: list[NDArray[np.int64]] = []
-    merged: list[NDArray[np.int64]] = []
-    heights = np.empty(0, dtype=np.float32)
-    wanted = len(rows) - n_clusters
-    while len(sums) > 1:
-        costs = _merge_costs(sums, sizes)
-        nearest = costs.argmin(axis=1)
-        here = np.arange(len(sums))
-        if len(heights) >= wanted and (
-            wanted == 0 or np.partition(heights, wanted - 1)[wanted - 1] <= costs[here, nearest].min()
-        ):
-            break  # a tree's heights only grow: whatever is merged from here on lies above the cut
-        first = np.flatnonzero((nearest[nearest] == here) & (here < nearest))
-        second = nearest[first]
-        kept.append(names[first])
-        merged.append(names[second])
-        heights = np.concatenate([heights, costs[first, second]])
-        sums[first] += sums[second]
-        sizes[first] += sizes[second]
-        left = np.ones(len(sums), dtype=bool)
-        left[second] = False
-        sums, sizes, names = sums[left], sizes[left], names[left]
-    return _cut(len(rows), kept, merged, heights, wanted)
-
-
-def _merge_costs(sums: Float32, sizes: Float32) -> Float32:
-    """Give by how much the sum of squared distances to means grows when two clusters become one."""
-    means = sums / sizes[:, None]
-    squares = np.einsum("td,td->t", means, means)
-    costs: Float32 = means @ means.T
-    costs *= -2
-    costs += squares[:, None]
-    costs += squares[None]
-    inverse = 1 / sizes
-    costs /= inverse[:, None] + inverse[None]
-    np.fill_diagonal(costs, np.inf)
-    # Rounding may leave the two triangles apart, and then no pair need be each other's nearest: one of them rules.
-    np.minimum(costs, costs.T, out=costs)
-    return costs
-
-
-def _cut(
-    n: int, kept: list[NDArray[np.int64]], merged: list[NDArray[np.int64]], heights: Float32, wanted: int
-) -> NDArray[np.int64]:
-    """Follow the ``wanted`` lowest merges, in the order they were made."""
-    owner = np.arange(n)
-    if wanted:
-        lowest = np.sort(np.argsort(heights, kind="stable")[:wanted])
-        owner[np.concatenate(merged)[lowest]] = np.concatenate(kept)[lowest]
-        while not np.array_equal(owner, owner[owner]):
-            owner = owner[owner]
-    return np.unique(owner, return_inverse=True)[1].astype(np.int64)
-
-
 def _pooled(rows: Float32, factor: int) -> tuple[Float32, Float32]:
-    """Give unit means of Ward's clusters, one for ``factor`` rows in whole blocks, and the clusters' spreads."""
+    """Return unit means of Ward's clusters, one for ``factor`` rows in whole blocks, and the clusters' spreads."""
     n_clusters = min(len(rows), -(-len(rows) // (factor * BLOCK)) * BLOCK)
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
     if len(unique) <= n_clusters:
         return unique, np.zeros(len(unique), dtype=np.float32)
-    clusters = ward_clusters(unique, n_clusters)[inverse.ravel()]
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    means = np.add.reduceat(rows[order], starts, axis=0) / np.bincount(clusters)[:, None].astype(np.float32)
-    lengths = np.sqrt(np.einsum("td,td->t", means, means))
-    gone = lengths < 1e-6  # tokens that cancel out: the first of them stands for all
-    means[gone] = rows[order[starts]][gone]
+    means, lengths = cluster_means(rows, ward_clusters(unique, n_clusters)[inverse.ravel()])
     return l2_normalise(means), np.sqrt(np.maximum(1 - lengths * lengths, 0))

@@ -1,7 +1,7 @@
 """MaxSim, defined once: how a query's token embeddings are compared with a document's.
 
 Queries and documents stay ragged from end to end. There is no padding, hence no mask, hence no zero row that could win
-over a negative similarity. Every faster kernel is tested against :func:`numpy_kernel`, and is handed in by the caller::
+over a negative similarity. Every faster kernel is tested against :func:`numpy_kernel`, and is passed by the caller::
 
     scores = maxsim(queries, documents, kernel=torch_kernel("cuda"))
 """
@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, DimensionError
-from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector, PackedEmbeddings, as_token_embeddings
+from colqwen3_retrievers.vectors.multi_vector import (
+    Float32,
+    MultiVector,
+    PackedEmbeddings,
+    as_token_embeddings,
+    lay_end_to_end,
+)
 
 Mode = Literal["sum", "mean"]
 MultiVectors: TypeAlias = MultiVector | ArrayLike | Sequence[MultiVector | ArrayLike] | PackedEmbeddings
@@ -26,11 +32,10 @@ MultiVectors: TypeAlias = MultiVector | ArrayLike | Sequence[MultiVector | Array
 CPU_CHUNK_BYTES = 1 << 21  # of document tokens in float32: 2 to 16 pages, which stay in a core's cache
 CPU_TILE = 1 << 20  # similarities held at a time, 4 MB in float32
 _BLOCK_FLOATS = 1 << 23  # components of a list of documents packed at a time, 32 MB in float32
-_BLOCK_SCORES = 1 << 20  # scores that top_k holds at a time, 4 MB in float32
 
 
 class Kernel(Protocol):
-    """Something that computes MaxSim: :func:`numpy_kernel`, or one from :mod:`colqwen3_retrievers.vectors.kernels`.
+    """Computes MaxSim: :func:`numpy_kernel`, or one from :mod:`colqwen3_retrievers.vectors.kernels`.
 
     A kernel is called with queries and documents of one dim, at least one of each, float32 or float16, and returns
     float32 (n_queries, n_documents): for each query and document, the sum over the query's tokens of the largest dot
@@ -41,18 +46,6 @@ class Kernel(Protocol):
     def __call__(self, queries: PackedEmbeddings, documents: PackedEmbeddings, /) -> Float32:
         """Score every query against every document."""
         ...
-
-
-class TopK(NamedTuple):
-    """The best documents of one query, best first.
-
-    Attributes:
-        indices: int64 (at most k,), positions in the documents given.
-        scores: float32 of the same length, descending.
-    """
-
-    indices: NDArray[np.int64]
-    scores: Float32
 
 
 def chunk_bounds(offsets: NDArray[np.int64], max_tokens: int) -> list[int]:
@@ -123,10 +116,10 @@ def maxsim(
     Args:
         queries: one multi-vector (:class:`MultiVector` or array-like of shape (n_tokens, dim)), a list or tuple of
             them, or :class:`PackedEmbeddings`. One multi-vector counts as a list of one.
-        documents: the same; packed documents may be none at all, and may lie in a memory-mapped file.
+        documents: the same; packed documents may be empty, and may be in a memory-mapped file.
         mode: "sum", or "mean", which divides by the number of query tokens. Unit rows give sums in
             -n_query_tokens..n_query_tokens and means in -1..1.
-        kernel: what computes; the default needs numpy only.
+        kernel: computes the sums; the default needs numpy only.
 
     Returns:
         float32 (n_queries, n_documents). Beyond it, memory is bounded whatever the number of documents: some tens of
@@ -153,63 +146,8 @@ def maxsim(
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def top_k(
-    queries: MultiVectors,
-    documents: MultiVectors | Iterable[PackedEmbeddings],
-    k: int,
-    *,
-    mode: Mode = "sum",
-    ids: Sequence[str] | None = None,
-    kernel: Kernel = numpy_kernel,
-) -> list[TopK]:
-    """Find the k best documents of every query without ever holding all scores.
-
-    Args:
-        queries: as for :func:`maxsim`.
-        documents: as for :func:`maxsim`, or an iterable of :class:`PackedEmbeddings`, taken one after the other and
-            let go, so that a corpus larger than memory can be searched. Indices run on from one to the next.
-        k: how many, at least 1. More than there are gives all.
-        mode: as for :func:`maxsim`.
-        ids: one for each document. Equal scores are ordered by id, ascending; without ids, by index.
-        kernel: as for :func:`maxsim`.
-
-    Returns:
-        One :class:`TopK` a query: what sorting that query's row of :func:`maxsim` would give.
-
-    Raises:
-        ConfigError: as for :func:`maxsim`; k below 1; another number of ids than of documents.
-        DimensionError: two dims differ.
-
-    >>> documents = [[[0.6, 0.8]], [[1.0, 0.0]], [[0.6, 0.8]]]
-    >>> best = top_k([[0.0, 1.0]], documents, 2, ids=["c", "b", "a"])[0]
-    >>> best.indices.tolist(), best.scores.round(3).tolist()
-    ([2, 0], [0.800000011920929, 0.800000011920929])
-    """
-    try:
-        k = operator.index(k)
-    except TypeError as exc:
-        raise ConfigError(f"k: expected a whole number, got {k!r}") from exc
-    if k < 1:
-        raise ConfigError(f"k: expected at least 1, got {k}")
-    packed = _pack_queries(queries, mode)
-    none = TopK(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-    best = [none] * len(packed)
-    seen = 0
-    for block in _stream(documents):
-        for part in _split(block, max(1, _BLOCK_SCORES // len(packed))):
-            indices = np.arange(seen, seen + len(part), dtype=np.int64)
-            seen += len(part)
-            if ids is not None and seen > len(ids):
-                raise ConfigError(f"ids: {len(ids)} for {seen} documents or more")
-            scores = _scores(packed, part, mode, kernel, int(indices[0]))
-            best = [_merge(old, indices, row, k, ids) for old, row in zip(best, scores, strict=True)]
-    if ids is not None and seen != len(ids):
-        raise ConfigError(f"ids: {len(ids)} for {seen} documents")
-    return best
-
-
 def relevance(score: float, n_query_tokens: int) -> float:
-    """Map a MaxSim sum to the 0..1 that some frameworks want, keeping the order for one query.
+    """Map a MaxSim sum to the range 0..1, keeping the order for one query.
 
     Args:
         score: a sum over query tokens (mode "sum") of unit rows.
@@ -224,15 +162,14 @@ def relevance(score: float, n_query_tokens: int) -> float:
     >>> relevance(2.0, 2), relevance(0.0, 7), relevance(-3.0, 3)
     (1.0, 0.5, 0.0)
     """
-    if n_query_tokens < 1:
-        raise ConfigError(f"n_query_tokens: expected at least 1, got {n_query_tokens}")
+    n_query_tokens = whole_number(n_query_tokens, "n_query_tokens", least=1)
     if not math.isfinite(score):
         raise ConfigError(f"score: expected a finite number, got {score}")
     return min(1.0, max(0.0, (1.0 + float(score) / n_query_tokens) / 2.0))
 
 
 def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, kernel: Kernel, seen: int) -> Float32:
-    """Run a kernel on a block that begins at document ``seen``; every score of the library passes here."""
+    """Run a kernel on a block that begins at document ``seen``, and check its scores."""
     if queries.dim != documents.dim:
         raise DimensionError("query against document", expected=queries.dim, actual=documents.dim)
     if not len(documents):
@@ -251,27 +188,6 @@ def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, 
     return scores
 
 
-def _merge(old: TopK, indices: NDArray[np.int64], scores: Float32, k: int, ids: Sequence[str] | None) -> TopK:
-    """Give the k best of those kept so far and of new ones that come after them."""
-    indices, scores = np.concatenate([old.indices, indices]), np.concatenate([old.scores, scores])
-    if len(scores) > k:
-        likely = scores >= np.partition(scores, -k)[-k]  # all that equal the k-th too, since their ids may come first
-        indices, scores = indices[likely], scores[likely]
-    if ids is None:
-        order = np.lexsort((indices, -scores))[:k]
-    else:
-        keys = [(-score, ids[i], i) for i, score in zip(indices.tolist(), scores.tolist(), strict=True)]
-        order = np.array(sorted(range(len(keys)), key=keys.__getitem__)[:k], dtype=np.intp)
-    return TopK(indices[order], scores[order])
-
-
-def _split(block: PackedEmbeddings, max_documents: int) -> Iterator[PackedEmbeddings]:
-    """Cut packed documents into views of at most ``max_documents``."""
-    for first in range(0, len(block), max_documents):
-        offsets = block.offsets[first : first + max_documents + 1]
-        yield PackedEmbeddings(block.vectors[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-
 def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
     if mode not in ("sum", "mean"):
         raise ConfigError(f'mode: expected "sum" or "mean", got {mode!r}')
@@ -280,24 +196,11 @@ def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
             raise ConfigError("queries: expected at least one multi-vector")
         return queries
     members = _members(queries, "queries")
-    return _packed([_one(member, f"query {i}") for i, member in enumerate(members)], "query", 0)
-
-
-def _stream(documents: MultiVectors | Iterable[PackedEmbeddings]) -> Iterator[PackedEmbeddings]:
-    """Give what :func:`top_k` accepts as blocks: the packed ones of an iterable as they come."""
-    listed = isinstance(documents, Sequence) and len(documents) > 0 and isinstance(documents[0], PackedEmbeddings)
-    whole = isinstance(documents, Sequence | MultiVector | PackedEmbeddings) or hasattr(documents, "__array__")
-    if not isinstance(documents, Iterable) or (whole and not listed):
-        yield from _blocks(documents)
-        return
-    for i, block in enumerate(documents):
-        if not isinstance(block, PackedEmbeddings):
-            raise ConfigError(f"documents: an iterable must give PackedEmbeddings, item {i} is {type(block).__name__}")
-        yield block
+    return lay_end_to_end([_one(member, f"query {i}") for i, member in enumerate(members)], "query")
 
 
 def _blocks(documents: object) -> Iterator[PackedEmbeddings]:
-    """Give documents as packed blocks of bounded size; what is packed already is one block, uncopied."""
+    """Yield documents as packed blocks of bounded size; what is packed already is one block, uncopied."""
     if isinstance(documents, PackedEmbeddings):
         yield documents
         return
@@ -306,15 +209,15 @@ def _blocks(documents: object) -> Iterator[PackedEmbeddings]:
     for i, member in enumerate(_members(documents, "documents")):
         array = _one(member, f"document {i}")
         if arrays and size + array.size > _BLOCK_FLOATS:
-            yield _packed(arrays, "document", first)
+            yield lay_end_to_end(arrays, "document", first)
             arrays, first, size = [], i, 0
         arrays.append(array)
         size += array.size
-    yield _packed(arrays, "document", first)
+    yield lay_end_to_end(arrays, "document", first)
 
 
 def _members(value: object, name: str) -> Sequence[object]:
-    """Tell one multi-vector from several, and give a sequence either way."""
+    """Return a sequence of multi-vectors, of one or several."""
     expected = "a multi-vector, a list of multi-vectors or PackedEmbeddings"
     if isinstance(value, MultiVector):
         return [value]
@@ -341,11 +244,3 @@ def _one(value: object, name: str) -> Float32:
     except (TypeError, ValueError, RuntimeError) as exc:  # ragged rows; tensors in bfloat16, with gradients, on a GPU
         raise ConfigError(f"{name}: not a (n_tokens, dim) array: {exc}") from exc
     return as_token_embeddings(array, name=name)
-
-
-def _packed(arrays: list[Float32], name: str, first: int) -> PackedEmbeddings:
-    for i, array in enumerate(arrays):
-        if array.shape[1] != arrays[0].shape[1]:
-            raise DimensionError(f"{name} {first + i}", expected=arrays[0].shape[1], actual=array.shape[1])
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
-    return PackedEmbeddings(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), offsets)

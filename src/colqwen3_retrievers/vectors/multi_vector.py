@@ -1,6 +1,6 @@
 """Multi-vectors, alone and packed, and the record of everything that shaped them.
 
-Plain data, checked once when it is made, so that no later room needs to check it again.
+Plain data, checked once when it is created.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _UNIT_TOLERANCE = 4e-3  # float16 rows of a few hundred components keep their le
 
 
 def as_token_embeddings(value: ArrayLike, *, name: str = "vectors") -> Float32:
-    """Check that ``value`` is one multi-vector and give it as float32.
+    """Return ``value`` as float32, checked to be one multi-vector.
 
     Args:
         value: array-like of shape (n_tokens, dim), floating, finite, n_tokens >= 1, dim >= 1.
         name: what to call it in an error.
 
     Returns:
-        float32 array of the same shape; the same object when it already was one.
+        float32 array of the same shape; ``value`` itself when it is one.
 
     Raises:
         ConfigError: wrong number of axes, no rows, not floating, or NaN or infinity inside.
@@ -58,8 +58,8 @@ class MultiVector:
 
     Attributes:
         vectors: float32 (n_tokens, dim), unit rows, n_tokens >= 1, read-only. ``np.asarray(mv) is mv.vectors``.
-        content: the tokens that are not prompt and not augmentation; of a picture with a text beside it those of the
-            text, for the instruction stands between the two. See :attr:`user_tokens`.
+        content: the tokens that are not prompt and not augmentation; of an image with a text, those of the text, since
+            the instruction is between the two. See :attr:`user_tokens`.
         visual: the visual tokens, or None for text (and for videos, whose visual tokens are not contiguous).
         tokens: token strings of a query that has a text, or of a text; None otherwise.
         grid: (rows, cols) of the visual tokens in reading order, or None.
@@ -85,7 +85,6 @@ class MultiVector:
     clusters: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
-        """Check shapes, lengths and unit rows."""
         vectors = as_token_embeddings(self.vectors).view()
         vectors.flags.writeable = False
         norms = np.sqrt(np.einsum("td,td->t", vectors, vectors))
@@ -109,9 +108,8 @@ class MultiVector:
         object.__setattr__(self, "vectors", vectors)
 
     def __reduce__(self) -> tuple[type[MultiVector], tuple[Any, ...]]:
-        """Pickle by the constructor, so that a copy is checked and read-only too."""
-        fields = (self.vectors, self.content, self.visual, self.tokens, self.grid, self.clusters)
-        return MultiVector, fields
+        # by the constructor, so that a copy is checked and read-only too
+        return MultiVector, (self.vectors, self.content, self.visual, self.tokens, self.grid, self.clusters)
 
     @property
     def dim(self) -> int:
@@ -120,7 +118,7 @@ class MultiVector:
 
     @property
     def user_tokens(self) -> NDArray[np.int64]:
-        """Tokens that are the user's own, int64 in ascending order: the visual ones and those of the text.
+        """Indices of the user's own tokens, int64, ascending: the visual ones and those of the text.
 
         They index the original tokens: ``vectors``, or ``clusters`` when the document was pooled.
 
@@ -135,11 +133,9 @@ class MultiVector:
         return np.flatnonzero(own)
 
     def __len__(self) -> int:
-        """Give the number of token embeddings (rows)."""
         return len(self.vectors)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """Give ``vectors`` itself unless another dtype or a copy is asked for."""
         if dtype is not None and np.dtype(dtype) != self.vectors.dtype:
             return self.vectors.astype(dtype)
         return self.vectors.copy() if copy else self.vectors
@@ -192,11 +188,8 @@ class PackedEmbeddings:
         arrays = [as_token_embeddings(np.asarray(doc), name=f"document {i}") for i, doc in enumerate(documents)]
         if not arrays:
             raise ConfigError("documents: expected at least one multi-vector")
-        for i, array in enumerate(arrays):
-            if array.shape[1] != arrays[0].shape[1]:
-                raise DimensionError(f"document {i}", expected=arrays[0].shape[1], actual=array.shape[1])
-        offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
-        return cls(np.concatenate(arrays).astype(dtype, copy=False), offsets)
+        packed = lay_end_to_end(arrays, "document")
+        return cls(packed.vectors.astype(dtype, copy=len(arrays) == 1), packed.offsets)  # never the caller's memory
 
     @property
     def dim(self) -> int:
@@ -209,19 +202,38 @@ class PackedEmbeddings:
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
-        """Give the number of documents."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> NDArray[np.floating[Any]]:
-        """Give a view of one document's token embeddings, (n_tokens, dim)."""
+        """Return a view of one document's token embeddings, (n_tokens, dim)."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
         return self.vectors[self.offsets[index] : self.offsets[index + 1]]
 
     def __iter__(self) -> Iterator[NDArray[np.floating[Any]]]:
-        """Go through the documents in order."""
         return (self[i] for i in range(len(self)))
+
+
+def lay_end_to_end(arrays: Sequence[Float32], name: str, first: int = 0) -> PackedEmbeddings:
+    """Pack checked multi-vectors, uncopied when there is one.
+
+    Args:
+        arrays: float32 (n_tokens, dim) each, at least one.
+        name: what to call one in an error.
+        first: number of the first one, for errors.
+
+    Raises:
+        DimensionError: two of different dim.
+
+    >>> len(lay_end_to_end([np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)], "page"))
+    2
+    """
+    for i, array in enumerate(arrays):
+        if array.shape[1] != arrays[0].shape[1]:
+            raise DimensionError(f"{name} {first + i}", expected=arrays[0].shape[1], actual=array.shape[1])
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])])
+    return PackedEmbeddings(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), offsets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +242,7 @@ class EncoderInfo:
 
     Attributes:
         fingerprint: hex digest of the checkpoint's config and projection weights.
-        model: the name or folder it was loaded by; told, not compared.
+        model: the name or folder it was loaded by; not compared.
         family: row of :mod:`colqwen3_retrievers.models.families`.
         dim: components of each token embedding.
         pool_factor: original document tokens for each kept one; 1 means no pooling.
@@ -239,9 +251,9 @@ class EncoderInfo:
         rendering_version: version of the family's prompts and pixels.
         verified: whether the family's prompts and pixel bounds were confirmed by its authors' files.
         unverified: what was not.
-        revision: the revision of a hub model that was asked for; told, not compared.
-        pool_method: how document tokens were pooled, as :func:`~colqwen3_retrievers.vectors.compression.pool_tokens`
-            names it.
+        revision: the requested revision of a hub model; not compared.
+        pool_method: how document tokens were pooled; :func:`~colqwen3_retrievers.vectors.compression.pool_tokens` is
+            ``"hierarchical"``.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> EncoderInfo.from_dict(info.to_dict()) == info
@@ -262,12 +274,12 @@ class EncoderInfo:
     pool_method: str = "hierarchical"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON values by field name."""
+        """Return JSON values by field name."""
         return {**dataclasses.asdict(self), "unverified": list(self.unverified)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderInfo:
-        """Make an info from :meth:`to_dict`'s values.
+        """Return the info of :meth:`to_dict`'s values.
 
         Raises:
             ConfigError: a field is missing.

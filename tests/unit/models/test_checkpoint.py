@@ -341,7 +341,7 @@ def test_models_that_are_nowhere(model: str) -> None:
 
 
 def test_an_absolute_path_is_never_a_hub_name() -> None:
-    with pytest.raises(CheckpointError, match="/nowhere/model: no such folder; where has the model gone"):
+    with pytest.raises(CheckpointError, match="/nowhere/model: no such folder; has the model been moved"):
         locate("/nowhere/model")
 
 

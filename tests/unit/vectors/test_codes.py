@@ -16,8 +16,8 @@ from colqwen3_retrievers.vectors.codes import (
     quantise_rows,
     query_codes,
     unbinarise,
-    ward_clusters,
 )
+from colqwen3_retrievers.vectors.compression import ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 
@@ -97,8 +97,8 @@ def test_int8_is_within_half_a_step() -> None:
 def test_one_bit_keeps_signs(dim: int) -> None:
     rows = unit_rows(dim, 9, dim)
     bits = binarise(rows)
-    back = unbinarise(bits, dim)
     assert bits.shape == (9, -(-dim // 8)) and bits.dtype == np.uint8
+    back = unbinarise(bits, dim)
     assert ((back > 0) == (rows > 0)).all()
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)
     with pytest.raises(ConfigError, match="bits: expected"):
@@ -106,7 +106,7 @@ def test_one_bit_keeps_signs(dim: int) -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ConfigError, match="factor: expected at least 1"):
+    with pytest.raises(ConfigError, match="factor: expected a whole number from 1"):
         page_code([[1.0]], 0)
     with pytest.raises(ConfigError, match="NaN"):
         page_code([[np.nan]], 3)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import pytest
 
-from colqwen3_retrievers.errors import ConfigError, DimensionError, MissingExtraError
+from colqwen3_retrievers.errors import ConfigError, DimensionError
 from colqwen3_retrievers.vectors.compression import l2_normalise, pool_tokens, truncate
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
-
-METHODS = ["hierarchical", "sequential", "kmeans"]
 
 
 def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-@pytest.fixture(autouse=True)
-def scipy_for_hierarchical(request: pytest.FixtureRequest) -> None:
-    if "hierarchical" in request.node.name:
-        pytest.importorskip("scipy")
 
 
 # -- length ------------------------------------------------------------------------------------------------------------
@@ -93,12 +84,11 @@ def test_a_row_that_truncation_makes_zero() -> None:
 # -- pooling -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("factor", [2, 3, 6, 1000])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100])
-def test_pooled_rows_are_unit_means_of_their_tokens(n: int, factor: int, method: str) -> None:
+def test_pooled_rows_are_unit_means_of_their_tokens(n: int, factor: int) -> None:
     rows = unit(n, 16)
-    pooled, clusters = pool_tokens(rows, factor, method=method)
+    pooled, clusters = pool_tokens(rows, factor)
     assert (pooled.dtype, clusters.dtype) == (np.float32, np.int32)
     assert clusters.shape == (n,)
     assert 1 <= len(pooled) <= math.ceil(n / factor)
@@ -110,21 +100,27 @@ def test_pooled_rows_are_unit_means_of_their_tokens(n: int, factor: int, method:
     MultiVector(pooled, clusters=clusters)  # what the encoder makes of them
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_pooled_rows_are_in_the_order_of_their_first_tokens(method: str) -> None:
-    _, clusters = pool_tokens(unit(200, 8), 4, method=method)
+def test_pooled_rows_are_in_the_order_of_their_first_tokens() -> None:
+    _, clusters = pool_tokens(unit(200, 8), 4)
     first = [int(np.flatnonzero(clusters == j)[0]) for j in range(clusters.max() + 1)]
     assert first == sorted(first)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 100])
-@pytest.mark.parametrize("factor", [2, 3, 6])
-def test_sequential_pools_consecutive_tokens(n: int, factor: int) -> None:
-    _, clusters = pool_tokens(unit(n, 8), factor, method="sequential")
-    assert clusters.tolist() == [i // factor for i in range(n)]
+@pytest.mark.parametrize("around", [0, 7])
+@pytest.mark.parametrize(("n", "factor"), [(2, 2), (9, 4), (150, 3), (300, 6), (64, 64)])
+def test_clusters_are_those_of_scipy_on_cosine_distances(n: int, factor: int, around: int) -> None:
+    hierarchy = pytest.importorskip("scipy.cluster.hierarchy")
+    distance = pytest.importorskip("scipy.spatial.distance")
+    rows = unit(n, 24, seed=n)
+    if around:
+        rows = l2_normalise(unit(around, 24)[np.random.default_rng(n).integers(around, size=n)] + 0.1 * rows)
+    _, ours = pool_tokens(rows, factor)
+    tree = hierarchy.linkage(distance.pdist(rows.astype(float), metric="cosine"), method="ward")
+    theirs = hierarchy.fcluster(tree, math.ceil(n / factor), criterion="maxclust")
+    assert len(set(ours)) == len(set(theirs)) == len(set(zip(ours.tolist(), theirs.tolist(), strict=True)))
 
 
-def test_hierarchical_finds_what_belongs_together() -> None:
+def test_tokens_that_belong_together_are_found() -> None:
     """Four directions, shuffled, with little noise: every cluster is one of them."""
     rng = np.random.default_rng(3)
     directions = rng.permutation(np.repeat(np.arange(4), 25))
@@ -135,53 +131,33 @@ def test_hierarchical_finds_what_belongs_together() -> None:
         assert len(set(directions[clusters == j].tolist())) == 1
 
 
-def test_kmeans_finds_what_belongs_together() -> None:
-    rows = unit(4, 32, seed=3)
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 6))
-    noisy = rows[labels] + 0.05 * unit(24, 32, seed=4)
-    _, clusters = pool_tokens(noisy / np.linalg.norm(noisy, axis=1, keepdims=True), 6, method="kmeans")
-    assert len(set(zip(labels.tolist(), clusters.tolist(), strict=True))) == len(set(clusters.tolist())) == 4
-
-
-def test_hierarchical_keeps_more_similarity_than_sequential_on_shuffled_tokens() -> None:
-    rng = np.random.default_rng(4)
-    rows = l2_normalise(unit(30, 32)[rng.integers(0, 30, 300)] + 0.05 * rng.standard_normal((300, 32)))
-    kept = {method: float((rows @ pool_tokens(rows, 5, method=method)[0].T).max(axis=1).mean()) for method in METHODS}
-    assert kept["hierarchical"] > kept["sequential"] + 0.1
-    assert kept["kmeans"] > kept["sequential"] + 0.1
-
-
 def test_factor_one_gives_the_input() -> None:
     rows = unit(5, 8)
-    for method in METHODS:
-        pooled, clusters = pool_tokens(rows, 1, method=method)
-        assert pooled is rows
-        assert clusters.tolist() == [0, 1, 2, 3, 4]
+    pooled, clusters = pool_tokens(rows, 1)
+    assert pooled is rows
+    assert clusters.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_same_input_gives_the_same_output(method: str) -> None:
+def test_the_same_input_gives_the_same_output() -> None:
     rows = np.concatenate([unit(50, 16), unit(50, 16)])  # every distance occurs at least twice
     before = rows.copy()
-    one, other = pool_tokens(rows, 3, method=method), pool_tokens(rows.copy(), 3, method=method)
+    one, other = pool_tokens(rows, 3), pool_tokens(rows.copy(), 3)
     assert np.array_equal(one[0], other[0])
     assert np.array_equal(one[1], other[1])
     assert np.array_equal(rows, before)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_tokens_that_cancel_out_become_their_first(method: str) -> None:
+def test_tokens_that_cancel_out_become_their_first() -> None:
     row = unit(1, 16)
-    pooled, clusters = pool_tokens(np.concatenate([-row, row]), 2, method=method)
+    pooled, clusters = pool_tokens(np.concatenate([-row, row]), 2)
     np.testing.assert_allclose(pooled, -row, atol=1e-6)
     assert clusters.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_tokens_become_one(method: str) -> None:
-    pooled, clusters = pool_tokens(np.repeat(unit(1, 16), 9, axis=0), 3, method=method)
-    np.testing.assert_allclose(pooled, np.repeat(unit(1, 16), len(pooled), axis=0), atol=1e-6)
-    assert clusters.max() == len(pooled) - 1
+def test_equal_tokens_become_one() -> None:
+    pooled, clusters = pool_tokens(np.repeat(unit(1, 16), 9, axis=0), 3)
+    np.testing.assert_allclose(pooled, unit(1, 16), atol=1e-6)
+    assert not clusters.any()
 
 
 @pytest.mark.parametrize("factor", [0, -2, 1.5, "2", None])
@@ -190,21 +166,6 @@ def test_bad_factor(factor) -> None:
         pool_tokens(unit(4, 8), factor)
 
 
-def test_unknown_method() -> None:
-    for factor in (1, 2):
-        with pytest.raises(ConfigError, match="method: expected"):
-            pool_tokens(unit(4, 8), factor, method="spatial")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_zero_row_in_pooling(method: str) -> None:
+def test_zero_row_in_pooling() -> None:
     with pytest.raises(ConfigError, match="row 1 is zero"):
-        pool_tokens([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], 2, method=method)
-
-
-def test_only_the_clustering_needs_scipy(monkeypatch) -> None:
-    for name in ("scipy.cluster.hierarchy", "scipy.spatial.distance", "scipy"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"colqwen3-retrievers\[pooling\]"):
-        pool_tokens(unit(4, 8), 2)
-    assert len(pool_tokens(unit(4, 8), 2, method="sequential")[0]) == 2
+        pool_tokens([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], 2)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from colqwen3_retrievers.errors import ConfigError, DimensionError
-from colqwen3_retrievers.vectors.late_interaction import chunk_bounds, maxsim, numpy_kernel, relevance, top_k
+from colqwen3_retrievers.vectors.late_interaction import chunk_bounds, maxsim, numpy_kernel, relevance
 from colqwen3_retrievers.vectors.multi_vector import MultiVector, PackedEmbeddings
 
 
@@ -85,14 +84,11 @@ def test_torch_tensors_on_the_cpu(queries, documents) -> None:
 def test_a_page_at_minus_a_half_ranks_below_one_at_minus_four_tenths() -> None:
     far, near = [[-0.5, 0.8660254]], [[-0.4, 0.9165151], [-1.0, 0.0], [-0.9, 0.4358899]]
     assert maxsim([[1.0, 0.0]], [far, near]).round(5).tolist() == np.float32([[-0.5, -0.4]]).tolist()
-    assert top_k([[1.0, 0.0]], [far, near], 2)[0].indices.tolist() == [1, 0]
 
 
 def test_no_documents_give_no_scores(queries) -> None:
     none = PackedEmbeddings(np.empty((0, 16), dtype=np.float16), [0])
     assert maxsim(queries, none).shape == (3, 0)
-    assert [best.indices.tolist() for best in top_k(queries, none, 3)] == [[], [], []]
-    assert [len(best.scores) for best in top_k(queries, iter([]), 3)] == [0, 0, 0]
 
 
 def test_a_long_list_is_packed_block_by_block(rng, monkeypatch) -> None:
@@ -118,84 +114,17 @@ def test_a_given_kernel_is_the_one_that_computes() -> None:
 
     assert maxsim([[1.0]], [[1.0]], kernel=seven).tolist() == [[7.0]]
     assert maxsim([[1.0], [1.0]], [[1.0]], mode="mean", kernel=seven).tolist() == [[3.5]]
-    assert top_k([[1.0]], [[1.0]], 1, kernel=seven)[0].scores.tolist() == [7.0]
 
 
 def test_memory_is_bounded_whatever_the_corpus() -> None:
     """All similarities would be 480 MB, those of one chunk 48 MB, the corpus in float32 20 MB; 15 are allowed."""
     documents = PackedEmbeddings(np.ones((40_000, 128), dtype=np.float16), np.arange(0, 40_001, 500))
     query = np.ones((3000, 128), dtype=np.float32)
-    for compute in (lambda: maxsim(query, documents), lambda: top_k(query, documents, 5)):
-        tracemalloc.start()
-        compute()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 15e6, f"{peak / 1e6:.0f} MB"
-
-
-def test_top_k_never_holds_all_scores() -> None:
-    """All scores would be 256 MB."""
-    documents = PackedEmbeddings(np.ones((800_000, 1), dtype=np.float16), np.arange(800_001))
-    queries = PackedEmbeddings(np.ones((80, 1), dtype=np.float32), np.arange(81))
     tracemalloc.start()
-    best = top_k(queries, documents, 2)
+    maxsim(query, documents)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [one.indices.tolist() for one in best] == [[0, 1]] * 80
-    assert peak < 60e6, f"{peak / 1e6:.0f} MB"
-
-
-# -- the k best --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean"])
-@pytest.mark.parametrize("k", [1, 3, 59, 60, 1000])
-@pytest.mark.parametrize("chunk", [1, 7, 60])
-def test_top_k_sorts_maxsim(rng, queries, mode: str, k: int, chunk: int) -> None:
-    documents = [unit(rng, n) for n in rng.integers(1, 9, 60)]
-    scores = maxsim(queries, documents, mode=mode)
-    stream = (PackedEmbeddings.pack(documents[i : i + chunk]) for i in range(0, 60, chunk))
-    for given in (documents, PackedEmbeddings.pack(documents), stream):
-        best = top_k(queries, given, k, mode=mode)
-        assert len(best) == 3
-        for row, (indices, values) in zip(scores, best, strict=True):
-            assert indices.dtype == np.int64
-            assert values.dtype == np.float32
-            assert indices.tolist() == np.argsort(-row, kind="stable")[:k].tolist()
-            np.testing.assert_allclose(values, row[indices], rtol=0, atol=1e-6)
-
-
-def test_ties_go_by_index_or_by_id() -> None:
-    same, better = [[0.6, 0.8]], [[1.0, 0.0]]
-    documents = [same, same, better, same, same]
-    query = [[1.0, 0.0]]
-    assert top_k(query, documents, 3)[0].indices.tolist() == [2, 0, 1]
-    ids = ["d", "b", "z", "c", "a"]
-    for k, expected in ((1, [2]), (2, [2, 4]), (3, [2, 4, 1]), (5, [2, 4, 1, 3, 0])):
-        assert top_k(query, documents, k, ids=ids)[0].indices.tolist() == expected
-        chunks = (PackedEmbeddings.pack([document]) for document in documents)
-        assert top_k(query, chunks, k, ids=ids)[0].indices.tolist() == expected
-
-
-def test_a_stream_is_let_go_as_it_is_read() -> None:
-    """Forty chunks of 10 MB: with the previous one let go at the latest when the next is made, two are ever alive."""
-
-    def chunks() -> Iterator[PackedEmbeddings]:
-        for _ in range(40):
-            yield PackedEmbeddings(np.ones((20_000, 128), dtype=np.float32), np.arange(0, 20_001, 500))
-
-    tracemalloc.start()
-    best = top_k(np.ones((3, 128), dtype=np.float32), chunks(), 4)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert best[0].indices.tolist() == [0, 1, 2, 3]
-    assert peak < 45e6, f"{peak / 1e6:.0f} MB"
-
-
-def test_a_list_of_packed_chunks_is_a_stream(rng, queries, documents) -> None:
-    chunks = [PackedEmbeddings.pack(documents[:3]), PackedEmbeddings.pack(documents[3:])]
-    for one, other in zip(top_k(queries, chunks, 4), top_k(queries, documents, 4), strict=True):
-        assert one.indices.tolist() == other.indices.tolist()
+    assert peak < 15e6, f"{peak / 1e6:.0f} MB"
 
 
 def test_chunks_hold_whole_documents_and_all_of_them(rng) -> None:
@@ -246,11 +175,10 @@ BAD = {
 
 @pytest.mark.parametrize(("bad", "message"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("side", ["queries", "documents"])
-@pytest.mark.parametrize("compute", [maxsim, lambda q, d: top_k(q, d, 1)], ids=["maxsim", "top_k"])
-def test_bad_multi_vectors(compute, side: str, bad: object, message: str | None) -> None:
+def test_bad_multi_vectors(side: str, bad: object, message: str | None) -> None:
     arguments = (bad, ROW) if side == "queries" else (ROW, bad)
-    with pytest.raises(ConfigError, match=message or "generator|an iterable must give"):
-        compute(*arguments)
+    with pytest.raises(ConfigError, match=message or "generator"):
+        maxsim(*arguments)
 
 
 def test_tensors_numpy_cannot_read_are_named() -> None:
@@ -269,28 +197,12 @@ def test_dims_that_differ() -> None:
         maxsim([ROW, [[1.0]]], ROW)
     with pytest.raises(DimensionError, match="document 2: expected dim 2, got 1"):
         maxsim(ROW, [ROW, ROW, [[1.0]]])
-    with pytest.raises(DimensionError):
-        top_k(ROW, iter([PackedEmbeddings.pack([ROW]), PackedEmbeddings.pack([[[1.0]]])]), 1)
 
 
 @pytest.mark.parametrize("mode", ["max", "", None])
 def test_unknown_mode(mode) -> None:
     with pytest.raises(ConfigError, match="mode: expected"):
         maxsim(ROW, ROW, mode=mode)
-    with pytest.raises(ConfigError, match="mode: expected"):
-        top_k(ROW, ROW, 1, mode=mode)
-
-
-@pytest.mark.parametrize("k", [0, -1, 1.5, "3", None])
-def test_bad_k(k) -> None:
-    with pytest.raises(ConfigError, match="k: expected"):
-        top_k(ROW, ROW, k)
-
-
-@pytest.mark.parametrize("ids", [[], ["a"], ["a", "b", "c"]])
-def test_another_number_of_ids(ids: list[str]) -> None:
-    with pytest.raises(ConfigError, match=f"ids: {len(ids)} for 2"):
-        top_k(ROW, [ROW, ROW], 1, ids=ids)
 
 
 def test_packed_queries_of_none_and_packed_chunks_for_maxsim() -> None:
@@ -298,14 +210,12 @@ def test_packed_queries_of_none_and_packed_chunks_for_maxsim() -> None:
         maxsim(PackedEmbeddings(np.empty((0, 2), dtype=np.float32), [0]), ROW)
     with pytest.raises(ConfigError, match="list of PackedEmbeddings"):
         maxsim(ROW, [PackedEmbeddings.pack([ROW])])
-    with pytest.raises(ConfigError, match="item 1 is list"):
-        top_k(ROW, iter([PackedEmbeddings.pack([ROW]), ROW]), 1)
 
 
-def test_not_finite_packed_documents_are_named_by_their_place_in_the_stream() -> None:
+def test_not_finite_packed_documents_are_named_by_their_place() -> None:
     bad = PackedEmbeddings(np.array([[1, 1], [np.inf, 0]], dtype=np.float16), [0, 1, 2])
-    with pytest.raises(ConfigError, match="query 0 against document 2: NaN or infinity"):
-        top_k(ROW, [PackedEmbeddings.pack([ROW]), bad], 1)
+    with pytest.raises(ConfigError, match="query 0 against document 1: NaN or infinity"):
+        maxsim(ROW, bad)
 
 
 def test_a_kernel_of_wrong_shape_is_refused() -> None:

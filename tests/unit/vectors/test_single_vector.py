@@ -93,7 +93,8 @@ def test_the_order_of_tokens_does_not_matter(settings: SingleVectorSettings) -> 
 
 def test_repeated_tokens_change_no_direction() -> None:
     rows = unit(30)
-    assert np.array_equal(single_vector(rows, DIRECTIONS), single_vector(np.repeat(rows, 3, axis=0), DIRECTIONS))
+    one, other = single_vector(rows, DIRECTIONS), single_vector(np.repeat(rows, 3, axis=0), DIRECTIONS)
+    np.testing.assert_allclose(one, other, atol=1e-6)  # BLAS rounds by the shape of a product
 
 
 @BOTH

@@ -1,1 +1,1 @@
-"""The client of a vLLM server: addresses, requests, checks before first use, and the wire format."""
+"""The engine that uses vLLM servers: requests, checks before first use, and the wire format."""

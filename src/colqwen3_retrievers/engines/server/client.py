@@ -1,4 +1,4 @@
-"""Asking a fleet until there is an answer: which server, how often, and for how long."""
+"""Requests to a fleet: which server, how many attempts, and for how long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.fleet import Fleet, Server
-from colqwen3_retrievers.engines.server.probe import Channel, Findings, Probe, request_template
+from colqwen3_retrievers.engines.server.probe import Findings, Probe, request_template
 from colqwen3_retrievers.engines.server.transport import Answer, RefusalError, Transport, UnreachableError
 from colqwen3_retrievers.engines.server.wire import (
     Dialect,
@@ -30,26 +30,26 @@ from colqwen3_retrievers.vectors.multi_vector import Float32
 T = TypeVar("T")
 
 Ask = Callable[[str, Findings], Awaitable[T]]
-"""What is asked of one server: given its address and what was found out about it."""
+"""A request to one server, given its address and the findings of its check."""
 
 MOST_BYTES = 2**20
-"""Of an answer in JSON; one of token embeddings may have four times what is expected more, so that it can be looked at
-and said what is wrong with it."""
+"""Most bytes of an answer in JSON; one of token embeddings may have four times the expected bytes more, so that the
+error can say what is wrong with it."""
 
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 8.0
-_GONE = (502, 503, 504)  # from whatever stands before a server that is not there
+_GONE = (502, 503, 504)  # of a proxy in front of a server that is down
 
 
 class ServerClient:
-    """A fleet, its connections, and the checks that each server passes before it is asked.
+    """A fleet, its connections, and the checks of each server before first use.
 
     Args:
-        checkpoint: what the servers serve.
+        checkpoint: the served one.
         urls: their addresses, at least one.
         api_key: sent as a bearer token; in no repr, log or error.
         options: see :class:`ServerOptions`.
-        max_pixels: most pixels of an image that will be sent.
+        max_pixels: most pixels of an image.
 
     Raises:
         ConfigError: no url.
@@ -82,26 +82,26 @@ class ServerClient:
         return tuple(server.url for server in self._fleet.servers)
 
     def close(self) -> None:
-        """Break off what is under way and close all connections; doing it again does nothing."""
+        """Cancel pending requests and close all connections; idempotent."""
         self._transport.close()
 
     def ask(self, ask: Ask[T]) -> T:
-        """Ask the server with the least to do, and another, or again, when that fails on the way; from any thread.
+        """Send a request to the least busy server, with further attempts when it fails; from any thread.
 
-        Connection errors, 429 and 5xx are followed by another attempt: at once where another server is there, else
-        after a random pause whose bound doubles ("full jitter": Brooker 2015, Exponential Backoff And Jitter, AWS
-        Architecture Blog), or the one the server asks for. No other answer is asked for twice.
+        Connection errors, 429 and 5xx are retried: at once when another server is available, else after a random pause
+        whose bound doubles ("full jitter": Brooker 2015, Exponential Backoff And Jitter, AWS Architecture Blog), or the
+        one the server requests. No other answer is retried.
 
         Raises:
-            EngineTimeoutError: all attempts and pauses together came to ``options.timeout``.
-            EngineResponseError: an answer that is none, or another status than 200.
-            ConfigError: a server did not pass its check.
-            EngineError: nobody can be reached.
+            EngineTimeoutError: all attempts and pauses together took ``options.timeout``.
+            EngineResponseError: an invalid answer, or another status than 200.
+            ConfigError: a server failed its check.
+            EngineError: no server can be reached.
         """
         return self._transport.run(self._attempts(ask))
 
     def ask_all(self, asks: Sequence[Ask[T]]) -> list[T]:
-        """Ask several things at once, as many as ``options.concurrency``; the first failure breaks off the rest.
+        """Send several requests, up to ``options.concurrency`` at once; the first failure cancels the rest.
 
         Raises:
             ColQwen3Error: as :meth:`ask`.
@@ -130,13 +130,13 @@ class ServerClient:
         for attempt in range(self.options.retries + 1):
             with self._fleet.use(but=failed) as server:
                 others = any(not (one is server or one in failed or one.resting) for one in self._fleet.servers)
-                # half of what is left of the time, so that a server that hangs leaves some for another
+                # half of the time left, so that a server that hangs leaves some for another
                 now = loop.time()
                 ends = (now + deadline) / 2 if others else deadline
                 try:
                     async with asyncio.timeout_at(ends):
                         result = await ask(server.url, await server.ready(self._check))
-                except (TimeoutError, EngineTimeoutError) as exc:  # its own, or that of a check others began
+                except (TimeoutError, EngineTimeoutError) as exc:  # its own, or that of a check started by others
                     seconds = ends - now if others else self.options.timeout
                     last = EngineTimeoutError(f"{server.url}: no whole answer within {seconds:.4g} s")
                     last.__cause__ = exc
@@ -165,7 +165,7 @@ class ServerClient:
             server.leave_alone(exc.retry_after)
 
     def _wait(self, attempt: int, failed: list[Server[Findings]]) -> float:
-        """Seconds before the next attempt."""
+        """Return the seconds before the next attempt."""
         there = [server for server in self._fleet.servers if not server.resting]
         if any(server not in failed and not server.busy for server in there):
             return 0.0
@@ -174,50 +174,53 @@ class ServerClient:
         return max(random.uniform(0, bound), min((server.busy for server in there), default=0.0))  # noqa: S311 - no secret
 
     async def _check(self, server: Server[Findings]) -> Findings:
-        async def models() -> list[dict[str, Any]]:
-            answer = await self._transport.send("GET", server.url, "/v1/models", most_bytes=MOST_BYTES)
-            served = answer.json(f"{server.url}/v1/models").get("data")
-            if not isinstance(served, list) or not all(isinstance(item, dict) for item in served):
-                raise EngineResponseError(f"{server.url}/v1/models: no list of models")
-            return served
-
-        async def texts(model: str, token_ids: Sequence[NDArray[np.int64]]) -> list[Float32]:
-            settings = pooling_settings(model, self.options.embed_dtype)
-            answer = await self.pool(server.url, text_body(token_ids, settings), sum(map(len, token_ids)))
-            return self.rows(server.url, answer, len(token_ids))
-
-        async def message(model: str, dialect: Dialect, part: bytes, text: str) -> Float32:
-            settings = {**pooling_settings(model, self.options.embed_dtype), **request_template(dialect)}
-            answer = await self.pool(server.url, message_body(part, text, settings), self._probe.most_tokens)
-            return self.rows(server.url, answer, 1)[0]
-
         try:
             async with asyncio.timeout(self.options.timeout):
-                return await self._probe.run(Channel(server.url, models, texts, message))
+                return await self._probe.run(server.url, self)
         except TimeoutError as exc:
             raise EngineTimeoutError(f"{server.url}: not checked within {self.options.timeout:.4g} s") from exc
 
+    async def models(self, url: str) -> list[dict[str, Any]]:
+        """Return the items of one server's ``/v1/models``."""
+        answer = await self._transport.send("GET", url, "/v1/models", most_bytes=MOST_BYTES)
+        served = answer.json(f"{url}/v1/models").get("data")
+        if not isinstance(served, list) or not all(isinstance(item, dict) for item in served):
+            raise EngineResponseError(f"{url}/v1/models: no list of models")
+        return served
+
+    async def texts(self, url: str, model: str, token_ids: Sequence[NDArray[np.int64]]) -> list[Float32]:
+        """Return one server's token embeddings of prompts given as token ids, in one request."""
+        settings = pooling_settings(model, self.options.embed_dtype)
+        answer = await self.pool(url, text_body(token_ids, settings), sum(map(len, token_ids)))
+        return self.rows(url, answer, len(token_ids))
+
+    async def message(self, url: str, model: str, dialect: Dialect, part: bytes, text: str) -> Float32:
+        """Return one server's token embeddings of a message of a picture part (or nothing) and a text."""
+        settings = {**pooling_settings(model, self.options.embed_dtype), **request_template(dialect)}
+        answer = await self.pool(url, message_body(part, text, settings), self._probe.most_tokens)
+        return self.rows(url, answer, 1)[0]
+
     def check_again(self, url: str, known: Findings) -> None:
-        """Have a server checked before it is asked again, unless it has been since it was known as that."""
+        """Check a server again before its next request, unless that was done since these findings."""
         for server in self._fleet.servers:
             if server.url == url and server.known is known:
                 server.known = None
 
     async def pool(self, url: str, body: bytes, n_tokens: int) -> Answer:
-        """Post one ``/pooling`` request, of so many tokens, to one server, once."""
+        """Post one ``/pooling`` request of ``n_tokens`` to one server, once."""
         most = MOST_BYTES + 4 * expected_bytes(n_tokens, self.dim, self.options.embed_dtype)
         return await self._transport.send("POST", url, "/pooling", body, most_bytes=most)
 
     async def post(self, url: str, path: str, body: bytes) -> dict[str, Any]:
-        """Post one request to one server, once, and read its answer as a JSON object."""
+        """Post one request to one server, once, and return its answer as a JSON object."""
         answer = await self._transport.send("POST", url, path, body, most_bytes=MOST_BYTES)
         return answer.json(f"{url}{path}")
 
     def rows(self, url: str, answer: Answer, n_inputs: int) -> list[Float32]:
-        """Read the token embeddings of an answer.
+        """Return the token embeddings of an answer.
 
         Raises:
-            EngineResponseError: they are none, or not finite; it names the server.
+            EngineResponseError: invalid or not finite; it names the server.
         """
         try:
             return decode(answer.metadata, answer.body, n_inputs=n_inputs, dtype=self.options.embed_dtype)

@@ -1,4 +1,4 @@
-"""The engine that asks vLLM servers: one, or several of the same model as one fleet."""
+"""The engine that uses vLLM servers: one, or several of the same model as a fleet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from colqwen3_retrievers.engines import check_length
 from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.client import ServerClient
 from colqwen3_retrievers.engines.server.probe import OWN_MODEL, Findings, message_text, request_template, wrong_count
@@ -19,7 +20,7 @@ from colqwen3_retrievers.engines.server.wire import (
     pooling_settings,
     text_body,
 )
-from colqwen3_retrievers.errors import ConfigError, DimensionError, InputTooLongError
+from colqwen3_retrievers.errors import ConfigError, DimensionError
 from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.vectors.multi_vector import Float32
@@ -28,38 +29,26 @@ BATCH_TOKENS = 1024
 """Tokens of queries gathered into one request."""
 
 TEXTS_A_REQUEST = 16
-"""Most prompts in a request: the header that says where each one's rows lie must pass proxies, some at 4 kB."""
-
-
-def _check_length(item: EncoderInput, url: str, known: Findings) -> None:
-    """Refuse what a server says it does not take, as every engine does."""
-    limit = known.context_length
-    if limit is not None and len(item) > limit:
-        raise InputTooLongError(
-            f"an input has {len(item):,} tokens, {url} takes {limit:,} (--max-model-len)",
-            limit=limit,
-            actual=len(item),
-        )
-
+"""Most prompts in a request: the header with the offsets of their rows must pass proxies, some at 4 kB."""
 
 FIRST_ROWS = 1000
-"""Most first tokens of prompts whose rows are remembered of a server, to tell when it serves another model."""
+"""Most rows of first tokens remembered of a server, to detect that it serves another model."""
 
 
 class ServerEngine:
-    """vLLM servers, asked for token embeddings over HTTP.
+    """Token embeddings of vLLM servers, over HTTP.
 
-    Nothing is sent before the first input. Each server is checked before it is asked for anything (see
-    :mod:`colqwen3_retrievers.engines.server.probe`), and again after it was gone. Calls may come from any number of
-    threads; a request ends within ``options.timeout`` whatever happens, see
+    Nothing is sent before the first input. Each server is checked before first use (see
+    :mod:`colqwen3_retrievers.engines.server.probe`), and again after it was unavailable. Calls may come from any number
+    of threads; a request ends within ``options.timeout``, see
     :meth:`colqwen3_retrievers.engines.server.client.ServerClient.ask`.
 
     Args:
-        checkpoint: what the servers serve; its config and tokenizer are used here, its weights at most for a check.
+        checkpoint: the served one; its config and tokenizer are used here, its weights at most for a check.
         urls: the servers' addresses, at least one.
         api_key: sent as a bearer token; in no repr, log or error.
         options: see :class:`ServerOptions`.
-        max_pixels: most pixels of an image that will be sent; None takes the checkpoint's bound.
+        max_pixels: most pixels of an image; None takes the checkpoint's bound.
 
     Raises:
         ConfigError: no url.
@@ -90,11 +79,10 @@ class ServerEngine:
         )
 
     def __repr__(self) -> str:
-        """Name the servers."""
         return f"ServerEngine({', '.join(self._client.urls)})"
 
     def goes_alone(self, item: EncoderInput) -> bool:
-        """Say whether an input has a request of its own: pictures do, as vLLM takes one conversation a request."""
+        """Return whether an input has its own request: images do, since vLLM takes one conversation a request."""
         return item.pixels is not None
 
     def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
@@ -103,8 +91,8 @@ class ServerEngine:
         Raises:
             InputTooLongError: a text is longer than the server takes.
             EngineTimeoutError: a request took longer than ``options.timeout``.
-            EngineResponseError: an answer that is no token embeddings, or another status than 200.
-            ConfigError: a server serves something else, or sees something else than it should.
+            EngineResponseError: a response without token embeddings, or another status than 200.
+            ConfigError: a server serves another model, or another prompt or image reaches the model.
             EngineError: no server can be reached.
         """
         results: dict[int, Float32] = {}
@@ -118,23 +106,24 @@ class ServerEngine:
         return [results[index] for index in range(len(inputs))]
 
     def close(self) -> None:
-        """Break off what is under way and close all connections; doing it again does nothing."""
+        """Cancel pending requests and close all connections; idempotent."""
         self._client.close()
 
     def _embed_texts(self, items: list[EncoderInput]) -> list[Float32]:
         async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
-            for item in items:
-                _check_length(item, url, known)
+            if known.context_length is not None:
+                for item in items:
+                    check_length(item, known.context_length, f"{url} takes {known.context_length:,} (--max-model-len)")
             settings = pooling_settings(known.model, self.options.embed_dtype)
             body = text_body([item.token_ids for item in items], settings)
             return url, known, await self._client.pool(url, body, sum(map(len, items)))
 
         url, known, answer = self._client.ask(ask)
-        found = self._checked(items, url, answer)
-        return self._embed_texts(items) if self._is_another(url, known, items, found) else found
+        results = self._checked(items, url, answer)
+        return self._embed_texts(items) if self._is_another(url, known, items, results) else results
 
     def _embed_picture(self, item: EncoderInput) -> Float32:
-        part = picture_part(item)  # once, here: packing takes longer than all else a client does
+        part = picture_part(item)  # once for all attempts: packing takes most of a client's time
         template = (self._family.video if item.is_video else self._family.image) or ""
         times = {"media_io_kwargs": frame_times(item)} if item.is_video and needs_times(item) else {}
 
@@ -157,21 +146,21 @@ class ServerEngine:
 
         url, known, answer = self._client.ask(ask)
         if item.is_video and url not in self._bare_videos:
-            # vLLM beside transformers 5.10 and later keeps the marks around what it expands: seen once, remembered
+            # with transformers 5.10 and later, vLLM keeps the marks around the expanded placeholder
             (rows,) = self._client.rows(url, answer, 1)
             if len(rows) == len(item) + VIDEO_MARKS:
                 self._bare_videos.add(url)
                 return self._embed_picture(item)
-        found = self._checked([item], url, answer)
-        return self._embed_picture(item) if self._is_another(url, known, [item], found) else found[0]
+        results = self._checked([item], url, answer)
+        return self._embed_picture(item) if self._is_another(url, known, [item], results) else results[0]
 
-    def _is_another(self, url: str, known: Findings, items: Sequence[EncoderInput], found: Sequence[Float32]) -> bool:
-        """Whether another model answered than was checked; the server is then checked anew before it is asked again.
+    def _is_another(self, url: str, known: Findings, items: Sequence[EncoderInput], results: Sequence[Float32]) -> bool:
+        """Return whether another model answered than the one checked; the server is then checked again before use.
 
-        No request need have failed meanwhile, as when it was restarted while nobody asked. Under a causal mask the row
-        of a prompt's first token depends on nothing else, so every answer brings what tells.
+        A restart between two requests makes none fail. Under a causal mask the row of a prompt's first token depends on
+        nothing else, so every response allows the comparison.
         """
-        for item, rows in zip(items, found, strict=True) if self._family.causal else ():
+        for item, rows in zip(items, results, strict=True) if self._family.causal else ():
             token, row = int(item.token_ids[0]), rows[0] / max(float(np.linalg.norm(rows[0])), 1e-30)
             seen = known.first_rows.get(token)
             if seen is None and len(known.first_rows) < FIRST_ROWS:
@@ -182,11 +171,11 @@ class ServerEngine:
         return False
 
     def _checked(self, items: Sequence[EncoderInput], url: str, answer: Answer) -> list[Float32]:
-        """Read an answer, and hold each input's rows against its tokens."""
-        found = self._client.rows(url, answer, len(items))
-        for item, rows in zip(items, found, strict=True):
+        """Return the rows of an answer, checked to be one a token."""
+        results = self._client.rows(url, answer, len(items))
+        for item, rows in zip(items, results, strict=True):
             if len(rows) != len(item):
                 raise ConfigError(wrong_count(item, len(rows), url))
             if rows.shape[1] != self._client.dim:
                 raise DimensionError(f"{url}: token embeddings", expected=self._client.dim, actual=rows.shape[1])
-        return found
+        return results

@@ -1,12 +1,11 @@
-"""Several servers as one: who is asked next, who is left alone for a while, and when one is asked again.
+"""Several servers as one: which is used next, which is skipped for a while, and when it is tried again.
 
-Each server has a circuit. It opens when requests have failed for a second without an answer in between, and then nobody
-waits for that server; after a pause, which doubles from one failure to the next, the circuit is half open: one check
-decides whether the server is back, and whoever wants it waits for that check. A server nobody has asked yet stands half
-open too, so the first thing any server hears is the check, and so is the first after it was gone: it may have come back
-with another model.
+Each server has a circuit breaker. It opens when requests have failed for a second without an answer in between, and the
+server is then skipped; after a pause, which doubles with each failure, the circuit is half open: one check decides
+whether the server is back, and its callers wait for that check. A new server starts half open, so the first request to
+any server is the check, as is the first after it was unavailable: it may have returned with another model.
 
-All of it runs in one event loop, which takes the place of locks.
+All of it runs in one event loop, which replaces locks.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Generic, TypeVar
 from colqwen3_retrievers.errors import EngineError
 
 GRACE = 1.0
-"""Seconds of failures alone after which a server is gone: many requests that break off at once say no more than one."""
+"""Seconds of failures without a success after which the circuit opens, since many requests may break off at once."""
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
-_DOUBLINGS = 10  # no more: a server may be gone for days, and a float ends at 1,024
+_DOUBLINGS = 10  # at most: a server may be down for days, and a float overflows at 1,024
 
 T = TypeVar("T")
 
@@ -34,11 +33,12 @@ class Server(Generic[T]):
 
     Args:
         url: its address, without a slash at the end.
-        clock: seconds that only go forward.
+        clock: returns monotonic seconds.
 
     Attributes:
-        active: requests under way.
-        known: what the last check found out; None while the circuit is not closed.
+        active: pending requests.
+        known: findings of the last check; None while the circuit is not closed.
+        why: the last failure, in words.
     """
 
     def __init__(self, url: str, clock: Callable[[], float]) -> None:
@@ -46,7 +46,7 @@ class Server(Generic[T]):
         self.active = 0
         self.known: T | None = None
         self._clock = clock
-        self._why = ""  # the last failure, in words
+        self.why = ""
         self._failing_since: float | None = None
         self._opened = 0  # times in a row
         self._pause_ends = 0.0
@@ -55,36 +55,31 @@ class Server(Generic[T]):
 
     @property
     def resting(self) -> float:
-        """Seconds until its circuit is half open; 0 when it may be asked."""
+        """Seconds until its circuit is half open; 0 when it is usable."""
         return max(0.0, self._pause_ends - self._clock())
 
     @property
     def busy(self) -> float:
-        """Seconds for which it has asked to be left alone (``Retry-After``)."""
+        """Seconds left of its ``Retry-After``."""
         return max(0.0, self._busy_until - self._clock())
 
     @property
     def checking(self) -> bool:
-        """Whether a check is under way."""
+        """Whether a check is running."""
         return self._check is not None
 
-    @property
-    def why(self) -> str:
-        """What its last failure was."""
-        return self._why
-
     async def ready(self, check: Callable[[Server[T]], Awaitable[T]]) -> T:
-        """Give what is known of it; when nothing is, check it, once for all who wait.
+        """Return its findings, after a check if there are none, shared by all callers.
 
         Raises:
             ColQwen3Error: what the check raised.
         """
-        known = self.known  # read once: other threads may set it to None, so that it is checked anew
+        known = self.known  # read once: other threads may set it to None for a new check
         if known is not None:
             return known
         if self._check is None:
             self._check = asyncio.ensure_future(self._run_check(check))
-            self._check.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has looked
+            self._check.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieves it
         return await asyncio.shield(self._check)
 
     async def _run_check(self, check: Callable[[Server[T]], Awaitable[T]]) -> T:
@@ -102,21 +97,21 @@ class Server(Generic[T]):
             self._check = None
 
     def succeeded(self) -> None:
-        """Note an answer of any kind: it is there."""
+        """Record an answer of any kind."""
         self._failing_since, self._opened = None, 0
 
     def failed(self, why: str = "") -> None:
-        """Note that it did not answer, and what was seen instead."""
-        if self.known is not None:  # otherwise its check has noted that, or will
+        """Record that it did not answer, and the failure."""
+        if self.known is not None:  # otherwise its check records that
             self._note_failure(why)
 
     def leave_alone(self, seconds: float) -> None:
-        """Note that it asked not to be asked for so long."""
+        """Record its ``Retry-After``."""
         self._busy_until = max(self._busy_until, self._clock() + seconds)
 
     def _note_failure(self, why: str) -> None:
         now = self._clock()
-        self._why = why
+        self.why = why
         if self._failing_since is None:
             self._failing_since = now
         if not self._opened and now - self._failing_since < GRACE:
@@ -131,7 +126,7 @@ class Fleet(Generic[T]):
 
     Args:
         urls: their addresses.
-        clock: seconds that only go forward.
+        clock: returns monotonic seconds.
 
     >>> fleet: Fleet[str] = Fleet(["http://a", "http://b"], clock=lambda: 0.0)
     >>> with fleet.use() as first, fleet.use() as second:
@@ -144,13 +139,13 @@ class Fleet(Generic[T]):
 
     @contextmanager
     def use(self, but: Sequence[Server[T]] = ()) -> Iterator[Server[T]]:
-        """Pick the server with the fewest requests under way, and count one more while the block lasts.
+        """Select the server with the fewest pending requests, and count one more within the block.
 
         Args:
-            but: servers that have just failed, which are picked only when there is no other.
+            but: servers that have just failed, selected only when there is no other.
 
         Raises:
-            EngineError: all circuits are open; it fails at once, and says when the next server will be tried.
+            EngineError: all circuits are open; it says when the next server will be tried.
         """
         there = [server for server in self.servers if not server.resting]
         if not there:
@@ -158,8 +153,8 @@ class Fleet(Generic[T]):
             names = ", ".join(server.url for server in self.servers)
             why = next((f" ({server.why})" for server in self.servers if server.why), "")
             raise EngineError(f"no answer from {names}; not asked again for {pause:.1f} s{why}", retryable=True)
-        checked = any(server.known is not None for server in there)  # then nobody joins those who wait for a check
-        # ties are broken by lot, so that several clients do not all start with the first
+        checked = any(server.known is not None for server in there)  # then none waits for a check
+        # ties are broken at random, so that several clients do not all start with the first
         picked = min(
             there,
             key=lambda one: (one in but, one.busy > 0, checked and one.checking, one.active, random.random()),  # noqa: S311 - no secret

@@ -1,18 +1,16 @@
-"""What is found out about a server before it is trusted with a page: does it serve the model, and see what it should?
+"""Checks run against a server before first use: that it serves the model, with exact prompts and images.
 
-Nothing is taken from names. Each check asks for token embeddings and compares them with what they must be, so that a
-wrong template, a low pixel bound, another model or a dropped bias is a ConfigError that says what to change.
+No name is trusted. Each check compares token embeddings of the server with what they must be, so that a wrong template,
+a low pixel bound, another model or a dropped bias is a ConfigError that says what to change.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from colqwen3_retrievers.engines.options import ServerOptions
@@ -27,14 +25,17 @@ from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
+if TYPE_CHECKING:
+    from colqwen3_retrievers.engines.server.client import ServerClient
+
 _log = logging.getLogger(__name__)
 
 SAME = 0.99
 """Least cosine of two runs of one model over the same tokens, whatever its dtype and quantisation."""
 
-OWN_MODEL = 0.9  # least cosine to the checkpoint's lone token: a 4-bit copy has more, another model far less
-_SMALL_PIXELS = 65_536  # what stock processors leave as it is
-_CHEAP = 2**30  # bytes of weights that are read at connecting without being asked to
+OWN_MODEL = 0.9  # least cosine to the checkpoint's lone token: more in a 4-bit copy, far less in another model
+_SMALL_PIXELS = 65_536  # not resized by stock processors
+_CHEAP = 2**30  # bytes of weights that are read by default
 _TEMPLATE_FAULTS = (400, 422, 500)  # vLLM answers 500 when a template fails
 _SERVE = "start it with the command that `colqwen3 serve MODEL` prints"
 _PLUGIN = "install colqwen3-retrievers where vLLM runs: its plugin mends this"
@@ -42,13 +43,13 @@ _PLUGIN = "install colqwen3-retrievers where vLLM runs: its plugin mends this"
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a server turned out to be.
+    """Facts about a server, of its check.
 
     Attributes:
-        model: the name it gives the model.
-        dialect: how it is made to see exact prompts.
-        context_length: most tokens it takes, when it tells.
-        first_rows: unit rows that it gave prompts' first tokens, by their ids.
+        model: its name of the model.
+        dialect: how exact prompts reach the model.
+        context_length: most tokens it accepts, or None if unknown.
+        first_rows: unit rows of prompts' first tokens, by their ids.
     """
 
     model: str
@@ -57,30 +58,13 @@ class Findings:
     first_rows: dict[int, Float32] = field(default_factory=dict, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """The ways to ask one server.
-
-    Attributes:
-        url: its address, for messages.
-        models: gives the items of ``/v1/models``.
-        texts: encodes prompts given as token ids, in one request; takes the model's name first.
-        message: encodes one message: the model's name, dialect, picture part (or nothing) and text.
-    """
-
-    url: str
-    models: Callable[[], Awaitable[list[dict[str, Any]]]]
-    texts: Callable[[str, Sequence[NDArray[np.int64]]], Awaitable[list[Float32]]]
-    message: Callable[[str, Dialect, bytes, str], Awaitable[Float32]]
-
-
 class Probe:
     """The checks, prepared for a checkpoint.
 
     Args:
-        checkpoint: what the server should serve.
+        checkpoint: the one to be served.
         options: of the client.
-        max_pixels: most pixels of an image that will be sent.
+        max_pixels: most pixels of an image.
 
     Raises:
         CheckpointError: its tokenizer cannot be read.
@@ -110,45 +94,44 @@ class Probe:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the longest prompt it sends."""
+        """Tokens of the longest prompt sent."""
         return len(self._image)
 
-    async def run(self, channel: Channel) -> Findings:
+    async def run(self, url: str, client: ServerClient) -> Findings:
         """Check one server.
 
         Raises:
             ConfigError: it serves another model, another dim, with a wrong template or too low a pixel bound.
             EngineError: it does not answer, or not with token embeddings.
         """
-        model, room = self._model_name(await channel.models(), channel.url)
+        model, room = self._model_name(await client.models(url), url)
         half = len(self._bare_ids) // 2
         try:
-            lone, bare, part = await channel.texts(
-                model, [self._bare_ids[half : half + 1], self._bare_ids, self._bare_ids[:half]]
+            lone, bare, part = await client.texts(
+                url, model, [self._bare_ids[half : half + 1], self._bare_ids, self._bare_ids[:half]]
             )
         except RefusalError as exc:
             if exc.status_code != 400:
                 raise
-            raise ConfigError(f"{channel.url} does not give token embeddings: {exc.said}; {_SERVE}") from exc
+            raise ConfigError(f"{url} does not give token embeddings: {exc.said}; {_SERVE}") from exc
         for rows, count in ((lone, 1), (bare, len(self._bare_ids)), (part, half)):
             if rows.shape[1] != self._checkpoint.dim:
                 raise DimensionError(
-                    f"{channel.url}: not {self._checkpoint.model}, or cut to a Matryoshka dim, which is done here",
+                    f"{url}: not {self._checkpoint.model}, or cut to a Matryoshka dim, which is done here",
                     expected=self._checkpoint.dim, actual=rows.shape[1],
                 )  # fmt: skip
             if len(rows) != count:
                 raise ConfigError(
-                    f"{channel.url}: {len(rows)} token embeddings for {count} token ids: its pooling type is not ALL; "
-                    f"{_SERVE}"
+                    f"{url}: {len(rows)} token embeddings for {count} token ids: its pooling type is not ALL; {_SERVE}"
                 )
-        self._check_attention(channel.url, part, bare[:half])
-        self._check_weights(channel.url, lone[0])
-        dialect = await self._find_dialect(channel, model, bare)
-        self._check_likeness(channel.url, bare)
+        self._check_attention(url, part, bare[:half])
+        self._check_weights(url, lone[0])
+        dialect = await self._find_dialect(url, client, model, bare)
+        self._check_likeness(url, bare)
         return Findings(model, dialect, room)
 
     def _check_likeness(self, url: str, rows: Float32) -> None:
-        """Hold a prompt's embeddings against the first server's: the weights to compute them are seldom at hand."""
+        """Compare a prompt's embeddings with the first server's: weights to compute them are rarely available."""
         first, expected = self._first = self._first or (url, rows)
         likeness = float(_cosines(rows, expected).mean())
         if likeness < SAME:
@@ -174,7 +157,7 @@ class Probe:
         return model, room if isinstance(room, int) else None
 
     def _check_attention(self, url: str, alone: Float32, inside: Float32) -> None:
-        """Under a causal mask a prompt's first half does not know of its second; otherwise it must."""
+        """Check the mask: a prompt's first half must not depend on its second if causal, and must otherwise."""
         least = float(_cosines(alone, inside).min())
         if self._family.causal and least < SAME:
             raise ConfigError(
@@ -187,17 +170,17 @@ class Probe:
             )
 
     def _check_weights(self, url: str, row: Float32) -> None:
-        """Compare a lone token with what the checkpoint's own weights make of it, when they are at hand."""
-        asked = self._options.check_weights
-        if asked is False:
+        """Compare a lone token with its embedding by the checkpoint's own weights, when they are available."""
+        wanted = self._options.check_weights
+        if wanted is False:
             return
-        at_hand = can_compute(self._checkpoint)
-        if not at_hand or (asked is None and trunk_bytes(self._checkpoint) > _CHEAP):
-            if asked:
+        possible = can_compute(self._checkpoint)
+        if not possible or (wanted is None and trunk_bytes(self._checkpoint) > _CHEAP):
+            if wanted:
                 raise ConfigError(f"check_weights: the weights of {self._checkpoint.model} are not in its folder")
             if self._checkpoint.has_bias and not self._warned:
                 self._warned = True
-                how = "; ServerOptions(check_weights=True) reads them all and finds out" if at_hand else ""
+                how = "; ServerOptions(check_weights=True) reads them all and finds out" if possible else ""
                 _log.warning(
                     "%s: not checked whether the projection's bias is kept, which vLLM alone drops; %s%s",
                     url, _PLUGIN, how,
@@ -224,12 +207,12 @@ class Probe:
         if right < OWN_MODEL:
             raise ConfigError(f"{url} does not serve {self._checkpoint.model}: cosine {right:.3f} of a known token")
 
-    async def _find_dialect(self, channel: Channel, model: str, bare: Float32) -> Dialect:
+    async def _find_dialect(self, url: str, client: ServerClient, model: str, bare: Float32) -> Dialect:
         faults: list[str] = []
         failures: list[RefusalError] = []
         for dialect in Dialect:
             try:
-                fault = await self._try_dialect(channel, model, dialect, bare)
+                fault = await self._try_dialect(url, client, model, dialect, bare)
             except RefusalError as exc:
                 if exc.status_code not in _TEMPLATE_FAULTS:
                     raise
@@ -241,41 +224,45 @@ class Probe:
         if len(failures) == len(Dialect):
             raise failures[-1]  # no template's fault: it fails at any picture, or at anything at all
         raise ConfigError(
-            f"{channel.url} does not show pictures to the model as family {self._family.name} needs; {_SERVE} "
+            f"{url} does not show pictures to the model as family {self._family.name} needs; {_SERVE} "
             f"(or with --trust-request-chat-template). Tried {'; '.join(faults)}"
         )
 
-    async def _try_dialect(self, channel: Channel, model: str, dialect: Dialect, bare: Float32) -> str | None:
-        """Say what is wrong with a dialect; None when nothing is.
+    async def _try_dialect(
+        self, url: str, client: ServerClient, model: str, dialect: Dialect, bare: Float32
+    ) -> str | None:
+        """Return the fault of a dialect, or None.
 
         Raises:
-            ConfigError: the template is right, and a picture has the wrong number of tokens all the same.
-            RefusalError: the server did not take it.
+            ConfigError: the template is right, but an image has a wrong number of tokens.
+            RefusalError: the server refused it.
         """
-        if fault := await self._try_template(channel, model, dialect, bare):
+        if fault := await self._try_template(url, client, model, dialect, bare):
             return fault
         text = message_text(self._image, dialect, self._family.image)
-        rows = await channel.message(model, dialect, self._image_part, text)
+        rows = await client.message(url, model, dialect, self._image_part, text)
         if len(rows) != len(self._image):
-            raise ConfigError(wrong_count(self._image, len(rows), channel.url))
+            raise ConfigError(wrong_count(self._image, len(rows), url))
         if not self._family.causal:
             return None
-        before = self._image.token_ids[: self._image.spans[0].start]  # must not know of the picture
-        (alone,) = await channel.texts(model, [before])
+        before = self._image.token_ids[: self._image.spans[0].start]  # must not depend on the image
+        (alone,) = await client.texts(url, model, [before])
         return _difference(rows[: len(before)], alone)
 
-    async def _try_template(self, channel: Channel, model: str, dialect: Dialect, bare: Float32) -> str | None:
-        """Hold a message against the same prompt given as token ids, which no template touches.
+    async def _try_template(
+        self, url: str, client: ServerClient, model: str, dialect: Dialect, bare: Float32
+    ) -> str | None:
+        """Compare a message with the same prompt given as token ids, which no template changes.
 
         Counting is not enough: a template that ends a turn by a line break has as many tokens as one that ends it by a
-        pad. A whole prompt is sent with a picture after it, since templates may take only what shows one as whole, and
-        under a causal mask all that stands before the picture is the prompt's own.
+        pad. A whole prompt is sent with an image after it, since templates may only treat prompts with one as whole,
+        and under a causal mask everything before the image belongs to the prompt.
         """
         if dialect is Dialect.USER_TURN:
             text = user_turn(self._family.image, "{visual}").replace("{text}", "")
-            rows, count = await channel.message(model, dialect, b"", text), len(bare)
+            rows, count = await client.message(url, model, dialect, b"", text), len(bare)
         else:
-            rows = await channel.message(model, dialect, self._small_part, self._bare_prompt + IMAGE_PLACEHOLDER)
+            rows = await client.message(url, model, dialect, self._small_part, self._bare_prompt + IMAGE_PLACEHOLDER)
             span = self._small.spans[0]
             count = len(bare) + span.rows * span.cols + 2
         if len(rows) != count:
@@ -288,7 +275,7 @@ class Probe:
 
 
 def message_text(item: EncoderInput, dialect: Dialect, template: str, *, bare: bool = False) -> str:
-    """Give the text beside a picture in a message, in a server's dialect.
+    """Return the text beside an image in a message, in a server's dialect.
 
     Args:
         item: with pixels.
@@ -305,7 +292,7 @@ def message_text(item: EncoderInput, dialect: Dialect, template: str, *, bare: b
 
 
 def wrong_count(item: EncoderInput, n_rows: int, url: str) -> str:
-    """Say what is wrong when an answer has another number of rows than its prompt has tokens, and what helps."""
+    """Return the message for an answer whose number of rows differs from the prompt's tokens."""
     if item.pixels is None:
         return f"{url}: {n_rows} token embeddings for {len(item)} token ids; {_SERVE}"
     _, height, width, _ = item.pixels.shape
@@ -319,7 +306,7 @@ def wrong_count(item: EncoderInput, n_rows: int, url: str) -> str:
 
 
 def request_template(dialect: Dialect) -> dict[str, Any]:
-    """Give the key of a message request that a dialect adds."""
+    """Return the key of a message request that a dialect adds."""
     return {"chat_template": RAW_TEMPLATE} if dialect is Dialect.OWN_TEMPLATE else {}
 
 
@@ -334,7 +321,7 @@ def _difference(rows: Float32, expected: Float32) -> str | None:
 
 
 def _ramp(max_pixels: int) -> Image.Image:
-    """A grey ramp of as many visual tokens as a page may have, neither side twice the other unless it must be."""
+    """Return a grey ramp of the most visual tokens of a page, neither side over twice the other if possible."""
     budget = max(1, max_pixels // VISUAL_TOKEN_SIDE**2)
     rows, cols = max(
         ((rows, budget // rows) for rows in range(1, budget + 1) if rows <= budget // rows),

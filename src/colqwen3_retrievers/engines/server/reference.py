@@ -1,8 +1,8 @@
-"""The known answer by which a server's model is recognised: one token, computed with numpy from the checkpoint itself.
+"""A reference embedding to recognise a server's model: one token, computed with numpy from the checkpoint.
 
-A token that stands alone attends to itself alone, so in every layer its attention is its own value, whatever queries,
-keys and rotary positions are; what is left of the trunk is a dozen products of a matrix and a vector. That tells what a
-server's vectors are worth: the checkpoint's own, those without the projection's bias, or another model's.
+A single token attends to itself only, so in every layer its attention is its own value, whatever queries, keys and
+rotary positions are; the rest of the trunk is a dozen products of a matrix and a vector. Comparing shows whether a
+server's vectors are the checkpoint's own, lack the projection's bias, or are another model's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DTYPES = {"F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 
 @dataclass(frozen=True, slots=True)
 class TokenReference:
-    """What a lone token's embedding is, and what it would be with faults.
+    """A lone token's embedding, and what it would be with faults.
 
     Attributes:
         right: float32 (dim,), unit, as the family computes it.
@@ -34,7 +34,7 @@ class TokenReference:
 
 
 def can_compute(checkpoint: Checkpoint) -> bool:
-    """Say whether the weights are at hand, in dtypes that numpy reads, and of a trunk that is known here."""
+    """Return whether the weights are available, in dtypes that numpy reads, and of a known trunk."""
     text = checkpoint.config["text_config"]
     return (
         text.get("hidden_act", "silu") == "silu"
@@ -45,7 +45,7 @@ def can_compute(checkpoint: Checkpoint) -> bool:
 
 
 def trunk_bytes(checkpoint: Checkpoint) -> int:
-    """Count the bytes that :func:`lone_token` reads, nearly: the layers of the text trunk."""
+    """Return about the bytes that :func:`lone_token` reads: the layers of the text trunk."""
     return sum(
         record.end - record.start
         for name, record in checkpoint.tensors.items()
@@ -54,14 +54,14 @@ def trunk_bytes(checkpoint: Checkpoint) -> int:
 
 
 def lone_token(checkpoint: Checkpoint, token: int) -> TokenReference:
-    """Compute a lone token's embedding, one matrix in memory at a time.
+    """Return a lone token's embedding, computed with one matrix in memory at a time.
 
     Args:
         checkpoint: one of which :func:`can_compute` holds.
         token: its id.
 
     Returns:
-        The right answer, and the wrong ones that faults would give.
+        The right embedding, and the wrong ones of faults.
 
     Raises:
         KeyError: a layer lacks a tensor.
@@ -78,9 +78,8 @@ def lone_token(checkpoint: Checkpoint, token: int) -> TokenReference:
 
     def times(name: str, vector: Float32) -> Float32:
         product = tensor(f"{name}.weight") @ vector
-        bias = f"{name}.bias"
-        found = f"language_model.{bias}" in checkpoint.tensors
-        return np.asarray(product + tensor(bias) if found else product, dtype=np.float32)
+        has_bias = f"language_model.{name}.bias" in checkpoint.tensors
+        return np.asarray(product + tensor(f"{name}.bias") if has_bias else product, dtype=np.float32)
 
     def norm(name: str, vector: Float32) -> Float32:
         scale = np.float32(np.sqrt(np.square(vector).mean() + epsilon))
@@ -117,7 +116,7 @@ def _unit(vector: Float32) -> Float32:
 
 
 def _read(checkpoint: Checkpoint, name: str, *, row: int | None = None) -> Float32:
-    """Read one tensor, or one row of it, as float32."""
+    """Return one tensor, or one row of it, as float32."""
     record = checkpoint.tensors[name]
     code, size = _DTYPES[record.dtype]
     shape, start = record.shape, record.start

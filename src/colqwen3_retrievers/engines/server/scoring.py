@@ -1,8 +1,8 @@
-"""A vLLM server's own late-interaction scores, over ``/score`` and ``/rerank``: MaxSim where the model is.
+"""A vLLM server's own late-interaction scores, over ``/score`` and ``/rerank``.
 
-The server encodes query and documents anew on every call and sums, over the query's tokens, the greatest similarity to
-a document's token, as :func:`colqwen3_retrievers.maxsim` does. Prompts go there whole, pictures as for an encoder; how
-many tokens the server says it saw must be how many were rendered.
+The server encodes query and documents on every call and sums, over the query's tokens, the greatest similarity to a
+document's token, as :func:`colqwen3_retrievers.maxsim` does. Prompts are sent whole, images as for encoding; the number
+of tokens in the server's usage must be that of the rendered ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from colqwen3_retrievers.errors import ConfigError, EngineResponseError
 from colqwen3_retrievers.models.rendering import EncoderInput
 
 Endpoint = Literal["score", "rerank"]
-"""Which of the server's two paths; the scores are the same, ``/rerank`` sends the pictures back along with them."""
+"""One of the server's two paths; the scores are the same, ``/rerank`` also returns the images."""
 
 DOCUMENTS_A_REQUEST: Final = 8
-"""So that no body grows beyond some 20 MB, and several servers, or several turns of one, share the work."""
+"""Documents in a request, so that no body exceeds some 20 MB, and several servers share the work."""
 
 
 def score_on_server(
     client: ServerClient, query: EncoderInput, documents: Sequence[EncoderInput], *, endpoint: Endpoint = "score"
 ) -> list[float]:
-    """Score documents against a query where the model is.
+    """Return the scores of documents against a query, computed by the server.
 
     Args:
         client: of the servers.
@@ -43,17 +43,17 @@ def score_on_server(
         ConfigError: the server saw other tokens than were rendered.
         EngineError: as :meth:`ServerClient.ask`.
     """
-    asked = _item(query)
+    item = _item(query)
     chunks = [documents[i : i + DOCUMENTS_A_REQUEST] for i in range(0, len(documents), DOCUMENTS_A_REQUEST)]
-    found = client.ask_all([_request(client, endpoint, asked, len(query), chunk) for chunk in chunks])
-    return [score for chunk in found for score in chunk]
+    scores = client.ask_all([_request(client, endpoint, item, len(query), chunk) for chunk in chunks])
+    return [score for chunk in scores for score in chunk]
 
 
 def _request(
-    client: ServerClient, endpoint: Endpoint, asked: bytes, n_query: int, documents: Sequence[EncoderInput]
+    client: ServerClient, endpoint: Endpoint, query: bytes, n_query: int, documents: Sequence[EncoderInput]
 ) -> Ask[list[float]]:
     key = b'"queries":' if endpoint == "score" else b'"query":'
-    inside = key + asked + b',"documents":[' + b",".join(_item(item) for item in documents) + b"]}"
+    inside = key + query + b',"documents":[' + b",".join(_item(item) for item in documents) + b"]}"
     n_tokens = n_query + sum(len(item) for item in documents)
 
     async def ask(url: str, known: Findings) -> list[float]:
@@ -76,7 +76,7 @@ def _request(
 
 
 def _item(item: EncoderInput) -> bytes:
-    """Write a query or document as JSON: its whole prompt, and its picture beside it."""
+    """Return a query or document as JSON: its whole prompt, and its image beside it."""
     if item.pixels is None:
         return json.dumps(item.prompt).encode()
     text = json.dumps({"type": "text", "text": item.prompt}).encode()

@@ -1,7 +1,7 @@
-"""One HTTP exchange with a vLLM server, over httpx: bounded in time and size, every fault one of our errors.
+"""HTTP exchanges with a vLLM server, over httpx: bounded in time and size, with our errors.
 
-The client is asynchronous inside, in an event loop with a thread of its own, because that alone bounds an exchange as a
-whole: httpx's time-outs are for single reads, and a server that sends a byte now and then would never meet them.
+The client is asynchronous, in an event loop with its own thread, because only that bounds an exchange as a whole:
+httpx's timeouts are for single reads, and a server that sends a byte now and then would never exceed them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from colqwen3_retrievers.errors import EngineError, EngineResponseError, require
 T = TypeVar("T")
 
 KEEP_ALIVE = 3.0
-"""Seconds an idle connection is kept: less than vLLM's 5, so that none is used which the server is just closing."""
+"""Seconds an idle connection is kept: less than vLLM's 5, so that none is used while the server closes it."""
 
 _MESSAGE_BYTES = 16_384
 _QUOTED = 300
@@ -37,10 +37,10 @@ class RefusalError(EngineResponseError):
     """An answer other than 200.
 
     Args:
-        message: what was asked of whom, and what it said.
+        message: the request and the answer.
         status_code: the HTTP status.
         said: the server's own words.
-        retry_after: seconds it asks to be left alone.
+        retry_after: seconds of its ``Retry-After``.
     """
 
     def __init__(self, message: str, *, status_code: int, said: str, retry_after: float | None) -> None:
@@ -49,9 +49,8 @@ class RefusalError(EngineResponseError):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep keyword arguments across processes, where it arrives as the error it is one of."""
-        told = {"status_code": self.status_code, "retryable": self.retryable}
-        return _response_error, (str(self), told)
+        # across processes it becomes the public error
+        return _response_error, (str(self), {"status_code": self.status_code, "retryable": self.retryable})
 
 
 class UnreachableError(EngineError):
@@ -71,10 +70,10 @@ class Answer:
     body: bytes
 
     def json(self, what: str) -> dict[str, Any]:
-        """Read the body as a JSON object.
+        """Return the body as a JSON object.
 
         Raises:
-            EngineResponseError: it is none.
+            EngineResponseError: it is not one.
 
         >>> Answer(None, b'{"a": 1}').json("x")
         {'a': 1}
@@ -89,7 +88,7 @@ class Answer:
 
 
 class Transport:
-    """A pool of connections, and the thread they live in.
+    """A pool of connections, and the thread of its event loop.
 
     Args:
         connections: most at once.
@@ -104,7 +103,7 @@ class Transport:
         self._httpx: Any = require("server", "httpx")
         self._loop = asyncio.new_event_loop()
         self._closed = False
-        self._lock = threading.Lock()  # so that nothing is handed to the loop after its end, and waited for without end
+        self._lock = threading.Lock()  # so that no job is passed to a stopped loop, which would never end
         self._key = api_key
         self._client: Any = self._httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key is not None else {},
@@ -118,10 +117,10 @@ class Transport:
         self._thread.start()
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop, and wait for it.
+        """Run a coroutine in the loop, and return its result.
 
         Raises:
-            EngineError: the transport is or was closed.
+            EngineError: the transport is closed.
         """
         with self._lock:
             if self._closed:
@@ -133,10 +132,10 @@ class Transport:
         except (CancelledError, asyncio.CancelledError) as exc:
             raise EngineError("the engine was closed before the server answered") from exc
         finally:
-            future.cancel()  # does something only when the waiting was broken off, as by Ctrl-C
+            future.cancel()  # has an effect only when waiting was interrupted, as by Ctrl-C
 
     def close(self) -> None:
-        """End what is under way, and all connections; doing it again does nothing."""
+        """Cancel pending jobs and close all connections; idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -155,7 +154,7 @@ class Transport:
         await self._client.aclose()
 
     async def send(self, method: str, server: str, path: str, body: bytes | None = None, *, most_bytes: int) -> Answer:
-        """Ask a server one thing, once; cancelling it, as ``asyncio.timeout`` does, breaks the exchange off at once.
+        """Send one request, once; cancelling it, as ``asyncio.timeout`` does, ends the exchange at once.
 
         Args:
             method: GET or POST.
@@ -209,14 +208,14 @@ def _refusal(what: str, status: int, headers: Mapping[str, str], said: str) -> R
     return RefusalError(text, status_code=status, said=said, retry_after=_seconds(headers.get("retry-after")))
 
 
-def _response_error(message: str, told: dict[str, Any]) -> EngineResponseError:
-    return EngineResponseError(message, **told)
+def _response_error(message: str, fields: dict[str, Any]) -> EngineResponseError:
+    return EngineResponseError(message, **fields)
 
 
 def _words(body: bytes, key: str | None) -> str:
-    """Find the server's own words in an error's body: vLLM's JSON, or any text; shortened, and without the key.
+    """Return the message in an error's body, vLLM's JSON or any text; shortened, and without the key.
 
-    Some gateways quote what they refuse. The key goes before anything is cut off, which might leave half of it.
+    Some gateways quote the request. The key is removed before shortening, which might leave half of it.
 
     >>> _words(b'{"error": {"message": "no: Bearer sk-1"}}', "sk-1")
     'no: Bearer ***'
@@ -237,7 +236,7 @@ def _words(body: bytes, key: str | None) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date (RFC 9110, section 10.2.3).
+    """Return the seconds of a Retry-After header, also of a date (RFC 9110, section 10.2.3).
 
     >>> _seconds("7"), _seconds("soon"), _seconds(None), _seconds("-1"), _seconds("nan")
     (7.0, None, None, None, None)
@@ -259,7 +258,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _bare(exc: Any) -> Exception:
-    """Take the request off httpx's exception: its headers hold the key, and exceptions get kept and printed."""
+    """Return httpx's exception without its request, whose headers hold the key."""
     exc._request = None
     assert isinstance(exc, Exception)  # noqa: S101 - narrows the type for the checker
     return exc

@@ -1,8 +1,8 @@
-"""What goes over the wire to a vLLM server and back: request bodies of ``/pooling``, and token embeddings as bytes.
+"""The wire format of a vLLM server: request bodies of ``/pooling``, and token embeddings as bytes.
 
-Texts travel as token ids, so that nothing is tokenised twice. Pictures travel once, already resized, as PNG: lossless,
-and packed at the fastest level, since better ones save a few per cent of the bytes for several times the time. Token
-embeddings come back as float16, whose rounding (one part in 2048) is that of a bfloat16 model at its finest.
+Texts are sent as token ids, so that nothing is tokenised twice. Images are sent once, already resized, as PNG:
+lossless, at the fastest level, since better ones save a few per cent of the bytes for several times the time. Token
+embeddings are returned as float16, whose rounding (one part in 2048) is finer than that of a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RAW_TEMPLATE = (
     "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{% endfor %}"
 )
-"""A chat template that leaves a prompt as it is: ours are whole already, placeholders included."""
+"""A chat template that does not change a prompt: ours are complete, placeholders included."""
 
 _PNG_LEVEL = 1
 _BYTES = {"float16": 2, "float32": 4}
@@ -37,12 +37,12 @@ _MILLISECONDS = 1000
 
 
 class Dialect(enum.Enum):
-    """How a server is made to see an exact prompt beside a picture.
+    """How an exact prompt with an image is sent to a server.
 
     Attributes:
-        OWN_TEMPLATE: :data:`RAW_TEMPLATE` goes along with each request; the server must trust it.
-        WHOLE_PROMPT: the served template leaves a whole prompt as it is.
-        USER_TURN: the served template writes the family's prompt around a picture and what follows it.
+        OWN_TEMPLATE: :data:`RAW_TEMPLATE` is sent with each request; the server must trust it.
+        WHOLE_PROMPT: the served template does not change a whole prompt.
+        USER_TURN: the served template writes the family's prompt around an image and the text after it.
     """
 
     OWN_TEMPLATE = "a template sent along"
@@ -51,7 +51,7 @@ class Dialect(enum.Enum):
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pack pixels, without loss.
+    """Return pixels as a PNG file.
 
     Args:
         pixels: uint8 (height, width, 3).
@@ -65,7 +65,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def picture_part(item: EncoderInput) -> bytes:
-    """Write an input's image or video as one JSON part of a message.
+    """Return an input's image or video as one JSON part of a message.
 
     Args:
         item: with pixels.
@@ -76,19 +76,19 @@ def picture_part(item: EncoderInput) -> bytes:
     assert item.pixels is not None  # noqa: S101 - narrows the type for the checker
     frames = [base64.b64encode(png(frame)) for frame in item.pixels[: n_frames(item)]]
     if item.is_video:
-        # vLLM takes frames one by one under this name, and opens each by its content: they may as well be PNG
+        # vLLM takes single frames under this name, and detects their format: they may be PNG
         return b'{"type":"video_url","video_url":{"url":"data:video/jpeg;base64,' + b",".join(frames) + b'"}}'
     return b'{"type":"image_url","image_url":{"url":"data:image/png;base64,' + frames[0] + b'"}}'
 
 
 def n_frames(item: EncoderInput) -> int:
-    """Count the frames to send: a last one that only fills its pair is left to the server to double, as it does."""
+    """Return the frames to send: without a last one that only fills its pair, which the server repeats itself."""
     times = item.timestamps
     return len(times) - 1 if len(times) > 1 and times[-1] == times[-2] else max(1, len(times))
 
 
 def frame_times(item: EncoderInput) -> dict[str, Any]:
-    """Give a video's times as ``media_io_kwargs`` of vLLM: frames by number, at so many a second."""
+    """Return a video's times as ``media_io_kwargs`` of vLLM: frame numbers in milliseconds."""
     indices = [round(time * _MILLISECONDS) for time in item.timestamps[: n_frames(item)]]
     return {
         "video": {
@@ -99,7 +99,7 @@ def frame_times(item: EncoderInput) -> dict[str, Any]:
 
 
 def needs_times(item: EncoderInput) -> bool:
-    """Whether a video's times are others than what vLLM takes by itself: one frame a second, at most 32.
+    """Return whether a video's times differ from vLLM's default: one frame a second, at most 32.
 
     >>> item = EncoderInput(False, "", np.zeros(1, dtype=np.int64), slice(0, 1), timestamps=(0.0, 1.0, 2.0, 2.0))
     >>> needs_times(item)
@@ -110,17 +110,17 @@ def needs_times(item: EncoderInput) -> bool:
 
 
 VIDEO_MARKS = 2
-"""Tokens around ``<|video_pad|>`` that some servers expand along with it, and others leave standing."""
+"""Tokens around ``<|video_pad|>`` that some servers replace with it, and others keep."""
 
 
 def server_prompt(item: EncoderInput, *, bare: bool = False) -> str:
-    """Give the prompt with one placeholder for the whole picture, as vLLM expands it.
+    """Return the prompt with one placeholder for the whole image or video, as vLLM expands it.
 
     A video's time marks are written by vLLM, between its time steps, each step with a vision start and end of its own.
 
     Args:
         item: with pixels.
-        bare: whether a video's placeholder goes without vision start and end, for a server that leaves those standing.
+        bare: whether a video's placeholder has no vision start and end, for a server that keeps those.
     """
     if not item.is_video:
         return item.prompt
@@ -131,7 +131,7 @@ def server_prompt(item: EncoderInput, *, bare: bool = False) -> str:
 
 
 def user_turn(prompt: str, placeholder: str) -> str:
-    """Give what a family's template is to write after a picture: from its placeholder to the end of the turn.
+    """Return the part of a prompt after an image, up to the end of the turn.
 
     >>> user_turn("<|im_start|>user <P>Describe the image.<|im_end|><|endoftext|>", "<P>")
     'Describe the image.'
@@ -140,17 +140,17 @@ def user_turn(prompt: str, placeholder: str) -> str:
 
 
 def text_body(token_ids: Sequence[NDArray[np.int64]], settings: Mapping[str, Any]) -> bytes:
-    """Write a ``/pooling`` request for prompts given as token ids."""
+    """Return a ``/pooling`` request for prompts given as token ids."""
     ids = [one.tolist() for one in token_ids]
     return json.dumps({**settings, "input": ids}, separators=(",", ":")).encode()
 
 
 def message_body(part: bytes, text: str, settings: Mapping[str, Any]) -> bytes:
-    """Write a ``/pooling`` request for one conversation of one message.
+    """Return a ``/pooling`` request for one conversation of one message.
 
     Args:
         part: of :func:`picture_part`, or nothing.
-        text: what stands beside it.
+        text: after it.
         settings: the other keys of the request.
     """
     parts = [*([part] if part else []), json.dumps({"type": "text", "text": text}).encode()]
@@ -159,25 +159,25 @@ def message_body(part: bytes, text: str, settings: Mapping[str, Any]) -> bytes:
 
 
 def pooling_settings(model: str, dtype: str) -> dict[str, Any]:
-    """Give the keys that every ``/pooling`` request has."""
+    """Return the keys of every ``/pooling`` request."""
     return {
         "model": model, "task": "token_embed", "encoding_format": "bytes", "embed_dtype": dtype, "endianness": "little",
     }  # fmt: skip
 
 
 def expected_bytes(n_tokens: int, dim: int, dtype: str) -> int:
-    """Count the bytes of so many token embeddings."""
+    """Return the bytes of ``n_tokens`` token embeddings."""
     return n_tokens * dim * _BYTES[dtype]
 
 
 def decode(metadata: str | None, body: bytes, *, n_inputs: int, dtype: str) -> list[Float32]:
-    """Read token embeddings out of a ``/pooling`` answer of ``encoding_format="bytes"``.
+    """Return the token embeddings of a ``/pooling`` answer of ``encoding_format="bytes"``.
 
     Args:
-        metadata: the header of that name: JSON, where each input's rows lie and in which shape.
+        metadata: the header of that name: JSON with the offsets and shape of each input's rows.
         body: the rows, end to end.
-        n_inputs: how many inputs were asked for.
-        dtype: the dtype asked for.
+        n_inputs: number of inputs sent.
+        dtype: the requested dtype.
 
     Returns:
         For each input in order, float32 (n_tokens, dim), finite.
@@ -193,12 +193,12 @@ def decode(metadata: str | None, body: bytes, *, n_inputs: int, dtype: str) -> l
     if metadata is None:
         raise EngineResponseError("the answer has no metadata header: is it vLLM's, or has a proxy cut it off?")
     try:
-        told = json.loads(metadata)["data"]
-        places = {item["index"]: item for item in told}
+        items = json.loads(metadata)["data"]
+        places = {item["index"]: item for item in items}
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise EngineResponseError("the answer's metadata header is not vLLM's JSON") from exc
-    if len(told) != n_inputs or set(places) != set(range(n_inputs)):
-        raise EngineResponseError(f"the answer is about {len(told)} inputs, {n_inputs} were sent")
+    if len(items) != n_inputs or set(places) != set(range(n_inputs)):
+        raise EngineResponseError(f"the answer is about {len(items)} inputs, {n_inputs} were sent")
     results: list[Float32] = []
     at = 0
     for index in range(n_inputs):
@@ -219,15 +219,15 @@ def decode(metadata: str | None, body: bytes, *, n_inputs: int, dtype: str) -> l
 
 
 def _place(item: Any, dtype: str) -> tuple[tuple[int, int], int, int]:
-    """Read one item of the metadata header."""
+    """Return the shape, first byte and end of one item of the metadata header."""
     try:
         shape, start, end = tuple(item["shape"]), item["start"], item["end"]
-        told = item["embed_dtype"], item["endianness"]
+        encoding = item["embed_dtype"], item["endianness"]
     except (KeyError, TypeError) as exc:
         raise EngineResponseError("the answer's metadata header is not vLLM's JSON") from exc
     whole = all(type(number) is int and number >= 0 for number in (*shape, start, end))
     if not whole or len(shape) != 2 or min(shape) < 1 or end - start != math.prod(shape) * _BYTES[dtype]:
         raise EngineResponseError(f"the answer has rows of shape {list(shape)} in bytes {start!r} to {end!r}")
-    if told != (dtype, "little"):
-        raise EngineResponseError(f"the answer is {told[0]}, {told[1]} endian; {dtype}, little was asked for")
+    if encoding != (dtype, "little"):
+        raise EngineResponseError(f"the answer is {encoding[0]}, {encoding[1]} endian; expected {dtype}, little")
     return (shape[0], shape[1]), start, end

@@ -1,7 +1,7 @@
-"""Attention over sequences that lie end to end, without padding where it can be helped and without masks where it can.
+"""Attention over sequences laid end to end, with as little padding and as few masks as possible.
 
-Sequences of one length attend in one call. A trunk's short sequences of near lengths are padded together, for attention
-alone: under a causal mask nothing sees what is appended, and a bidirectional trunk gets a mask of the true keys.
+Sequences of one length attend in one call. A trunk's short sequences of similar lengths are padded together, for
+attention only: under a causal mask no token sees the padding, and a bidirectional trunk gets a mask of the true keys.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PIECE_ROWS = 2048
-"""Rows that go through layers together on a CPU: what lies between two products stays in its cache, and the memory is
-taken from the heap again and again instead of from the system."""
+"""Rows that go through layers together on a CPU: intermediate results fit its cache, and reuse memory of the heap."""
 
 _PADDING_ALLOWED = 1.25  # area of a padded group's attention over what its members need
 _SHORT = 96  # tokens below which a call costs more than any padding
@@ -37,10 +36,10 @@ class _Group(NamedTuple):
 
 
 class Packing:
-    """How sequences lie end to end, and which of them attend together.
+    """The layout of sequences laid end to end, and which of them attend together.
 
     Args:
-        lengths: of the sequences in the order they lie, at least one each; equal ones should be neighbours.
+        lengths: of the sequences in order, at least one each; equal ones should be neighbours.
         device: where the rows are.
         pad: whether sequences of unequal length may be padded to attend together.
         causal: whether a row sees only rows before it and itself.
@@ -74,9 +73,9 @@ class Packing:
 
 
 def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
-    """Bring an array to a device without waiting for what is computed there.
+    """Copy an array to a device without waiting for its computations.
 
-    torch's pinned allocator gives a buffer out again only when the copy that reads it is over.
+    torch's pinned allocator reuses a buffer only after the copy that reads it has finished.
 
     >>> to_device(np.arange(3), "cpu")
     tensor([0, 1, 2])
@@ -88,13 +87,13 @@ def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, implementation: str) -> Tensor:
-    """Let every sequence attend to itself.
+    """Return the attention of every sequence to itself.
 
     Args:
-        query: (n_heads, n_rows, head_dim), sequences end to end; heads apart, for a head's rows are read together.
+        query: (n_heads, n_rows, head_dim), sequences end to end; heads first, as a head's rows are read together.
         key: (n_key_heads, n_rows, head_dim); n_heads a multiple of n_key_heads.
         value: as the key.
-        packing: where the sequences lie.
+        packing: layout of the sequences.
         implementation: ``"sdpa"``, ``"eager"`` (spelled out, to compare with) or ``"flash_attention_2"`` (its package
             and a GPU needed).
 
@@ -113,7 +112,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, implemen
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> Tensor:
-    """Turn the pairs (i, i + half) of each head by the angles of its row, in float32 whatever the dtype.
+    """Rotate the pairs (i, i + half) of each head by the angles of its row, in float32 whatever the dtype.
 
     Args:
         heads: (..., n_rows, head_dim), of any strides.
@@ -139,7 +138,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> Tensor:
 
 
 def _group_end(lengths: Sequence[int], first: int, *, pad: bool) -> int:
-    """Say how far a group goes that begins with sequence ``first``."""
+    """Return the end of the group that begins with sequence ``first``."""
     longest, needed, last = lengths[first], lengths[first] ** 2, first + 1
     while last < len(lengths):
         length = lengths[last]
@@ -179,8 +178,8 @@ def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: _Group, caus
         heads = [part[:, taken].view(len(part), *size) for part in (query, key, value)]
     else:
         heads = [part[:, group.rows] for part in (query, key, value)]
-    found: Tensor = call(*(part.transpose(0, 1) for part in heads), group.mask, causal)
-    flat = found.transpose(1, 2).reshape(group.members * group.longest, -1)
+    attended: Tensor = call(*(part.transpose(0, 1) for part in heads), group.mask, causal)
+    flat = attended.transpose(1, 2).reshape(group.members * group.longest, -1)
     return flat if group.kept is None else flat[group.kept]
 
 
@@ -206,7 +205,7 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 def _flash(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
     flash: Any = importlib.import_module("flash_attn")
     rows = (part.transpose(0, 1) for part in (query, key, value))
-    found: Tensor = flash.flash_attn_varlen_func(
+    attended: Tensor = flash.flash_attn_varlen_func(
         *rows, packing.offsets, packing.offsets, packing.longest, packing.longest, causal=packing.causal
     )
-    return found.flatten(1)
+    return attended.flatten(1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from colqwen3_retrievers.engines import first_line
 from colqwen3_retrievers.engines.options import TorchOptions
 from colqwen3_retrievers.engines.torch.model import ColQwen3Model, load_model
 from colqwen3_retrievers.engines.torch.packed_linear import pack_linears, rounded
@@ -25,7 +26,7 @@ class TorchEngine:
 
     Args:
         checkpoint: an opened checkpoint.
-        device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the first of cuda, mps, cpu that is there.
+        device: ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"cpu"``; None takes the first available of cuda, mps, cpu.
         dtype: the backbone's; ``"auto"`` is bfloat16 on CUDA (float16 before Ampere) and float32 elsewhere.
         options: see :class:`TorchOptions`.
 
@@ -50,16 +51,16 @@ class TorchEngine:
                 checkpoint, device=self.device, dtype=self.dtype, attention=options.attn_implementation
             )
         except ImportError as exc:
-            raise ConfigError(f"attn_implementation {options.attn_implementation!r} is not to be had: {exc}") from exc
+            raise ConfigError(f"attn_implementation {options.attn_implementation!r} is not available: {exc}") from exc
         except RuntimeError as exc:
-            raise EngineError(f"{checkpoint.model} cannot be loaded on {self.device}: {_first_line(exc)}") from exc
+            raise EngineError(f"{checkpoint.model} cannot be loaded on {self.device}: {first_line(exc)}") from exc
         self._rounds = self.device.type == "cpu" and pack_linears(self._model)
 
     def embed(self, inputs: Sequence[EncoderInput]) -> list[Float32]:
         """Encode rendered inputs; see :class:`colqwen3_retrievers.engines.Engine`.
 
-        Inputs of like length are batched together, and a batch with its padding stays within ``batch_tokens``. When
-        memory runs out the batch is halved, and later ones start at the size that fitted.
+        Inputs of similar length are batched together, and a batch with its padding stays within ``batch_tokens``. When
+        memory runs out the batch is halved, and later ones start at the size that fit.
 
         Raises:
             EngineError: a single input does not fit, or the device failed.
@@ -79,7 +80,7 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def _take(self, waiting: list[int], inputs: Sequence[EncoderInput]) -> list[int]:
-        """Cut the next batch off the end of ``waiting``, longest inputs first, so that memory runs out early or not."""
+        """Take the next batch, longest inputs first, so that memory runs out early if it does."""
         longest = len(inputs[waiting[-1]])
         count = max(1, self.batch_tokens // longest)
         batch = waiting[-count:]
@@ -95,13 +96,13 @@ class TorchEngine:
             return np.split(rows, np.cumsum([len(item) for item in inputs]))[: len(inputs)]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
             if not _is_out_of_memory(exc):
-                raise EngineError(f"the model failed on {self.device}: {_first_line(exc)}") from exc
+                raise EngineError(f"the model failed on {self.device}: {first_line(exc)}") from exc
             if len(inputs) == 1:
                 raise EngineError(
                     f"out of memory on {self.device} with a single input of {len(inputs[0])} tokens; "
                     "lower max_visual_tokens, or choose a smaller dtype or model"
                 ) from exc
-        # outside the handler, for the exception's traceback keeps the failed tensors alive
+        # outside the handler: the exception's traceback keeps the failed tensors alive
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(inputs) // 2
@@ -110,17 +111,17 @@ class TorchEngine:
         return self._forward(inputs[:half]) + self._forward(inputs[half:])
 
     def _filling(self, inputs: list[EncoderInput]) -> list[EncoderInput]:
-        """Give an input to go along where packed layers want a round number of rows: once for them all."""
+        """Return an extra input that rounds up the number of rows for packed layers, once for all of them."""
         count = sum(len(item) for item in inputs)
         more = rounded(count) - count if self._rounds else 0
         return [EncoderInput(True, "", np.zeros(more, dtype=np.int64), slice(0, 0))] if more else []
 
 
 def settle_device(device: str | None) -> str:
-    """Say on which device an engine asked for ``device`` runs: ``"cpu"``, ``"mps"`` or ``"cuda:N"``.
+    """Return the device for a requested ``device``: ``"cpu"``, ``"mps"`` or ``"cuda:N"``.
 
     Args:
-        device: as torch spells it; None takes the first of cuda, mps, cpu that is there.
+        device: as in torch; None takes the first available of cuda, mps, cpu.
 
     Raises:
         ConfigError: torch has no such device.
@@ -133,7 +134,7 @@ def settle_device(device: str | None) -> str:
     try:
         picked = torch.device(device)
     except (RuntimeError, TypeError) as exc:
-        raise ConfigError(f"device {device!r}: {_first_line(exc)}") from exc
+        raise ConfigError(f"device {device!r}: {first_line(exc)}") from exc
     if picked.type not in _BATCH_TOKENS:
         raise ConfigError(f"device {device!r}: expected cuda, mps or cpu")
     if picked.type == "cuda":
@@ -149,7 +150,7 @@ def settle_device(device: str | None) -> str:
 
 
 def settle_dtype(dtype: str, device: str) -> str:
-    """Say in which dtype a backbone asked for ``dtype`` runs on a settled device.
+    """Return the dtype of a backbone on a settled device, for a requested ``dtype``.
 
     Args:
         dtype: ``"auto"`` is bfloat16 on CUDA (float16 where that is emulated) and float32 elsewhere.
@@ -179,7 +180,7 @@ def _check_attention(implementation: str, device: torch.device, dtype: torch.dty
         if not there
     ]
     if wanting:
-        raise ConfigError(f"attn_implementation {implementation!r} is not to be had without {', '.join(wanting)}")
+        raise ConfigError(f"attn_implementation {implementation!r} requires {', '.join(wanting)}")
 
 
 def _is_out_of_memory(exc: BaseException) -> bool:
@@ -187,7 +188,3 @@ def _is_out_of_memory(exc: BaseException) -> bool:
         return True
     text = str(exc)  # the CPU and MPS allocators raise a bare RuntimeError
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0] or type(exc).__name__

@@ -1,4 +1,4 @@
-"""The torch module: Qwen3-VL backbone, projection in float32, and strict loading of every family's tensors."""
+"""The torch module: Qwen3-VL backbone, projection in float32, and strict loading of any family's tensors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from colqwen3_retrievers.engines.torch.attention import Packing, to_device
 from colqwen3_retrievers.engines.torch.text_trunk import run_trunk
 from colqwen3_retrievers.engines.torch.vision_tower import VisionTower
-from colqwen3_retrievers.errors import CheckpointError, ConfigError
+from colqwen3_retrievers.errors import CheckpointError
 from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.models.tensor_table import some_names
 from colqwen3_retrievers.vectors.kernels.torch_settings import exact_matmul, no_cudnn_attention
 
-ATTENTION = ("sdpa", "flash_attention_2", "eager")
-
 
 def rope_positions(item: EncoderInput) -> NDArray[np.int64]:
-    """Give the three-axis rotary positions (time, row, column) of each token.
+    """Return the three-axis rotary positions (time, row, column) of each token.
 
     Text counts on all axes alike; the visual tokens of an image or video step share one time and count rows and columns
-    from where the text before them stopped; text goes on after the longer side. Computed anew for every input, so that
-    nothing a model caches between calls can leak in.
+    from the end of the text before them; text continues after the longer side. Computed for every input, so that no
+    state cached by a model can leak in.
 
     Args:
         item: a rendered input.
@@ -59,9 +57,9 @@ class ColQwen3Model(nn.Module):
 
     Args:
         checkpoint: an opened checkpoint.
-        attention: one of :data:`ATTENTION`.
+        attention: as ``TorchOptions.attn_implementation``.
 
-    Made by :func:`load_model`, which fills the parameters.
+    Created by :func:`load_model`, which fills the parameters.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, attention: str) -> None:
@@ -77,7 +75,7 @@ class ColQwen3Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return cast(torch.device, self.backbone.device)
 
     def forward(self, inputs: Sequence[EncoderInput]) -> Tensor:
@@ -94,13 +92,13 @@ class ColQwen3Model(nn.Module):
 
     def _encode(self, inputs: Sequence[EncoderInput]) -> Tensor:
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))  # equal lengths attend together
-        lying = [inputs[i] for i in order]
-        lengths = [len(item) for item in lying]
+        ordered = [inputs[i] for i in order]
+        lengths = [len(item) for item in ordered]
         trunk, device = self.backbone.language_model, self.device
-        positions = to_device(np.concatenate([rope_positions(item) for item in lying], axis=1), device)
+        positions = to_device(np.concatenate([rope_positions(item) for item in ordered], axis=1), device)
         packing = Packing(lengths, device, pad=True, causal=self.causal)
-        hidden = trunk.embed_tokens(to_device(np.concatenate([item.token_ids for item in lying]), device))
-        visual_rows, stacked = self._place_visual(lying, hidden)
+        hidden = trunk.embed_tokens(to_device(np.concatenate([item.token_ids for item in ordered]), device))
+        visual_rows, stacked = self._place_visual(ordered, hidden)
         rows = run_trunk(
             trunk,
             hidden,
@@ -117,49 +115,48 @@ class ColQwen3Model(nn.Module):
         parts = dict(zip(order, torch.split(rows, lengths), strict=True))
         return torch.cat([parts[i] for i in range(len(inputs))])
 
-    def _place_visual(self, lying: Sequence[EncoderInput], hidden: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """Put visual tokens where their placeholders are, and give those rows and what the first layers add there."""
-        starts = np.cumsum([0, *(len(item) for item in lying)])
+    def _place_visual(self, ordered: Sequence[EncoderInput], hidden: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Write visual tokens over their placeholders, and return those rows and what the first layers add there."""
+        starts = np.cumsum([0, *(len(item) for item in ordered)])
         shown = [
             (item.spans, int(start), item.pixels)
-            for item, start in zip(lying, starts[:-1], strict=True)
+            for item, start in zip(ordered, starts[:-1], strict=True)
             if item.pixels is not None
         ]
         if not shown:
             return None, []
-        shown.sort(key=lambda found: found[0][0].rows * found[0][0].cols)  # equal sizes attend together
+        shown.sort(key=lambda entry: entry[0][0].rows * entry[0][0].cols)  # equal sizes attend together
         places = [
             np.arange(start + span.start, start + span.start + span.rows * span.cols)
             for spans, start, _ in shown
             for span in spans
         ]
         rows = to_device(np.concatenate(places), self.device)
-        found, stacked = self._tower([to_device(pixels, self.device) for _, _, pixels in shown])
-        hidden.index_copy_(0, rows, found)
+        tokens, stacked = self._tower([to_device(pixels, self.device) for _, _, pixels in shown])
+        hidden.index_copy_(0, rows, tokens)
         return rows, stacked
 
 
 def load_model(
     checkpoint: Checkpoint, *, device: str | torch.device, dtype: torch.dtype, attention: str = "sdpa"
 ) -> ColQwen3Model:
-    """Build the model and fill it, tensor by tensor, straight onto its device.
+    """Return the model, filled tensor by tensor on its device.
 
     Args:
         checkpoint: an opened checkpoint.
         device: where to.
         dtype: the backbone's dtype; the projection stays float32.
-        attention: one of :data:`ATTENTION`.
+        attention: as ``TorchOptions.attn_implementation``.
 
     Returns:
         The model in evaluation mode, without gradients.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, of the wrong shape or unreadable; it names them.
-        ConfigError: the config cannot be a Qwen3-VL config, or the attention is not to be had.
+        CheckpointError: not a Qwen3-VL config, or a tensor is missing, left over, of the wrong shape or unreadable.
     """
     with _UninitialisedParameters():
         model = ColQwen3Model(checkpoint, attention=attention)
-    wanted = {_canonical(name): (name, param) for name, param in model.named_parameters()}
+    wanted = {name.removeprefix("backbone."): (name, param) for name, param in model.named_parameters()}
     _check_tensors(checkpoint, {name: tuple(param.shape) for name, (_, param) in wanted.items()})
     for name, value in _read_tensors(checkpoint, device):
         own, _ = wanted[name]
@@ -173,8 +170,6 @@ def load_model(
 
 
 def _backbone_config(checkpoint: Checkpoint, attention: str) -> Qwen3VLConfig:
-    if attention not in ATTENTION:
-        raise ConfigError(f"attn_implementation {attention!r}: expected one of {', '.join(ATTENTION)}")
     known = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
     text = {**checkpoint.config["text_config"], "is_causal": checkpoint.family.causal}
     vision = dict(checkpoint.config["vision_config"])
@@ -190,10 +185,6 @@ def _backbone_config(checkpoint: Checkpoint, attention: str) -> Qwen3VLConfig:
         raise CheckpointError(f"{checkpoint.model}: not a Qwen3-VL config: {exc}") from exc
     config._attn_implementation = attention
     return config
-
-
-def _canonical(name: str) -> str:
-    return name.removeprefix("backbone.")
 
 
 def _check_tensors(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
@@ -232,10 +223,10 @@ def _read_tensors(checkpoint: Checkpoint, device: str | torch.device) -> Iterato
 
 
 class _UninitialisedParameters(TorchFunctionMode):
-    """Put what modules allocate for their parameters on the meta device, and leave computed buffers real.
+    """Allocates modules' parameters on the meta device, and computed buffers on the real one.
 
-    A plain ``torch.device("meta")`` would lose the rotary tables, which no checkpoint carries; random initialisation of
-    billions of numbers that are about to be overwritten would cost a minute. The mode holds for this thread only.
+    A plain ``torch.device("meta")`` would lose the rotary tables, which no checkpoint has; random initialisation of
+    billions of numbers that are then overwritten would take a minute. The mode affects this thread only.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,9 +1,8 @@
-"""Linear layers in bfloat16 whose weights lie in memory as oneDNN reads them, for the CPU.
+"""Linear layers in bfloat16 with weights in oneDNN's memory order, for the CPU.
 
-A plain layer's weights are brought into that order anew at every call, which takes as long as the product when there
-are few rows, as in a query. The order is oneDNN's own and the products are the same; in the same pass it applies the
-activation that follows, before the result is rounded to 16 bits instead of after. In float32 it is another library that
-multiplies, and batches gain nothing.
+A plain layer's weights are reordered at every call, which takes as long as the product when there are few rows, as in a
+query. The products are the same; the activation that follows is applied in the same pass, before the result is rounded
+to 16 bits. In float32 another library multiplies, and batches gain nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class PackedLinear(nn.Module):
         self._activation: tuple[str, list[float], str] = (activation, [], algorithm)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Multiply (n_rows, in_features) to (n_rows, out_features)."""
+        """Return the product of (n_rows, in_features), as (n_rows, out_features)."""
         count = len(rows)
         more = rounded(count) - count
         return self._products(functional.pad(rows, (0, 0, 0, more)))[:count] if more else self._products(rows)
@@ -52,10 +51,10 @@ class PackedLinear(nn.Module):
 
 
 def rounded(count: int) -> int:
-    """Give the number of rows to compute for ``count`` of them: few numbers, for each costs milliseconds at first.
+    """Return the number of rows to compute for ``count``: few different ones, since a new shape takes milliseconds.
 
-    oneDNN makes a program for every shape it meets and keeps a thousand of them. Queries alone are of few lengths, in
-    batches of any.
+    oneDNN compiles a program for every shape and keeps a thousand of them. Single queries have few lengths, batches
+    any.
 
     >>> [rounded(count) for count in (1, 21, 64, 65, 1024, 1025, 2048)]
     [1, 21, 64, 96, 1024, 1088, 2048]
@@ -65,7 +64,7 @@ def rounded(count: int) -> int:
 
 
 def pack_linears(model: nn.Module) -> bool:
-    """Put packed layers in place of a model's bfloat16 ones, and their activations into them, one after the other.
+    """Replace a model's bfloat16 linear layers by packed ones that include their activations.
 
     Args:
         model: on the CPU, for inference. Where :func:`can_pack` is false it stays as it is.
@@ -91,9 +90,9 @@ def pack_linears(model: nn.Module) -> bool:
 
 @functools.cache
 def can_pack() -> bool:
-    """Say whether bfloat16 layers can be packed here: on x86 with the instructions for it.
+    """Return whether bfloat16 layers can be packed: on x86 with the instructions for it.
 
-    The operators are those that torch's own compiler uses; they are tried once, and what they give is compared.
+    The operators are those of torch's compiler; they are tried once, and their result is compared.
 
     >>> can_pack() in (True, False)
     True
@@ -113,11 +112,11 @@ def can_pack() -> bool:
 
 
 _BEFORE_ACTIVATION = ("gate_proj", "linear_fc1")
-"""The layers of Qwen3-VL whose module applies its ``act_fn`` to what they give."""
+"""Layers of Qwen3-VL whose module applies its ``act_fn`` to their result."""
 
 
 def _activation(module: Any) -> tuple[str, str] | None:
-    """Give oneDNN's names of an activation, or None for one that it has not."""
+    """Return oneDNN's names of an activation, or None if it has none."""
     if isinstance(module, nn.GELU):
         return "gelu", module.approximate
     return {"SiLU": ("swish", ""), "SiLUActivation": ("swish", ""), "GELUTanh": ("gelu", "tanh")}.get(

@@ -1,7 +1,7 @@
-"""The forward pass of Qwen3-VL's text trunk, over prompts of any lengths that lie end to end.
+"""The forward pass of Qwen3-VL's text trunk, over prompts of any lengths laid end to end.
 
-The modules and parameters are transformers' own, and so are the results. No token is padding, so none is computed for
-nothing; no mask is made where a causal trunk needs none; no cache is kept of what is never continued.
+Modules, parameters and results are those of transformers, but no padding is computed, a causal trunk has no mask, and
+no cache is kept.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def run_trunk(
     visual_rows: Tensor | None = None,
     stacked: list[Tensor] | None = None,
 ) -> Tensor:
-    """Run a text trunk over embedded tokens.
+    """Return the hidden states of a text trunk for embedded tokens.
 
     Args:
         trunk: transformers' ``Qwen3VLTextModel``, whose parameters are used and whose ``forward`` is not.
         hidden: (n_tokens, hidden_size), prompts end to end, visual tokens in place. It is overwritten.
         positions: int64 (3, n_tokens): time, row, column.
-        packing: where the prompts lie, and whether they are read causally.
+        packing: layout of the prompts, and whether the trunk is causal.
         implementation: of attention; see :func:`~colqwen3_retrievers.engines.torch.attention.attend`.
         visual_rows: int64 (n_visual_tokens,), where the visual tokens lie.
         stacked: what the first layers add to the visual tokens, (n_visual_tokens, hidden_size) each.
@@ -52,7 +52,7 @@ def run_trunk(
 
 
 def rotary_tables(rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the cosines and sines of every token's angles.
+    """Return the cosines and sines of every token's angles.
 
     Args:
         rotary: transformers' ``Qwen3VLTextRotaryEmbedding``, which knows the kind of scaling.
@@ -94,7 +94,7 @@ def _normalised(norm: Any, rows: Tensor) -> Tensor:
     """Divide rows by their root mean square, in float32 inside whatever the dtype."""
     if rows.device.type != "cpu":
         return functional.rms_norm(rows, (rows.shape[-1],), norm.weight, norm.variance_epsilon)
-    wide = rows.float()  # torch has no kernel of its own for this on a CPU, and goes over the rows five times
+    wide = rows.float()  # torch has no fused kernel for this on a CPU, and reads the rows five times
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
     scale = scale.div_(rows.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
     scaled = wide * scale if wide is rows else wide.mul_(scale)

@@ -1,8 +1,8 @@
-"""The forward pass of Qwen3-VL's vision tower, over images of any sizes that lie end to end.
+"""The forward pass of Qwen3-VL's vision tower, over images of any sizes laid end to end.
 
-The modules and parameters are transformers' own, and so are the results; only the way through them is shorter: patches
-go through a matrix product instead of a three-dimensional convolution, images of one size attend together, what
-depends on a grid alone is computed once, and nothing waits for the device.
+Modules, parameters and results are those of transformers, but patches go through a matrix product instead of a
+three-dimensional convolution, images of one size attend together, tables of a grid are computed once, and nothing waits
+for the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEPT_PATCHES = 1 << 16  # of grids' tables: a dozen large page sizes
 
 
 def patches(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cut frames into the patches that the vision tower reads, normalised to -1..1.
+    """Return the patches of frames that the vision tower reads, normalised to -1..1.
 
     Args:
         pixels: uint8 (frames, height, width, 3), sides multiples of 32; a single frame fills both halves of a patch.
@@ -66,7 +66,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, pixels: Tensor) -> Grid:
-        """Give the grid of uint8 (frames, height, width, 3).
+        """Return the grid of uint8 (frames, height, width, 3).
 
         >>> Grid.of(torch.empty(1, 64, 96, 3))
         Grid(steps=1, rows=4, cols=6)
@@ -76,7 +76,7 @@ class Grid(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """What depends on a grid alone.
+    """Tables that depend on a grid only.
 
     Attributes:
         positions: (rows x cols, hidden), of the tower's dtype, added to the patches.
@@ -165,7 +165,7 @@ class VisionTower:
         return self._tables[size]
 
     def _make_tables(self, grid: Grid) -> _Tables:
-        """Resample the learned square of positions to a grid, bilinearly, corners on corners; take rotary angles."""
+        """Return the learned positions, resampled bilinearly to a grid with aligned corners, and rotary angles."""
         weight = self._tower.pos_embed.weight
         side = self._tower.num_grid_per_side
         square = weight.float().view(side, side, -1)
@@ -182,21 +182,21 @@ class VisionTower:
 
 
 def _taps(count: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Place ``count`` points evenly on a line of ``side``: the points on either side, and the second one's share."""
+    """Return ``count`` even points on a line of ``side``: both neighbours, and the share of the second."""
     places = torch.arange(count, device=device, dtype=torch.float32) * (side - 1) / max(1, count - 1)
     before = places.floor().long().clamp_(max=side - 1)
     return before, (before + 1).clamp_(max=side - 1), places - before
 
 
 def _in_merge_order(table: Tensor) -> Tensor:
-    """Flatten (rows, cols, n) to (rows x cols, n), the 2 x 2 patches of one visual token side by side."""
+    """Return (rows, cols, n) as (rows x cols, n), the 2 x 2 patches of one visual token side by side."""
     rows, cols, _ = table.shape
     blocks = table.view(rows // MERGE, MERGE, cols // MERGE, MERGE, -1)
     return blocks.transpose(1, 2).reshape(rows * cols, -1)
 
 
 def _merge(merger: Any, hidden: Tensor) -> Tensor:
-    """Make visual tokens of patches, four to one."""
+    """Merge patches into visual tokens, four to one."""
     norm: nn.LayerNorm = merger.norm
     if merger.use_postshuffle_norm:
         four = norm(hidden.view(-1, merger.hidden_size))

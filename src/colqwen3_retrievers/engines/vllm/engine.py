@@ -1,8 +1,7 @@
-"""vLLM in this process: for many pages on a GPU, with its scheduler, its kernels and several GPUs for one model.
+"""The engine that runs vLLM in this process, for many pages on one or several GPUs.
 
-vLLM gets our token ids and our pixels. Each image's run of placeholders is folded into the one that vLLM unfolds, its
-own resizing is off, and of every answer the token ids that vLLM computed with are compared with ours: that there are as
-many rows as rendered tokens follows.
+vLLM takes our token ids and our pixels. Each image's run of placeholders is replaced by the one that vLLM expands, its
+own resizing is off, and the token ids of every result are compared with ours, so that there is a row for each token.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from colqwen3_retrievers.engines import check_length, first_line
 from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import architecture, write_folder
 from colqwen3_retrievers.engines.vllm.plugin import NAME, register
-from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError, InputTooLongError, require
+from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError, require
 from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE
 from colqwen3_retrievers.models.rendering import EncoderInput
@@ -38,25 +38,25 @@ _WATCH_SECONDS = 0.5
 
 _starting = threading.Lock()  # one engine at a time: vLLM reads its settings from the environment
 _lock = threading.Lock()
-_running = 0  # engines that share what vLLM keeps once a process
+_running = 0  # engines that share vLLM's state of the process
 
 
 class VLLMEngine:
     """A checkpoint in vLLM.
 
-    vLLM starts a process for the model unless ``VLLM_ENABLE_V1_MULTIPROCESSING=0`` is set; both work. GPUs are those it
-    sees (``CUDA_VISIBLE_DEVICES``).
+    vLLM starts a process for the model unless ``VLLM_ENABLE_V1_MULTIPROCESSING=0`` is set; both work. It uses the GPUs
+    of ``CUDA_VISIBLE_DEVICES``.
 
     Args:
         checkpoint: an opened checkpoint.
         dtype: the backbone's; ``"auto"`` is bfloat16 on a GPU (float16 where it has none) and float32 elsewhere. The
             projection is float32 whatever this says.
         options: see :class:`colqwen3_retrievers.VLLMOptions`.
-        max_pixels: most pixels of a rendered image, for which vLLM sets memory aside.
+        max_pixels: most pixels of a rendered image, for which vLLM reserves memory.
 
     Raises:
         CheckpointError: the weights do not fill the model.
-        ConfigError: options that this checkpoint or machine cannot have.
+        ConfigError: options that do not fit this checkpoint or machine.
         EngineError: vLLM does not start.
         MissingExtraError: vLLM is not installed.
     """
@@ -82,17 +82,12 @@ class VLLMEngine:
 
         Raises:
             InputTooLongError: an input is longer than ``max_model_len``; none of this call was encoded.
-            EngineError: vLLM failed, or computed something else than it was given.
+            EngineError: vLLM failed, or encoded other tokens than its input.
         """
         if self._closed:
             raise EngineError("the engine is closed")
         for item in inputs:
-            if len(item) > self._max_tokens:
-                raise InputTooLongError(
-                    f"an input has {len(item):,} tokens, vLLM was started for {self._max_tokens:,} (max_model_len)",
-                    limit=self._max_tokens,
-                    actual=len(item),
-                )
+            check_length(item, self._max_tokens, f"vLLM was started for {self._max_tokens:,} (max_model_len)")
         if self._llm is None:
             self._llm = self._start()
         prompts = [prompt_of(item, before_video=self._before_video) for item in inputs]
@@ -102,18 +97,18 @@ class VLLMEngine:
             dead = _is_dead(exc)
             if dead:
                 self._stop()
-            raise EngineError(f"vLLM failed: {_first_line(exc)}", retryable=dead) from exc
+            raise EngineError(f"vLLM failed: {first_line(exc)}", retryable=dead) from exc
         if len(outputs) != len(inputs):
             raise EngineError(f"vLLM gave {len(outputs)} results for {len(inputs)} inputs")
         return [self._rows(item, output) for item, output in zip(inputs, outputs, strict=True)]
 
     def close(self) -> None:
-        """End vLLM, its processes, and give its memory back."""
+        """End vLLM and its processes, and free its memory."""
         self._closed = True
         self._stop()
 
     def _rows(self, item: EncoderInput, output: Any) -> Float32:
-        """Check one result against what was asked."""
+        """Return the rows of one result, checked against its input."""
         used = np.asarray(output.prompt_token_ids, dtype=np.int64)
         if not np.array_equal(used, item.token_ids):
             marks = "this version of vLLM or of transformers unfolds an image or a video in a way not known here"
@@ -133,7 +128,7 @@ class VLLMEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="colqwen3-vllm-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         write_folder(self._checkpoint, folder, max_pixels=self._max_pixels)
-        register()  # vLLM does so itself; this also covers an installation whose entry points are not in place
+        register()  # as vLLM does itself, unless the entry points are not installed
         from vllm import LLM
 
         with _lock:
@@ -148,7 +143,7 @@ class VLLMEngine:
                     gpu_memory_utilization=options.gpu_memory_utilization,
                     tensor_parallel_size=options.tensor_parallel_size,
                     enforce_eager=options.enforce_eager,
-                    # rows of tokens that a cache answers for, or that an earlier chunk held, would be missing
+                    # rows of cached tokens, or of an earlier chunk, would be missing
                     enable_prefix_caching=False,
                     enable_chunked_prefill=False,
                     mm_processor_kwargs={"do_resize": False},
@@ -162,21 +157,21 @@ class VLLMEngine:
             raise self._explained(exc) from exc
 
     def _explained(self, exc: Exception) -> Exception:
-        """Say in our words why vLLM did not start."""
-        model, reasons = self._checkpoint.model, "\n".join(_chain(exc))
+        """Return the error for vLLM's failure to start."""
+        model, reasons = self._checkpoint.model, "\n".join(map(str, _links(exc)))
         if any(sign in reasons for sign in _MISSING_TENSORS):
-            return CheckpointError(f"{model}: the weights do not fill vLLM's model: {_first_line(exc)}")
+            return CheckpointError(f"{model}: the weights do not fill vLLM's model: {first_line(exc)}")
         if architecture(self._checkpoint.family) in reasons:
             return EngineError(
                 f"vLLM does not know the plugin's architectures: reinstall colqwen3-retrievers beside vLLM, and let "
                 f"VLLM_PLUGINS (now {os.environ.get('VLLM_PLUGINS')!r}) name {NAME}"
             )
         if "gpu_memory_utilization" in reasons or "KV cache" in reasons:
-            return ConfigError(f"{model}: vLLM has too little memory: {_first_line(exc)}")
-        return EngineError(f"{model}: vLLM does not start: {_first_line(exc)}")
+            return ConfigError(f"{model}: vLLM has too little memory: {first_line(exc)}")
+        return EngineError(f"{model}: vLLM does not start: {first_line(exc)}")
 
     def _stop(self) -> None:
-        """End vLLM; what it keeps once a process goes with the last engine."""
+        """End vLLM; its state of the process is freed with the last engine."""
         global _running
         llm, self._llm = self._llm, None
         folder, self._folder = self._folder, None
@@ -196,14 +191,14 @@ class VLLMEngine:
 
 
 def prompt_of(item: EncoderInput, *, before_video: int = 0) -> dict[str, Any]:
-    """Write a rendered input as a vLLM prompt.
+    """Return a rendered input as a vLLM prompt.
 
     Args:
         item: a rendered input.
         before_video: tokens of the prompt before a video's first time mark; vLLM writes the time marks itself.
 
     Returns:
-        ``prompt_token_ids``, each image or video folded into one placeholder, and ``multi_modal_data`` for the pixels.
+        ``prompt_token_ids``, with one placeholder for each image or video, and ``multi_modal_data`` for the pixels.
 
     >>> text = EncoderInput(is_query=True, prompt="a b", token_ids=np.array([4, 5]), content=slice(0, 2))
     >>> prompt_of(text)
@@ -243,7 +238,7 @@ def _tokens_before_video(checkpoint: Checkpoint) -> int:
 
 
 def _unfolds_bare_pads() -> bool:
-    """Whether a video's placeholder is the bare pad, or the pad between its marks, as in transformers before 5.10."""
+    """Return whether vLLM expands the bare pad of a video, or the pad between its marks (transformers < 5.10)."""
     from transformers import ProcessorMixin
     from transformers.models.qwen3_vl import Qwen3VLProcessor
 
@@ -252,7 +247,7 @@ def _unfolds_bare_pads() -> bool:
 
 
 def settle_dtype(dtype: str) -> str:
-    """Say in which dtype vLLM runs a backbone asked for ``dtype`` on this machine.
+    """Return the dtype of a backbone in vLLM on this machine, for a requested ``dtype``.
 
     vLLM's own ``auto`` makes a float32 checkpoint float16, in which Qwen3-VL may overflow.
     """
@@ -268,12 +263,12 @@ def settle_dtype(dtype: str) -> str:
 
 @contextmanager
 def _engine_processes() -> Iterator[None]:
-    """Have vLLM's processes start afresh, and without running the caller's script again.
+    """Spawn vLLM's processes without running the caller's script again.
 
-    A fork of this process would lack its threads but keep the locks they hold. A fresh process, on the other hand,
-    imports the script it was started from, as ``multiprocessing`` has it, and a script without an ``if __name__``
-    guard would then start an engine of its own. Nothing that vLLM hands over lives in that script, so processes that
-    this thread starts are not told of it. Whoever sets ``VLLM_WORKER_MULTIPROC_METHOD`` gets what they ask for.
+    A fork of this process would lack its threads but keep the locks they hold. A spawned process imports the caller's
+    script, as ``multiprocessing`` does, and a script without an ``if __name__`` guard would start another engine.
+    Nothing that vLLM passes on is defined in that script, so processes started by this thread do not import it.
+    ``VLLM_WORKER_MULTIPROC_METHOD``, when set, is obeyed.
     """
     method = "VLLM_WORKER_MULTIPROC_METHOD"
     if os.environ.get(method):
@@ -298,10 +293,10 @@ def _engine_processes() -> Iterator[None]:
 
 
 def _watch(core: Any) -> None:
-    """Wake whoever waits for an engine's process that died.
+    """Wake the calls that wait for an engine's process that died.
 
-    vLLM 0.32 notices the death, closes its sockets, and leaves a call under way waiting for ever. Where there is no
-    such process, or a vLLM without the parts named here, there is nothing to watch.
+    vLLM 0.32 notices the death, closes its sockets, and leaves a pending call waiting forever. Without such a process,
+    or in a vLLM without these attributes, there is nothing to watch.
     """
     queue, resources = getattr(core, "outputs_queue", None), getattr(core, "resources", None)
     if queue is None or resources is None or not hasattr(resources, "engine_dead"):
@@ -329,11 +324,3 @@ def _links(exc: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
-
-
-def _chain(exc: BaseException) -> list[str]:
-    return [str(link) for link in _links(exc)]
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0] or type(exc).__name__

@@ -1,4 +1,4 @@
-"""A folder that vLLM can start from: a checkpoint's weights, and beside them the small files vLLM wants.
+"""A folder that vLLM can start from: links to a checkpoint's weights, and the small files that vLLM requires.
 
 This library reads a checkpoint's ``config.json``, ``tokenizer.json`` and tensors, and nothing else. vLLM also reads the
 processor's and the tokenizer's settings, which some checkpoints lack and others spell in ways that break its loaders.
@@ -18,20 +18,20 @@ from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE, Family
 
 CAUSAL_ARCHITECTURE = "ColQwen3RetrieversModel"
-"""What our vLLM plugin registers for families whose text trunk is causal and read after the final norm."""
+"""Architecture of families whose text trunk is causal and read after the final norm."""
 
 BIDIRECTIONAL_ARCHITECTURE = "ColQwen3RetrieversBidirectionalModel"
-"""What it registers for families whose text trunk is bidirectional and read before the final norm."""
+"""Architecture of families whose text trunk is bidirectional and read before the final norm."""
 
 NEEDED_BY_VLLM = ("preprocessor_config.json", "tokenizer_config.json")
-"""Files without which vLLM does not start, though this library does without them."""
+"""Files that vLLM requires and this library does not."""
 
 _PAD = "<|endoftext|>"
 _END = "<|im_end|>"
 
 
 def architecture(family: Family) -> str:
-    """Name the architecture that serves a family.
+    """Return the architecture that serves a family.
 
     No vLLM knows it without our plugin, so a server that lacks the plugin does not start, rather than serving
     embeddings without the projection bias.
@@ -44,7 +44,7 @@ def architecture(family: Family) -> str:
 
 
 def config_overrides(family: Family) -> dict[str, Any]:
-    """Give what vLLM must read otherwise than it stands in a checkpoint's ``config.json``.
+    """Return vLLM's overrides of a checkpoint's ``config.json``.
 
     >>> from colqwen3_retrievers.models.families import get_family
     >>> config_overrides(get_family("ops"))
@@ -57,7 +57,7 @@ def config_overrides(family: Family) -> dict[str, Any]:
 
 
 def write_folder(checkpoint: Checkpoint, folder: Path, *, max_pixels: int | None = None) -> None:
-    """Lay out a folder that vLLM can start from.
+    """Write a folder that vLLM can start from.
 
     Args:
         checkpoint: an opened checkpoint.

@@ -1,4 +1,4 @@
-"""Asks for the API key on every path of a vLLM server that encodes.
+"""Middleware that requires the API key on every path of a vLLM server that encodes.
 
 vLLM compares ``VLLM_API_KEY`` only below ``/v1`` and a few other prefixes; ``/pooling``, ``/score`` and ``/rerank``,
 the paths used here, stay open. The command line of :mod:`colqwen3_retrievers.engines.vllm.serving` names this as a
@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN_PATHS = ("/health", "/ping", "/metrics", "/version")
-"""What may be asked without the key: whether the server lives, and how it does."""
+"""Paths that need no key: health and metrics."""
 
 VARIABLE = "VLLM_API_KEY"
 
@@ -27,7 +27,7 @@ class RequireKey:
     """ASGI middleware: 401 without ``Authorization: Bearer KEY``, where ``VLLM_API_KEY`` is set.
 
     Args:
-        app: what is behind it.
+        app: the wrapped application.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -52,7 +52,7 @@ class RequireKey:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope.get("method") == "OPTIONS" or path in OPEN_PATHS:
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = header.partition(b" ")
         # digests of one length, so that the time this takes tells nothing of the key
         return scheme.lower() == b"bearer" and secrets.compare_digest(hashlib.sha256(key).digest(), self._digest or b"")

@@ -1,22 +1,20 @@
-"""Names of tensors: from any family's convention to vLLM's, and from vLLM's packed parameters back."""
+"""Mapping tensor names from any family's convention to vLLM's, and from vLLM's packed parameters back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from colqwen3_retrievers.models.families import PROJECTION_NAMES
+from colqwen3_retrievers.models.families import PROJECTION_NAMES, inner_name
 
 PROJECTION = "custom_text_proj"
 """vLLM's name of the projection, whatever a checkpoint's."""
 
-_OUTER_PREFIXES = ("base_model.model.", "vlm.", "model.")
-
 
 def renamed(name: str) -> str:
-    """Bring a tensor's name from any family's convention to the one that vLLM maps from.
+    """Return the name under which vLLM maps a tensor, for a name of any family's convention.
 
     Args:
-        name: as it stands in a checkpoint.
+        name: as in a checkpoint.
 
     Returns:
         ``model.visual.*``, ``model.language_model.*``, ``lm_head.*`` or ``custom_text_proj.*``; other names unchanged.
@@ -26,9 +24,7 @@ def renamed(name: str) -> str:
     >>> renamed("embedding_proj_layer.bias")
     'custom_text_proj.bias'
     """
-    inner = name
-    for prefix in _OUTER_PREFIXES:
-        inner = inner.removeprefix(prefix)
+    inner = inner_name(name)
     part, _, rest = inner.partition(".")
     if part in PROJECTION_NAMES:
         return f"{PROJECTION}.{rest}"
@@ -38,7 +34,7 @@ def renamed(name: str) -> str:
 
 
 def mapped(name: str) -> str:
-    """Give the parameter's name of a renamed tensor.
+    """Return the parameter's name of a renamed tensor.
 
     >>> mapped("model.language_model.norm.weight")
     'language_model.model.norm.weight'
@@ -49,7 +45,7 @@ def mapped(name: str) -> str:
 
 
 def sources(parameter: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Give the tensors that fill a parameter: vLLM packs some that a checkpoint holds apart.
+    """Return the tensors that fill a parameter: vLLM packs some that are separate in a checkpoint.
 
     >>> sources("language_model.model.layers.0.mlp.gate_up_proj.weight", {"gate_up_proj": ["gate_proj", "up_proj"]})
     ['language_model.model.layers.0.mlp.gate_proj.weight', 'language_model.model.layers.0.mlp.up_proj.weight']

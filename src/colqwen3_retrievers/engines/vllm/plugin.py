@@ -1,4 +1,4 @@
-"""The vLLM plugin: tells vLLM, in each of its processes, where a ColQwen3 that keeps everything is to be found.
+"""The vLLM plugin: registers our ColQwen3 models in each of vLLM's processes.
 
 vLLM calls :func:`register` in the API server, in the engine's process and in every worker, through the entry point
 ``vllm.general_plugins``. Most of these never build a model, so only names are registered and nothing is imported; the
@@ -17,7 +17,7 @@ import os
 from colqwen3_retrievers.engines.vllm.folder import BIDIRECTIONAL_ARCHITECTURE, CAUSAL_ARCHITECTURE
 
 TESTED_VERSIONS = ("0.32",)
-"""Versions of vLLM whose faults and whose inside this plugin is known to fit."""
+"""Versions of vLLM this plugin was tested with."""
 
 NAME = "colqwen3_retrievers"
 """Name of the entry point, as ``VLLM_PLUGINS`` would list it."""
@@ -72,7 +72,7 @@ def register() -> None:
 
 
 def _upstream_is_known() -> bool:
-    """Whether vLLM has the module that ours builds on; looked up, not imported."""
+    """Return whether vLLM has the module that ours builds on, without importing it."""
     try:
         return importlib.util.find_spec("vllm.model_executor.models.colqwen3") is not None
     except ImportError:
@@ -80,7 +80,7 @@ def _upstream_is_known() -> bool:
 
 
 def _is_tested(version: str) -> bool:
-    """Whether a version is one of the tested series.
+    """Return whether a version is one of the tested series.
 
     >>> _is_tested("0.32.4"), _is_tested("0.32.0+cpu"), _is_tested("0.33.0"), _is_tested("0.320.0")
     (True, True, False, False)

@@ -1,11 +1,11 @@
-"""The command line of a vLLM server for a checkpoint: what its family needs, so that nobody has to know it.
+"""The command line of a vLLM server for a checkpoint, with everything that its family needs.
 
-A server started otherwise answers too, with embeddings of another prompt, another size of image or without the
-projection's bias, and no error tells. What is here makes that impossible, or at least impossible to do quietly:
+A server started otherwise answers, too, but with embeddings of another prompt, another size of image or without the
+projection's bias, and without an error. This command line prevents that:
 
-- the architecture named is one that only this package's vLLM plugin knows: without the plugin vLLM does not start;
-- the chat template writes the family's exact prompts, for our client and for anybody's image or text message;
-- images are bounded as the family was trained; prefix caching and chunked prefill, which take rows away, are off.
+- its architecture is known to this package's vLLM plugin only: without the plugin vLLM does not start;
+- its chat template writes the family's exact prompts, for our client and for any image or text message;
+- images are bounded as in the family's training; prefix caching and chunked prefill, which drop rows, are off.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import NEEDED_BY_VLLM, config_overrides, write_folder
-from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES
 from colqwen3_retrievers.errors import ConfigError, EngineError
-from colqwen3_retrievers.models.checkpoint import Checkpoint, open_checkpoint
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
 from colqwen3_retrievers.models.families import FAMILIES, VISUAL_TOKEN_SIDE, Family, get_family
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
+
+CHAT_TEMPLATES = Path(__file__).parent / "chat_templates"
+"""Folder of the chat templates, one file a family, written by ``scripts/chat_templates.py``."""
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 LAUNCHERS = ("vllm", "python")
@@ -34,10 +38,10 @@ _NATIVE_CONTEXT = 262_144  # of Qwen3-VL; a hub checkpoint is not downloaded to 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a command line is made for.
+    """A checkpoint to be served.
 
     Attributes:
-        name: hub name or folder, as the server is told.
+        name: hub name or folder, for the server.
         family: its row.
         min_pixels: fewest pixels of an image.
         max_pixels: most pixels of an image.
@@ -58,19 +62,19 @@ def served_model(
     folder: str | os.PathLike[str] | None = None,
     revision: str | None = None,
 ) -> ServedModel:
-    """Find out what a command line has to say about a checkpoint.
+    """Return the facts about a checkpoint that a command line needs.
 
-    A hub model is not downloaded: vLLM will, on the machine that serves.
+    A hub model is not downloaded here: vLLM does so, on the serving machine.
 
     Args:
         model: hub name, folder or ``"tiny"``.
         family: its family; needed for a hub model that the family table does not name.
-        folder: where to lay out a folder with what vLLM needs beside the weights (links to them); the server is then
-            started from there. Needed when the checkpoint's own folder lacks it.
-        revision: branch, tag or commit of a hub model that is laid out in ``folder``.
+        folder: a folder to write, with the files vLLM needs and links to the weights, to serve from. Needed when the
+            checkpoint's own folder lacks those files.
+        revision: branch, tag or commit of a hub model written to ``folder``.
 
     Raises:
-        ConfigError: the family cannot be told, or files that vLLM needs are missing and no ``folder`` is given.
+        ConfigError: the family cannot be identified, or files that vLLM needs are missing and no ``folder`` is given.
         CheckpointError: a folder that is no checkpoint.
         EngineError: ``folder`` cannot be written.
     """
@@ -88,18 +92,13 @@ def served_model(
                 f"{name}: vLLM needs {' and '.join(missing)}, which the checkpoint lacks; "
                 "name a folder for them (--folder DIR, folder=)"
             )
-        return _from_checkpoint(checkpoint, str(where))
+        pixels = checkpoint.min_pixels, checkpoint.max_pixels
+        return ServedModel(str(where), checkpoint.family, *pixels, checkpoint.context_length)
     rows = [row for row in FAMILIES.values() if name in row.models]
     if family is None and not rows:
         raise ConfigError(f"{name}: not a model the family table names; give family= one of {', '.join(FAMILIES)}")
     row = get_family(family) if family else rows[0]
     return ServedModel(name, row, row.min_pixels, row.max_pixels, _NATIVE_CONTEXT)
-
-
-def _from_checkpoint(checkpoint: Checkpoint, where: str) -> ServedModel:
-    return ServedModel(
-        where, checkpoint.family, checkpoint.min_pixels, checkpoint.max_pixels, checkpoint.context_length
-    )
 
 
 def serve_command(
@@ -120,8 +119,8 @@ def serve_command(
 ) -> list[str]:
     """Build the command line of a vLLM server for a checkpoint.
 
-    The API key is not part of it, since command lines are seen by everybody on a machine: the server reads
-    ``VLLM_API_KEY``, and asks for it on every path that encodes.
+    The API key is not part of it, since command lines are visible to every user of a machine: the server reads
+    ``VLLM_API_KEY``, and requires it on every path that encodes.
 
     Args:
         model: hub name, folder or ``"tiny"``.
@@ -130,21 +129,21 @@ def serve_command(
         revision: branch, tag or commit of a hub model.
         host: address to listen on; vLLM's own default is every address.
         port: from 1 to 65535.
-        served_name: the name clients ask for; None takes ``model``.
+        served_name: the model's name for clients; None takes ``model``.
         dtype: ``"bfloat16"``, ``"float16"`` (GPUs before Ampere), ``"float32"`` or ``"auto"``, with which vLLM makes a
             float32 checkpoint float16; the projection stays float32.
         max_visual_tokens: most visual tokens a page (32 x 32 pixels each); None takes the family's bound.
-        videos: whether clients may say the times of a video's frames, as ours does; vLLM can allow this only together
-            with all other settings of its image processor, so it is off unless asked for.
+        videos: whether clients may send the times of a video's frames, as ours does; vLLM can allow this only together
+            with all other settings of its image processor, so it is off by default.
         options: GPUs, memory, length; the same as of the in-process engine.
         launcher: ``"vllm"`` for ``vllm serve``, or ``"python"`` for ``python -m vllm.entrypoints.openai.api_server``.
-        extra: further arguments for vLLM, as they stand.
+        extra: further arguments for vLLM.
 
     Returns:
         The arguments, the program first.
 
     Raises:
-        ConfigError: an argument that cannot be used, or a family that cannot be told.
+        ConfigError: an invalid argument, or a family that cannot be identified.
         CheckpointError: a folder that is no checkpoint.
 
     >>> command = serve_command("TomoroAI/tomoro-colqwen3-embed-4b", port=8123)
@@ -156,10 +155,9 @@ def serve_command(
         raise ConfigError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
     if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher {launcher!r}: expected {' or '.join(LAUNCHERS)}")
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65_536:
-        raise ConfigError(f"port: expected an integer from 1 to 65535, got {port!r}")
+    port = whole_number(port, "port", least=1, most=65_535)
     if any(part.partition("=")[0].replace("_", "-") == "--api-key" for part in extra):  # vLLM takes both spellings
-        raise ConfigError("--api-key: everybody on the machine sees a command line; set VLLM_API_KEY instead")
+        raise ConfigError("--api-key: every user of the machine sees a command line; set VLLM_API_KEY instead")
     served = served_model(model, family=family, folder=folder, revision=revision)
     max_pixels = _max_pixels(served, max_visual_tokens)
     row = served.family
@@ -179,12 +177,8 @@ def serve_command(
         if row.video is None:
             raise ConfigError(f"videos: family {row.name} has no prompt for them")
         command += ["--trust-request-mm-kwargs"]
-    command += [
-        "--chat-template",
-        str(CHAT_TEMPLATES / f"{row.name}.jinja"),
-        "--chat-template-content-format",
-        "openai",
-    ]
+    command += ["--chat-template", str(CHAT_TEMPLATES / f"{row.name}.jinja")]
+    command += ["--chat-template-content-format", "openai"]
     command += ["--no-enable-prefix-caching", "--no-enable-chunked-prefill"]
     command += ["--middleware", "colqwen3_retrievers.engines.vllm.key.RequireKey"]
     command += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
@@ -199,15 +193,14 @@ def _max_pixels(served: ServedModel, max_visual_tokens: int | None) -> int:
     if max_visual_tokens is None:
         return served.max_pixels
     bound = served.max_pixels // VISUAL_TOKEN_SIDE**2
-    if not isinstance(max_visual_tokens, int) or isinstance(max_visual_tokens, bool) or max_visual_tokens < 1:
-        raise ConfigError(f"max_visual_tokens: expected an integer from 1, got {max_visual_tokens!r}")
+    max_visual_tokens = whole_number(max_visual_tokens, "max_visual_tokens", least=1)
     if max_visual_tokens > bound:
         raise ConfigError(f"max_visual_tokens {max_visual_tokens}: {served.name} reads at most {bound} a page")
     return max_visual_tokens * VISUAL_TOKEN_SIDE**2
 
 
 def server_environment() -> dict[str, str]:
-    """Give the environment of a server: this process's, with the API key where vLLM looks for it.
+    """Return the environment of a server: this process's, with the API key where vLLM reads it.
 
     ``VLLM_API_KEY`` is taken from ``COLQWEN3_API_KEY`` when only that is set, so that one variable serves both ends.
     """
@@ -219,7 +212,7 @@ def server_environment() -> dict[str, str]:
 
 
 def show_command(command: Sequence[str]) -> str:
-    r"""Write a command as one may paste it into a shell, an option a line.
+    r"""Return a command to paste into a shell, one option a line.
 
     >>> print(show_command(["vllm", "serve", "a model", "--port", "8000", "--enforce-eager"]))
     vllm serve 'a model' \
@@ -261,16 +254,16 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Run ``colqwen3 serve``: print the server's command line, or become the server.
+    """Run ``colqwen3 serve``: print the server's command line, or start the server.
 
     Args:
         arguments: of a parser that :func:`add_serve_arguments` filled.
 
     Returns:
-        0 after printing. With ``--run`` the process becomes the server's and this never returns.
+        0 after printing. With ``--run`` the server replaces this process.
 
     Raises:
-        ConfigError: an argument that cannot be used.
+        ConfigError: an invalid argument.
         CheckpointError: a folder that is no checkpoint.
         EngineError: vLLM is not installed here.
     """

@@ -37,7 +37,7 @@ from typing import Final, Self
 import numpy as np
 
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
-from colqwen3_retrievers.pages.paths import user_path
+from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.stores.embedded import compaction
 from colqwen3_retrievers.stores.embedded import rows as table
 from colqwen3_retrievers.stores.embedded.catalogue import (

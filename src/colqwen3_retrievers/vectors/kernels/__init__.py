@@ -1,7 +1,6 @@
-"""Faster kernels of late interaction: same scores as ``numpy_kernel``.
+"""Faster kernels of late interaction, with the scores of ``numpy_kernel``, and scans of candidates' codes.
 
-Each function here makes a :class:`~colqwen3_retrievers.vectors.late_interaction.Kernel`, to be handed to ``maxsim`` and
-``top_k``; nothing is registered and nothing heavy is imported before one is asked for.
+Each function returns a kernel for ``maxsim``, or a scan for a store; only these calls import torch.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ from colqwen3_retrievers.vectors.late_interaction import Kernel, numpy_kernel
 
 
 def torch_kernel(device: str = "cpu") -> Kernel:
-    """Make the torch kernel for a device.
+    """Return the torch kernel for a device.
 
     Args:
         device: "cpu", "cuda", or "cuda:1" and so on.
 
     Returns:
-        A kernel that may be kept and shared between threads. On the CPU it keeps as many worker threads as
-        ``torch.get_num_threads()``.
+        A kernel that may be shared between threads. On the CPU it uses ``torch.get_num_threads()`` worker threads.
 
     Raises:
         ConfigError: torch has no such device, or it is of another kind.
@@ -33,16 +31,16 @@ def torch_kernel(device: str = "cpu") -> Kernel:
     [[-0.5]]
     """
     require("torch", "torch")
-    from colqwen3_retrievers.vectors.kernels.torch import TorchKernel  # torch is imported only when asked for
+    from colqwen3_retrievers.vectors.kernels.torch_maxsim import TorchKernel
 
     return TorchKernel(device)
 
 
 @functools.cache
 def default_kernel() -> Kernel:
-    """Give the kernel that whoever has no wish of his own should use: torch's on the CPU, or numpy's without torch.
+    """Return the default kernel: torch's on the CPU, or numpy's without torch.
 
-    Beside its speed, the torch kernel does not stall when another process holds a core, as numpy's BLAS does.
+    Besides being faster, the torch kernel does not stall when another process occupies a core, as numpy's BLAS does.
 
     >>> from colqwen3_retrievers.vectors.late_interaction import maxsim
     >>> maxsim([[1.0, 0.0]], [[-0.5, 0.0]], kernel=default_kernel()).tolist()
@@ -53,24 +51,24 @@ def default_kernel() -> Kernel:
 
 @functools.cache
 def default_scan() -> CodeScan:
-    """Give the scan of candidates' codes for the CPU: torch's, or numpy's without torch.
+    """Return the default scan of candidates' codes: torch's on the CPU, or numpy's without torch.
 
     >>> callable(default_scan())
     True
     """
     if importlib.util.find_spec("torch") is None:
         return numpy_scan
-    from colqwen3_retrievers.vectors.kernels.torch_scan import torch_scan  # torch is imported only when asked for
+    from colqwen3_retrievers.vectors.kernels.torch_scan import torch_scan
 
     return torch_scan
 
 
 def device_scan(device: str = "cuda") -> CodeScan:
-    """Make the scan of candidates' codes for a GPU, where they then stay, as they are stored: int8 or single bits.
+    """Return a scan that keeps candidates' codes on a GPU, as they are stored: int8 or single bits.
 
     Uses a fused kernel where Triton is installed (``pip install "colqwen3-retrievers[gpu]"``) and finds a C compiler;
-    torch's products otherwise, after a warning where Triton is there in vain. Give it to a store together with the
-    kernel that scores candidates::
+    torch's products otherwise, after a warning where Triton is installed and fails. Pass it to a store together with
+    the kernel that scores candidates::
 
         EmbeddedStore(folder, scan=device_scan("cuda"), kernel=torch_kernel("cuda"))
 
@@ -83,9 +81,9 @@ def device_scan(device: str = "cuda") -> CodeScan:
 
     >>> device_scan("cuda:99")
     Traceback (most recent call last):
-    colqwen3_retrievers.errors.ConfigError: device: 'cuda:99' asked for, torch sees ...
+    colqwen3_retrievers.errors.ConfigError: device: 'cuda:99' requested, torch sees ...
     """
     require("torch", "torch")
-    from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan  # torch is imported only when asked for
+    from colqwen3_retrievers.vectors.kernels.gpu_scan import DeviceScan
 
     return DeviceScan(device)

@@ -1,8 +1,8 @@
-"""The candidate scan on a GPU: codes are copied there once and stay; each search sends a query and fetches scores.
+"""The candidate scan on a GPU: codes are copied there once; each search sends a query and fetches scores.
 
-With Triton (the ``gpu`` extra) one fused kernel scans int8 codes where they lie. Without it, and where rows are too
-wide for it, ``torch._int_mm`` and a maximum of blocks do, some pages at a time. Codes of single bits stay packed on the
-device as in their file, and are unpacked there, some pages at a time.
+With Triton (the ``gpu`` extra) one fused kernel scans int8 codes in place. Without it, and for rows too wide for it,
+``torch._int_mm`` and a maximum of blocks are used, some pages at a time. Codes of single bits are stored packed on the
+device, and unpacked there, some pages at a time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes, unpacked_code
 from colqwen3_retrievers.vectors.kernels.scan import SPARE, CodeScan, turns
-from colqwen3_retrievers.vectors.kernels.torch import as_tensor
+from colqwen3_retrievers.vectors.kernels.torch_maxsim import as_tensor, cpu_or_cuda
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 MOST_BYTES: Final = 1 << 29
-"""Held on the device at once beside the codes, unless a single page takes more: further pages are scanned in turns."""
+"""Bytes used on the device besides the codes, unless a single page takes more: pages are scanned in turns."""
 
-_MOST_TOKENS = 256  # query tokens compared at a time: the device is then busy with products, not with reading codes
+_MOST_TOKENS = 256  # query tokens compared at a time: enough that products, not reading codes, take the time
 
 
-class _Asked(NamedTuple):
+class _DeviceQueries(NamedTuple):
     """Queries on the device."""
 
     tokens: torch.Tensor  # int8 (n_tokens, width)
@@ -41,36 +40,28 @@ class _Asked(NamedTuple):
 class DeviceScan:
     """A :class:`~colqwen3_retrievers.vectors.kernels.scan.CodeScan` that keeps codes on a device.
 
-    Made by :func:`colqwen3_retrievers.vectors.kernels.device_scan`. Codes are copied when they are first scanned, and
-    again when their file has grown; they are let go with the memory map they came from. Memory on the device is that of
-    the codes as they are stored, and :data:`MOST_BYTES`, whatever the number of pages and queries.
+    Codes are copied when they are first scanned, and again when their file has grown; they are freed with the memory
+    map they came from. Memory on the device is that of the codes as they are stored, and :data:`MOST_BYTES`, whatever
+    the number of pages and queries.
 
     Args:
-        device: "cuda", which is the current one, "cuda:N", or "cpu", which serves to test it.
-        fused: whether to use the Triton kernel; None means where the device is CUDA and Triton is installed and works
-            (it needs a C compiler): the first scan tries, and warns before it does without.
+        device: "cuda", which is the current one, "cuda:N", or "cpu", for tests.
+        fused: whether to use the Triton kernel. None uses it where the device is CUDA and Triton is installed and works
+            (it needs a C compiler): the first scan tries it, and warns if it fails.
 
     Attributes:
-        device: where the codes lie, with its number.
-        fused: as given; False where None was and nothing can be fused.
+        device: of the codes, with its number.
+        fused: as given; False instead of None where Triton cannot be used.
 
     Raises:
         ConfigError: torch has no such device, or it is of another kind.
     """
 
     def __init__(self, device: str = "cuda", *, fused: bool | None = None) -> None:
-        try:
-            picked = torch.device(device)
-        except (RuntimeError, TypeError) as exc:
-            raise ConfigError(f"device: torch knows no {device!r}") from exc
-        if picked.type not in ("cpu", "cuda"):
-            raise ConfigError(f'device: expected "cuda" or "cpu", got {device!r}')
-        if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device: {device!r} asked for, torch sees {torch.cuda.device_count()} CUDA devices")
-        if picked.type == "cuda" and picked.index is None:  # or threads of other current devices would mix them
-            picked = torch.device("cuda", torch.cuda.current_device())
-        self.device = picked
-        possible = picked.type == "cuda" and importlib.util.find_spec("triton") is not None
+        self.device = cpu_or_cuda(device)
+        if self.device.type == "cuda" and self.device.index is None:  # the current device differs between threads
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        possible = self.device.type == "cuda" and importlib.util.find_spec("triton") is not None
         self.fused = False if fused is None and not possible else fused
         self._resident: dict[int, tuple[weakref.ref[Int8], torch.Tensor]] = {}
 
@@ -81,7 +72,7 @@ class DeviceScan:
         return self._scan(queries, rows, starts, lengths, scales)
 
     def of_bits(self, dim: int, /) -> CodeScan:
-        """Give the scan of single bits; see :class:`~colqwen3_retrievers.vectors.kernels.scan.UnpackingScan`."""
+        """Return the scan of single bits; see :class:`~colqwen3_retrievers.vectors.kernels.scan.UnpackingScan`."""
         return functools.partial(self._scan, dim=dim)
 
     def _scan(
@@ -95,47 +86,47 @@ class DeviceScan:
     ) -> Float32:
         """Scan int8 codes, or with ``dim`` those of single bits."""
         codes = self._codes(rows)
-        asked = _Asked(
+        device_queries = _DeviceQueries(
             as_tensor(queries.rows).to(self.device),
             as_tensor(queries.scales).to(self.device).double(),
             as_tensor(np.repeat(np.arange(len(queries.offsets) - 1), np.diff(queries.offsets))).to(self.device),
             len(queries.offsets) - 1,
         )
-        n_tokens, width = asked.tokens.shape
+        n_tokens, width = device_queries.tokens.shape
         fused = self._fuses(width)
-        costs = np.full(len(starts), _page_bytes(n_tokens, asked.n_queries))
+        costs = np.full(len(starts), _page_bytes(n_tokens, device_queries.n_queries))
         if not fused or dim is not None:
             costs += lengths * _row_bytes(width, n_tokens, fused)
-        found = np.empty((asked.n_queries, len(starts)), dtype=np.float32)
+        scores = np.empty((device_queries.n_queries, len(starts)), dtype=np.float32)
         for first, last in turns(costs, MOST_BYTES):
-            sums = self._sums(asked, codes, starts[first:last], lengths[first:last], fused, dim).cpu().numpy()
-            np.multiply(sums.T, scales[first:last], out=found[:, first:last], casting="same_kind")
-        return found
+            sums = self._sums(device_queries, codes, starts[first:last], lengths[first:last], fused, dim).cpu().numpy()
+            np.multiply(sums.T, scales[first:last], out=scores[:, first:last], casting="same_kind")
+        return scores
 
     def _sums(
         self,
-        asked: _Asked,
+        device_queries: _DeviceQueries,
         codes: torch.Tensor,
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
         fused: bool,
         dim: int | None,
     ) -> torch.Tensor:
-        """Give float64 (n_pages, n_queries), the scores of some pages without their scales."""
+        """Return float64 (n_pages, n_queries), the scores of some pages without their scales."""
         if not fused or dim is not None:
             codes, starts = self._cut_out(codes, starts, lengths)
             codes = codes if dim is None else _unpacked(codes, dim)
         at, sizes = (as_tensor(array).to(self.device) for array in (starts, lengths))
-        sums = torch.zeros((len(at), asked.n_queries), dtype=torch.float64, device=self.device)
-        for token in range(0, len(asked.tokens), _MOST_TOKENS):
+        sums = torch.zeros((len(at), device_queries.n_queries), dtype=torch.float64, device=self.device)
+        for token in range(0, len(device_queries.tokens), _MOST_TOKENS):
             now = slice(token, token + _MOST_TOKENS)
-            best = _maxima(codes, at, sizes, asked.tokens[now], fused)
-            sums.index_add_(1, asked.owners[now], best.double().mul_(asked.weights[now]))
+            best = _maxima(codes, at, sizes, device_queries.tokens[now], fused)
+            sums.index_add_(1, device_queries.owners[now], best.double().mul_(device_queries.weights[now]))
             del best  # before the next ones are made
         return sums
 
     def _fuses(self, width: int) -> bool:
-        """Say whether rows of a width go through the fused kernel."""
+        """Return whether rows of a width go through the fused kernel."""
         if self.fused is False:
             return False
         if self.fused is None:
@@ -147,35 +138,35 @@ class DeviceScan:
     def _cut_out(
         self, codes: torch.Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-        """Give some pages' rows, where they lie if few others lie between, and where each page begins in them."""
+        """Return some pages' rows, uncopied if few others are between, and where each page begins in them."""
         begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
         if end - begin <= SPARE * int(lengths.sum()):
             return codes[begin:end], starts - begin
         sizes = lengths // BLOCK
         begins = np.cumsum(sizes) - sizes
-        taken = np.arange(int(sizes.sum())) + np.repeat(starts // BLOCK - begins, sizes)
+        wanted = np.arange(int(sizes.sum())) + np.repeat(starts // BLOCK - begins, sizes)
         blocks = codes[begin:end].view(-1, BLOCK * codes.shape[1])
-        gathered = blocks[torch.from_numpy(taken - begin // BLOCK).to(self.device)]
+        gathered = blocks[torch.from_numpy(wanted - begin // BLOCK).to(self.device)]
         return gathered.view(-1, codes.shape[1]), begins * BLOCK
 
     def _codes(self, rows: Int8) -> torch.Tensor:
-        """Give the codes on the device; the array they come from is known by itself, not by its content."""
-        kept = self._resident.get(id(rows))
-        if kept is None or kept[0]() is not rows:
+        """Return the codes on the device, by the identity of the array they come from."""
+        entry = self._resident.get(id(rows))
+        if entry is None or entry[0]() is not rows:
             key, resident = id(rows), self._resident
             reference = weakref.ref(rows, lambda _: resident.pop(key, None))
-            kept = resident[key] = (reference, as_tensor(rows).to(self.device, copy=True))
-        return kept[1]
+            entry = resident[key] = (reference, as_tensor(rows).to(self.device, copy=True))
+        return entry[1]
 
 
 def _page_bytes(n_tokens: int, n_queries: int) -> int:
-    """Bytes a page takes during a scan: maxima in int32, of whole blocks of tokens, and in float64; sums; its place."""
+    """Return the bytes of a page in a scan: maxima in int32, by whole blocks of tokens, and float64; sums; offsets."""
     tile = min(n_tokens, _MOST_TOKENS)
     return 4 * (-(-tile // 64) * 64) + 8 * tile + 8 * n_queries + 64
 
 
 def _row_bytes(width: int, n_tokens: int, fused: bool) -> int:
-    """Bytes a row of a page takes where it is cut out first: gathered or unpacked; products; maxima of its block."""
+    """Return the bytes of a row that is cut out first: gathered or unpacked; products; maxima of its block."""
     tile = 0 if fused else min(n_tokens, _MOST_TOKENS) + 7
     return int(SPARE * (3 * width + 5 * tile + 8))
 
@@ -183,13 +174,13 @@ def _row_bytes(width: int, n_tokens: int, fused: bool) -> int:
 def _maxima(
     codes: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor, fused: bool
 ) -> torch.Tensor:
-    """Give int32 (n_pages, n_tokens), the largest product of each token with each page's code."""
+    """Return int32 (n_pages, n_tokens), the largest product of each token with each page's code."""
     if fused:
         from colqwen3_retrievers.vectors.kernels.triton_scan import page_maxima  # needs Triton
 
         return page_maxima(codes, starts, lengths, tokens)
     n_tokens = len(tokens)
-    # cuBLAS wants more than 16 rows, a multiple of 8 columns, and those one after the other in memory
+    # cuBLAS requires more than 16 rows and a multiple of 8 columns, contiguous in memory
     columns = torch.nn.functional.pad(tokens, (0, 0, 0, -n_tokens % 8)).T
     padded = codes if len(codes) > 16 else torch.nn.functional.pad(codes, (0, 0, 0, 24 - len(codes)))
     products = torch._int_mm(padded, columns)[: len(codes), :n_tokens]
@@ -197,14 +188,14 @@ def _maxima(
     del products
     number = torch.arange(len(blocks), device=codes.device)
     page = torch.searchsorted(starts // BLOCK, number, right=True) - 1
-    page = torch.where(number < ((starts + lengths) // BLOCK)[page], page, len(starts))  # what lies between pages
+    page = torch.where(number < ((starts + lengths) // BLOCK)[page], page, len(starts))  # rows between pages
     lowest = torch.iinfo(torch.int32).min
     best = torch.full((len(starts) + 1, n_tokens), lowest, dtype=torch.int32, device=codes.device)
     return best.scatter_reduce_(0, page[:, None].expand(-1, n_tokens), blocks, "amax")[:-1]
 
 
 def _unpacked(codes: torch.Tensor, dim: int) -> torch.Tensor:
-    """Do on the device what :func:`~colqwen3_retrievers.vectors.codes.unpacked_code` does, by a table of all bytes."""
+    """Unpack as :func:`~colqwen3_retrievers.vectors.codes.unpacked_code` does, on the device, by a table of bytes."""
     bytes_ = np.zeros((256, codes.shape[1]), dtype=np.int8)
     bytes_[:, 0] = np.arange(256, dtype=np.uint8).view(np.int8)
     every = unpacked_code(bytes_, dim)
@@ -218,10 +209,10 @@ def _unpacked(codes: torch.Tensor, dim: int) -> torch.Tensor:
 
 @functools.cache
 def fused_works(device: torch.device, width: int) -> bool:
-    """Say whether the fused kernel runs on a device and finds the right maxima, and warn where it does not.
+    """Return whether the fused kernel computes the right maxima on a device, and warn if it does not.
 
-    It is compiled when it first runs, and much may be missing then: a C compiler, a GPU that Triton still knows, a
-    folder to cache in. What was found out is kept for the process.
+    It is compiled when it first runs, which needs a C compiler, a GPU that Triton supports and a folder to cache in.
+    The result is cached for the process.
 
     Args:
         device: of the codes.

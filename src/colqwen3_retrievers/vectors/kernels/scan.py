@@ -1,10 +1,11 @@
-"""The candidate scan: approximate MaxSim over pages' int8 codes, by whatever kernel is at hand.
+"""The candidate scan: approximate MaxSim over pages' codes.
 
 :func:`numpy_scan` is the reference every other scan is tested against.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final, Protocol, runtime_checkable
 
@@ -12,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes, code_width, unpacked_code
+from colqwen3_retrievers.vectors.late_interaction import chunk_bounds
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
 CHUNK_BYTES: Final = 1 << 21
-"""Codes a core takes at a time: they, and the products with a query, stay in its cache."""
+"""Bytes of codes a core scans at a time: they, and the products with a query, fit its cache."""
 
 SPARE: Final = 1.5
-"""Rows looked at for each row wanted, before the wanted ones are gathered."""
+"""Rows scanned for each row wanted, above which the wanted ones are gathered first."""
 
 
 class CodeScan(Protocol):
-    """Something that compares queries' codes with pages' codes."""
+    """Compares the codes of queries with those of pages."""
 
     def __call__(
         self, queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
@@ -45,10 +47,10 @@ class CodeScan(Protocol):
 
 @runtime_checkable
 class UnpackingScan(CodeScan, Protocol):
-    """A scan that unpacks single bits itself, where it keeps them."""
+    """A scan that stores codes itself, and unpacks single bits there."""
 
     def of_bits(self, dim: int, /) -> CodeScan:
-        """Give the scan of single bits, which takes the rows of ``page_code`` as stored.
+        """Return the scan of single bits, which takes the rows of ``page_code`` as stored.
 
         Args:
             dim: components of a token embedding.
@@ -70,23 +72,20 @@ def numpy_scan(
     [[0.800000011920929]]
     """
     tokens = queries.rows.astype(np.float32)
-    found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
+    scores = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
     for first, last in pieces(lengths, rows.shape[1], len(tokens)):
         chunk, cuts, stops = cut_out(rows, starts[first:last], lengths[first:last])
         products = chunk.astype(np.float32) @ tokens.T
         blocks = products.reshape(-1, BLOCK, len(tokens)).max(axis=1)
-        found[:, first:last] = sum_up(blocks, cuts, stops, queries, scales[first:last])
-    return found
+        scores[:, first:last] = sum_up(blocks, cuts, stops, queries, scales[first:last])
+    return scores
 
 
 def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
-    """Make a scan of int8 codes one of single bits, which are unpacked some megabytes at a time.
-
-    A scan that keeps codes elsewhere would be handed new rows with every search; it unpacks them there, see
-    :class:`UnpackingScan`.
+    """Return a scan of single bits, which unpacks some megabytes at a time for a scan of int8 codes.
 
     Args:
-        scan: any.
+        scan: of int8 codes; an :class:`UnpackingScan` unpacks by itself.
         dim: components of a token embedding.
 
     >>> from colqwen3_retrievers.vectors.codes import page_code, query_codes
@@ -100,21 +99,21 @@ def bit_scan(scan: CodeScan, dim: int) -> CodeScan:
     if isinstance(scan, UnpackingScan):
         return scan.of_bits(dim)
 
-    def scanned(
+    def unpacking_scan(
         queries: QueryCodes, rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64], scales: Float32, /
     ) -> Float32:
-        found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
+        scores = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
         for first, last in pieces(lengths, code_width(dim), 1):
             chunk, begins, ends = cut_out(rows, starts[first:last], lengths[first:last])
             wide = unpacked_code(chunk, dim)
-            found[:, first:last] = scan(queries, wide, begins * BLOCK, (ends - begins) * BLOCK, scales[first:last])
-        return found
+            scores[:, first:last] = scan(queries, wide, begins * BLOCK, (ends - begins) * BLOCK, scales[first:last])
+        return scores
 
-    return scanned
+    return unpacking_scan
 
 
 def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tuple[int, int]]:
-    """Cut pages into pieces a core works on at a time: first page, and one past the last.
+    """Return the pieces of pages a core scans at a time: first page, and one past the last.
 
     >>> list(pieces(np.asarray([8, 8, 16, 8]), 1 << 17, 1))
     [(0, 2), (2, 3), (3, 4)]
@@ -124,24 +123,18 @@ def pieces(lengths: NDArray[np.int64], width: int, n_tokens: int) -> Iterator[tu
 
 
 def turns(costs: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
-    """Cut pages into runs that cost ``most`` together, or are of one page: first page, and one past the last.
+    """Return runs of pages that cost at most ``most``, or are one page: first page, and one past the last.
 
     >>> list(turns(np.asarray([3, 3, 3, 9, 1]), 6))
     [(0, 2), (2, 3), (3, 4), (4, 5)]
     """
-    ends = np.cumsum(costs)
-    first = 0
-    while first < len(costs):
-        before = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + most, side="right")))
-        yield first, last
-        first = last
+    return itertools.pairwise(chunk_bounds(np.concatenate([[0], np.cumsum(costs)]), most))
 
 
 def cut_out(
     rows: Int8, starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> tuple[Int8, NDArray[np.int64], NDArray[np.int64]]:
-    """Give some pages' rows, where they lie if few others lie between, and the blocks where each begins and ends."""
+    """Return some pages' rows, uncopied if few others are between, and the blocks where each begins and ends."""
     begin, stops = int(starts[0]), starts + lengths
     if int(stops[-1]) - begin <= SPARE * int(lengths.sum()):
         return rows[begin : int(stops[-1])], (starts - begin) // BLOCK, (stops - begin) // BLOCK
@@ -157,7 +150,7 @@ def sum_up(
     queries: QueryCodes,
     scales: Float32,
 ) -> Float32:
-    """Turn maxima of blocks into scores of pages.
+    """Return scores of pages from maxima of blocks.
 
     Args:
         blocks: (n_blocks, n_tokens), the largest product of each block of rows with each query token.
@@ -169,7 +162,7 @@ def sum_up(
     Returns:
         float32 (n_queries, n_pages).
     """
-    cuts = np.stack([begins, ends], axis=1).ravel()  # page, what lies between, page, ...
+    cuts = np.stack([begins, ends], axis=1).ravel()  # page, others between, page, ...
     if cuts[-1] == len(blocks):
         cuts = cuts[:-1]
     best = np.maximum.reduceat(blocks, cuts, axis=0)[::2] * queries.scales

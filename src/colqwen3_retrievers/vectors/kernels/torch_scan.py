@@ -1,6 +1,6 @@
 """The candidate scan in torch on the CPU: int8 products by ``torch._int_mm``, a piece of the codes for each core.
 
-Off AVX-512 VNNI and AMX, or where a torch has no ``_int_mm``, the same lines run in float32.
+Without AVX-512 VNNI and AMX, or without ``_int_mm`` in torch, products are float32.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from colqwen3_retrievers.vectors.codes import BLOCK, Int8, QueryCodes
 from colqwen3_retrievers.vectors.kernels.scan import cut_out, pieces, sum_up
-from colqwen3_retrievers.vectors.kernels.torch import as_tensor, shared_workers
+from colqwen3_retrievers.vectors.kernels.torch_maxsim import as_tensor, run_in_workers
 from colqwen3_retrievers.vectors.multi_vector import Float32
 
-_MOST_TOKENS = 256  # query tokens compared at a time: more would push the codes out of the cache
+_MOST_TOKENS = 256  # query tokens compared at a time: more would evict the codes from the cache
 
 
 def torch_scan(
@@ -34,10 +34,11 @@ def torch_scan(
     >>> torch_scan(query, code.rows, *one).round(2).tolist()
     [[0.800000011920929]]
     """
-    found = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
-    tokens = as_tensor(queries.rows)
+    scores = np.empty((len(queries.offsets) - 1, len(starts)), dtype=np.float32)
     integers = hasattr(torch, "_int_mm") and torch.cpu._is_vnni_supported()
-    columns = [_columns(tokens[at : at + _MOST_TOKENS], integers) for at in range(0, len(tokens), _MOST_TOKENS)]
+    multiply = torch._int_mm if integers else torch.mm
+    tokens = as_tensor(queries.rows) if integers else as_tensor(queries.rows).float()
+    columns = [tokens[at : at + _MOST_TOKENS].T.contiguous() for at in range(0, len(tokens), _MOST_TOKENS)]
     work = list(pieces(lengths, rows.shape[1], min(len(tokens), _MOST_TOKENS)))
     cursor = itertools.count()
 
@@ -46,23 +47,12 @@ def torch_scan(
             first, last = work[turn]
             chunk, begins, ends = cut_out(rows, starts[first:last], lengths[first:last])
             tensor = as_tensor(chunk) if integers else as_tensor(chunk).float()
-            blocks = [_products(tensor, part, integers).view(-1, BLOCK, part.shape[1]).amax(1) for part in columns]
+            blocks = [multiply(tensor, part).view(-1, BLOCK, part.shape[1]).amax(1) for part in columns]
             joined = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)).numpy()
-            found[:, first:last] = sum_up(joined, begins, ends, queries, scales[first:last])
+            scores[:, first:last] = sum_up(joined, begins, ends, queries, scales[first:last])
 
-    n_workers = min(torch.get_num_threads(), len(work))
-    if n_workers > 1:
-        pool = shared_workers(torch.get_num_threads())
-        for future in [pool.submit(scan) for _ in range(n_workers)]:
-            future.result()
+    if min(torch.get_num_threads(), len(work)) > 1:
+        run_in_workers(scan, len(work))
     else:
         scan()
-    return found
-
-
-def _columns(tokens: torch.Tensor, integers: bool) -> torch.Tensor:
-    return (tokens if integers else tokens.float()).T.contiguous()
-
-
-def _products(chunk: torch.Tensor, columns: torch.Tensor, integers: bool) -> torch.Tensor:
-    return torch._int_mm(chunk, columns) if integers else chunk @ columns
+    return scores

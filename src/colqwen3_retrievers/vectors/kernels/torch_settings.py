@@ -1,6 +1,6 @@
-"""Settings of torch that belong to the whole process, held while they are needed and then put back.
+"""Process-wide settings of torch, held while they are needed and then restored.
 
-Other models may live in this process and have chosen otherwise, so nothing is set for good.
+Other models in this process may need other values, so nothing is set permanently.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 
 
 class HeldSetting:
-    """A setting that is as it must be while at least one thread is inside.
+    """A setting held while at least one thread is inside the ``with`` block.
 
     Args:
-        hold: sets it, and gives the function that takes it back.
+        hold: sets it, and returns the function that restores it.
 
     >>> with exact_matmul:
     ...     torch.get_float32_matmul_precision()
@@ -48,10 +48,10 @@ def _nothing() -> None:
 
 
 def _forbid_reduced_precision() -> Callable[[], None]:
-    """Set IEEE float32 products, and give the function that takes it back.
+    """Set IEEE float32 products, and return the function that restores the setting.
 
-    torch has two interfaces to this setting and refuses, in the older one, what the newer one set: each is put back
-    through the one that set it.
+    torch has two interfaces to this setting, and the older one refuses values set by the newer one: each value is
+    restored through the interface that set it.
     """
     try:
         precision = torch.get_float32_matmul_precision()
@@ -60,8 +60,8 @@ def _forbid_reduced_precision() -> Callable[[], None]:
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
         return lambda: torch.set_float32_matmul_precision(precision)
-    found = [(backend, backend.fp32_precision) for backend in _newer_interface()]
-    changed = [(backend, value) for backend, value in found if value not in ("ieee", "none")]
+    settings = [(backend, backend.fp32_precision) for backend in _newer_interface()]
+    changed = [(backend, value) for backend, value in settings if value not in ("ieee", "none")]
     for backend, _ in changed:
         backend.fp32_precision = "ieee"
 
@@ -91,5 +91,5 @@ exact_matmul = HeldSetting(_forbid_reduced_precision)
 """Float32 matrix products are IEEE float32 inside, not TF32 or bfloat16."""
 
 no_cudnn_attention = HeldSetting(_forbid_cudnn_attention)
-"""Attention is not cuDNN's inside: that builds a plan for every size and stride it has not seen, which pages of mixed
-sizes in batches of mixed lengths always are; a plan takes longer than the batch."""
+"""Attention does not use cuDNN inside: it builds a plan for every new size and stride, which pages of mixed sizes in
+batches of mixed lengths always have, and a plan takes longer than the batch."""

@@ -1,8 +1,8 @@
 """The candidate scan as one Triton kernel: no matrix of products is ever written to memory.
 
-Every program takes one page and some query tokens, goes through the page's codes once, and keeps the running maximum of
-each token. What programs read again lies in the L2 cache: those of one page are neighbours. With ``TRITON_INTERPRET=1``
-it runs on the CPU, which is how it is tested where there is no GPU.
+Every program takes one page and some query tokens, reads the page's codes once, and keeps the running maximum of each
+token. Programs of one page are neighbours, so that codes are read again from the L2 cache. With ``TRITON_INTERPRET=1``
+it runs on the CPU, for tests without a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 WIDEST = 512
-"""Components of the widest row it takes; of wider ones the products are small beside the codes, and may be written."""
+"""Components of the widest row supported; for wider ones the products are small beside the codes."""
 
 _ROWS = 32  # codes at a time: 10 KB of dim 320
 _STAGES = 3  # of them on their way at once, and one under work: with four programs a core, enough to hide memory
@@ -54,7 +54,7 @@ def _page_maxima(  # type: ignore[no-untyped-def]  # noqa: ANN202 - Triton reads
 
 
 def page_maxima(codes: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the largest product of each query token with each page's code.
+    """Return the largest product of each query token with each page's code.
 
     Args:
         codes: int8 (n, width), contiguous, on the device, as all the others; width a multiple of 8, at most
@@ -81,7 +81,7 @@ def page_maxima(codes: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
 
 
 def tokens_at_once(count: int) -> int:
-    """Say how many of ``count`` query tokens a program takes: beyond 64, tensor cores are slower than memory.
+    """Return how many of ``count`` query tokens a program takes: beyond 64, tensor cores are slower than memory.
 
     >>> tokens_at_once(25), tokens_at_once(33), tokens_at_once(256)
     (32, 64, 64)
@@ -90,7 +90,7 @@ def tokens_at_once(count: int) -> int:
 
 
 def parts(width: int) -> tuple[int, int]:
-    """Cut a row into two powers of two, together no less than it.
+    """Return two powers of two that together are no less than a width.
 
     >>> parts(136), parts(328), parts(8), parts(512)
     ((128, 32), (256, 128), (32, 32), (512, 32))

@@ -25,13 +25,13 @@ from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import write_folder
 from colqwen3_retrievers.engines.vllm.key import RequireKey
 from colqwen3_retrievers.engines.vllm.serving import (
+    CHAT_TEMPLATES,
     add_serve_arguments,
     serve,
     serve_command,
     server_environment,
     show_command,
 )
-from colqwen3_retrievers.engines.vllm.serving_templates import CHAT_TEMPLATES, chat_template
 from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError
 from colqwen3_retrievers.models.checkpoint import TINY, open_checkpoint
 from colqwen3_retrievers.models.families import FAMILIES, Family
@@ -39,6 +39,7 @@ from colqwen3_retrievers.models.rendering import Renderer
 from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 from colqwen3_retrievers.pages.page import Page, Query, Video
 from conftest import NEEDS
+from scripts.chat_templates import chat_template
 from scripts.serving_commands import PAGE, START, STOP, command_lines
 from tests.checkpoints import TinyCheckpoint, make_checkpoint
 
@@ -116,14 +117,14 @@ def test_revision_of_a_hub_model_only(tmp_path: Path) -> None:
         ({"model": "someone/finetune", "family": "colqwen2"}, "family 'colqwen2': expected one of"),
         ({"dtype": "int4"}, "dtype 'int4': expected"),
         ({"launcher": "docker"}, "launcher 'docker': expected vllm or python"),
-        ({"port": 0}, "port: expected an integer from 1 to 65535, got 0"),
+        ({"port": 0}, "port: expected a whole number from 1 to 65,535, got 0"),
         ({"port": True}, "port: expected"),
-        ({"max_visual_tokens": 0}, "max_visual_tokens: expected an integer from 1, got 0"),
+        ({"max_visual_tokens": 0}, "max_visual_tokens: expected a whole number from 1, got 0"),
         ({"max_visual_tokens": 5000}, "max_visual_tokens 5000: .* reads at most 1280 a page"),
         ({"options": VLLMOptions(max_model_len=1000)}, "max_model_len 1000: a page takes up to 1312 tokens"),
         ({"options": VLLMOptions(max_model_len=10**6)}, "max_model_len 1000000: the model reads at most 8192"),
         ({"model": "OpenSearch-AI/Ops-Colqwen3-4B", "videos": True}, "videos: family ops has no prompt for them"),
-        ({"extra": ["--api-key", "secret"]}, "--api-key: everybody on the machine sees a command line"),
+        ({"extra": ["--api-key", "secret"]}, "--api-key: every user of the machine sees a command line"),
         ({"extra": ["--api-key=secret"]}, "set VLLM_API_KEY instead"),
         ({"extra": ["--api_key", "secret"]}, "set VLLM_API_KEY instead"),
     ],

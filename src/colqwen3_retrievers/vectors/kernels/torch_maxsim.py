@@ -1,10 +1,10 @@
-"""MaxSim in torch, on the CPU and on CUDA, by the same lines.
+"""MaxSim in torch, on the CPU and on CUDA.
 
-Documents are taken chunk by chunk. On the CPU a chunk stays in a core's cache, and chunks are shared out between worker
-threads of one intra-op thread each: OpenMP's own threads wait for one another at every operation, which stretches a
-100 ms scan to seconds as soon as another process holds a core. On CUDA a chunk is a pinned, asynchronous copy in the
-stream that compares it: nothing waits for the device before the scores are read, and so the host puts the next chunk
-into pinned memory while the device copies and compares this one. The device itself does one after the other.
+Documents are processed in chunks. On the CPU a chunk fits a core's cache, and chunks go to workers of one intra-op
+thread each: OpenMP's own threads wait for one another at every operation, which stretches a 100 ms scan to seconds as
+soon as another process occupies a core. On CUDA a chunk is a pinned, asynchronous copy in the stream that
+compares it: nothing waits for the device before the scores are read, so the host copies the next chunk into pinned
+memory while the device copies and compares this one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,10 +30,10 @@ _CUDA_TILE = 1 << 24  # similarities held at a time, 64 MB
 
 
 class TorchKernel:
-    """MaxSim in torch; made by :func:`colqwen3_retrievers.vectors.kernels.torch_kernel`, which says more.
+    """Computes MaxSim in torch; see :func:`colqwen3_retrievers.vectors.kernels.torch_kernel`.
 
     Similarities are float32 from float32 or float16 storage: TF32 and bfloat16 products, which a process may have
-    allowed (``torch.set_float32_matmul_precision``) or asked for (``torch.autocast``), are kept out during the call.
+    enabled (``torch.set_float32_matmul_precision``, ``torch.autocast``), are disabled during the call.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
@@ -46,19 +47,11 @@ class TorchKernel:
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        try:
-            self.device = torch.device(device)
-        except (RuntimeError, TypeError) as exc:
-            raise ConfigError(f"device: torch knows no {device!r}") from exc
-        if self.device.type not in ("cpu", "cuda"):
-            raise ConfigError(f'device: expected "cpu" or "cuda", got {device!r}')
-        if self.device.type == "cuda" and (self.device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device: {device!r} asked for, torch sees {torch.cuda.device_count()} CUDA devices")
+        self.device = cpu_or_cuda(device)
         cuda = self.device.type == "cuda"
         self._chunk_bytes, self._tile = (_CUDA_CHUNK_BYTES, _CUDA_TILE) if cuda else (CPU_CHUNK_BYTES, CPU_TILE)
 
     def __repr__(self) -> str:
-        """Say on which device it computes."""
         return f"TorchKernel({str(self.device)!r})"
 
     def __call__(self, queries: PackedEmbeddings, documents: PackedEmbeddings, /) -> Float32:
@@ -79,7 +72,7 @@ class TorchKernel:
         cursor = itertools.count()
 
         def work() -> None:
-            with torch.autocast(self.device.type, enabled=False):  # as it is set for each thread by itself
+            with torch.autocast(self.device.type, enabled=False):  # a setting of each thread
                 while (i := next(cursor)) < len(bounds) - 1:
                     first, last = bounds[i], bounds[i + 1]
                     offsets = documents.offsets[first : last + 1]
@@ -88,11 +81,8 @@ class TorchKernel:
                     scores[first:last] = self._sums(tokens, owners, len(queries), chunk, lengths)
 
         with exact_matmul:
-            n_workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-            if n_workers > 1:
-                pool = self._pool(n_workers)
-                for future in [pool.submit(work) for _ in range(min(n_workers, len(bounds) - 1))]:
-                    future.result()
+            if self.device.type == "cpu" and torch.get_num_threads() > 1:
+                run_in_workers(work, len(bounds) - 1)
             else:
                 work()
             return np.ascontiguousarray(scores.cpu().numpy().T)
@@ -100,7 +90,7 @@ class TorchKernel:
     def _sums(
         self, tokens: torch.Tensor, owners: torch.Tensor, n_queries: int, chunk: torch.Tensor, lengths: torch.Tensor
     ) -> torch.Tensor:
-        """Score one chunk: float64 (documents, queries), on the device, without waiting for it."""
+        """Return the scores of one chunk: float64 (documents, queries), on the device, without waiting for it."""
         n_documents = len(lengths)
         documents = torch.arange(n_documents, device=self.device)
         document = torch.repeat_interleave(documents, lengths, output_size=len(chunk))[:, None]
@@ -114,36 +104,65 @@ class TorchKernel:
         return sums
 
     def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Bring a chunk to the device; on CUDA without waiting, behind what was asked of the stream before.
+        """Copy a chunk to the device; on CUDA without waiting, in the stream.
 
-        torch's pinned allocator gives a buffer out again only when the copy that reads it is over.
+        torch's pinned allocator reuses a buffer only after the copy that reads it has finished.
         """
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _pool(self, n_workers: int) -> ThreadPoolExecutor:
-        return shared_workers(n_workers)
+
+def cpu_or_cuda(device: str) -> torch.device:
+    """Return a CPU or CUDA device that torch has.
+
+    Raises:
+        ConfigError: torch has no such device, or it is of another kind.
+
+    >>> cpu_or_cuda("cpu")
+    device(type='cpu')
+    """
+    try:
+        parsed = torch.device(device)
+    except (RuntimeError, TypeError) as exc:
+        raise ConfigError(f"device: torch knows no {device!r}") from exc
+    if parsed.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device: expected "cpu" or "cuda", got {device!r}')
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device!r} requested, torch sees {torch.cuda.device_count()} CUDA devices")
+    return parsed
 
 
-_kept_workers: tuple[int, int, ThreadPoolExecutor] | None = None
+def run_in_workers(work: Callable[[], None], n_pieces: int) -> None:
+    """Run ``work`` in one-thread workers at once, as many as torch has threads and there are pieces of work.
+
+    Raises:
+        Exception: what ``work`` raised in any of them.
+    """
+    n_workers = torch.get_num_threads()
+    pool = shared_workers(n_workers)
+    for future in [pool.submit(work) for _ in range(min(n_workers, n_pieces))]:
+        future.result()
+
+
+_shared_workers: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def shared_workers(n_workers: int) -> ThreadPoolExecutor:
-    """Give at least ``n_workers`` worker threads, the same to all kernels of the process.
+    """Return at least ``n_workers`` one-thread workers, the same for all kernels of the process.
 
-    New ones are made when those kept are fewer, or were left behind by a fork.
+    They are replaced when more are needed, and in a forked child.
     """
-    global _kept_workers
-    kept = _kept_workers  # no lock, which a fork might leave locked: at worst two threads make workers, and one's go
-    if kept is None or kept[0] != os.getpid() or kept[1] < n_workers:
-        kept = _kept_workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
-    return kept[2]
+    global _shared_workers
+    shared = _shared_workers  # no lock, which a fork could leave locked: at worst two threads start workers
+    if shared is None or shared[0] != os.getpid() or shared[1] < n_workers:
+        shared = _shared_workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
+    return shared[2]
 
 
 _one_thread_lock = threading.Lock()
 
 
 def _one_thread_workers(n_workers: int) -> ThreadPoolExecutor:
-    """Start worker threads that each compute alone; every one is ready when this returns."""
+    """Start worker threads of one intra-op thread each; all are ready when this returns."""
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="maxsim", initializer=_use_one_thread)
     ready = threading.Barrier(n_workers)
     for future in [pool.submit(ready.wait) for _ in range(n_workers)]:
@@ -152,11 +171,11 @@ def _one_thread_workers(n_workers: int) -> ThreadPoolExecutor:
 
 
 def _use_one_thread() -> None:
-    """Let the calling thread, and no other, compute alone.
+    """Set one intra-op thread for the calling thread, and for no other.
 
-    ``torch.set_num_threads`` sets the calling thread's number and the one that threads to come will start with. The
-    second is put back at once, from a thread made for it, so that only this worker keeps the 1. torch has no call that
-    leaves the second alone: a thread that first uses torch in those microseconds would compute alone, too.
+    ``torch.set_num_threads`` sets the calling thread's number and the default of later threads. A thread started for it
+    restores the default at once. torch has no call that sets the first alone: a thread that first uses torch within
+    those microseconds has one intra-op thread, too.
     """
     with _one_thread_lock:
         before = torch.get_num_threads()
@@ -167,9 +186,9 @@ def _use_one_thread() -> None:
 
 
 class _Alias:
-    """The memory of an array, said to be writable.
+    """An array's memory, declared writable.
 
-    torch warns of arrays that are not, such as those of a file mapped for reading; nothing here writes to a document.
+    torch warns about read-only arrays, such as those of a file mapped for reading; nothing here writes to a document.
     """
 
     def __init__(self, array: NDArray[Any]) -> None:
@@ -180,6 +199,6 @@ class _Alias:
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """Give an array as a CPU tensor on the same memory where it is contiguous."""
+    """Return an array as a CPU tensor, on the same memory where it is contiguous."""
     contiguous = np.ascontiguousarray(array)
     return torch.from_numpy(contiguous if contiguous.flags.writeable else np.asarray(_Alias(contiguous)))

@@ -1,16 +1,14 @@
-"""The families' chat templates: how a vLLM server writes a family's exact prompts from anybody's messages."""
+"""Write the families' chat templates, by which a vLLM server makes a family's exact prompts from any messages.
+
+python scripts/chat_templates.py
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from colqwen3_retrievers.models.families import Family
-
-CHAT_TEMPLATES = Path(__file__).parent / "chat_templates"
-"""Folder of the templates, one file a family, as :func:`chat_template` writes them."""
-
-_IMAGE_MARK = "{visual}"
+from colqwen3_retrievers.engines.vllm.serving import CHAT_TEMPLATES
+from colqwen3_retrievers.models.families import FAMILIES, Family
 
 
 def chat_template(family: Family) -> str:
@@ -26,16 +24,14 @@ def chat_template(family: Family) -> str:
     Returns:
         The template; ASCII, ends in a line break that Jinja drops.
 
-    >>> from colqwen3_retrievers.models.families import get_family
-    >>> "Describe the image." in chat_template(get_family("tomoro"))
+    >>> "Describe the image." in chat_template(FAMILIES["tomoro"])
     True
     """
-    before, after = family.image.replace(_IMAGE_MARK, "{image}").split("{text}")
+    before, after = family.image.replace("{visual}", "{image}").split("{text}")
     strip = " | trim" if family.strip else ""
     image = f"{_literal(before, '{image}', 'image')} ~ beside ~ {json.dumps(after)}"
     lines = [
-        f"{{#- {family.name}: written by colqwen3_retrievers.engines.vllm.serving_templates; "
-        "change the family's row, not this file. -#}",
+        f"{{#- {family.name}: written by scripts/chat_templates.py; change the family's row, not this file. -#}}",
         '{%- set image = "<|vision_start|><|image_pad|><|vision_end|>" -%}',
         '{%- set video = "<|vision_start|><|video_pad|><|vision_end|>" -%}',
         '{%- set found = namespace(text="", images=0, videos=0, role="user") -%}',
@@ -71,7 +67,7 @@ def chat_template(family: Family) -> str:
 def _video_branch(family: Family) -> str:
     if family.video is None:
         return f'{{{{- raise_exception("family {family.name} has no prompt for videos") -}}}}'
-    before, after = family.video.replace(_IMAGE_MARK, "{video}").split("{text}")
+    before, after = family.video.replace("{visual}", "{video}").split("{text}")
     return f"{{{{- {_literal(before, '{video}', 'video')} ~ beside ~ {json.dumps(after)} -}}}}"
 
 
@@ -83,3 +79,13 @@ def _literal(text: str, mark: str, variable: str) -> str:
 def _text(template: str, strip: str) -> str:
     before, after = template.split("{text}")
     return f"{json.dumps(before)} ~ (found.text{strip}) ~ {json.dumps(after)}"
+
+
+def main() -> None:
+    """Write one file a family."""
+    for family in FAMILIES.values():
+        (CHAT_TEMPLATES / f"{family.name}.jinja").write_text(chat_template(family), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
