@@ -15,8 +15,7 @@ from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE, Box
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
-
-_MOST_HEIGHT = 8_000
+_MAX_HEIGHT = 8_000
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --frame: #c81e1e;
@@ -43,7 +42,7 @@ nav a:hover { text-decoration: underline; }
 
 @dataclass(frozen=True, slots=True)
 class ShownPage:
-    """One ranked page as the report shows it.
+    """A ranked page as the report shows it.
 
     Attributes:
         source: its file.
@@ -51,7 +50,7 @@ class ShownPage:
         label: the number printed on it, if any.
         score: MaxSim.
         picture: the page with its map laid over it.
-        boxes: the regions that answered, in shares of the page; the report frames them.
+        boxes: the regions that answered, as fractions of the page; the report frames them.
         pooled: whether the page was pooled.
     """
 
@@ -66,12 +65,12 @@ class ShownPage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question and its pages, best first.
+    """A question and its pages, best first.
 
     Attributes:
         question: as asked.
         pages: the ranked pages.
-        right: whether the first one is the page the question quotes; None when nobody knows.
+        right: whether the first one is the page the question quotes; None when that page is unknown.
     """
 
     question: str
@@ -80,7 +79,7 @@ class Answer:
 
 
 def write_report(path: Path, answers: Sequence[Answer], *, info: EncoderInfo, n_pages: int) -> Path:
-    """Write the report.
+    """Write the report to a file.
 
     Args:
         path: the HTML file; replaced if it is there.
@@ -155,8 +154,8 @@ def _region(box: Box) -> str:
 
 def _jpeg(picture: Image.Image, width: int) -> str:
     height = max(1, round(picture.height * width / picture.width))
-    if height > _MOST_HEIGHT:  # a strip: JPEG ends at 65,500 pixels, and the page is stretched to its place anyway
-        width, height = max(1, round(width * _MOST_HEIGHT / height)), _MOST_HEIGHT
+    if height > _MAX_HEIGHT:  # JPEG ends at 65,500 pixels, and the browser scales the page to its place anyway
+        width, height = max(1, round(width * _MAX_HEIGHT / height)), _MAX_HEIGHT
     buffer = io.BytesIO()
     picture.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

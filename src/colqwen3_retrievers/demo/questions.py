@@ -1,4 +1,4 @@
-"""What the demo asks: words and figures printed on exactly one page of its documents."""
+"""The demo's questions: words and figures printed on exactly one page of its documents."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ DEMO_QUESTIONS: tuple[tuple[str, str, int], ...] = (
     ("£212,000", "scan.pdf", 2),
     ("Winifred Hosking", "scan.pdf", 2),
 )
-"""(question, source, page number): the question's words stand on that page, in this order, and on no other."""
+"""(question, source, page number): that page, and no other, has the question's words in this order."""
