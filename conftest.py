@@ -36,7 +36,7 @@ NEEDS = {
     ],
     "httpx": SERVER_TESTS,
     "ir_measures": [
-        "tests/unit/evaluation/test_measures.py", "src/colqwen3_retrievers/evaluation",
+        "tests/unit/evaluation", "src/colqwen3_retrievers/evaluation",
         "tests/integration/test_eval*.py",
     ],
     "mteb": ["tests/integration/test_eval_mteb.py"],

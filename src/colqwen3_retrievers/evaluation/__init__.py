@@ -1,6 +1,7 @@
-"""Judging retrieval: measures over local sets of queries, comparison of two settings, and mteb's tasks.
+"""Evaluation of retrieval: measures over local sets of queries, comparison of two settings, and mteb's tasks.
 
-Needs the extra ``eval`` for measures and comparisons, ``mteb`` for :class:`MtebSearch` and :func:`run_mteb`.
+Requires the extra ``eval`` for measures, comparisons and reading TREC files, and the extra ``mteb`` for
+:class:`MtebSearch` and :func:`run_mteb`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.evaluation.measuring import evaluate as evaluate
     from colqwen3_retrievers.evaluation.measuring import judge as judge
     from colqwen3_retrievers.evaluation.mteb import MtebRun as MtebRun
+    from colqwen3_retrievers.evaluation.mteb import MtebSearch as MtebSearch
     from colqwen3_retrievers.evaluation.mteb import run_mteb as run_mteb
-    from colqwen3_retrievers.evaluation.mteb_search import MtebSearch as MtebSearch
     from colqwen3_retrievers.evaluation.results import Evaluation as Evaluation
     from colqwen3_retrievers.evaluation.trec import read_qrels as read_qrels
     from colqwen3_retrievers.evaluation.trec import read_run as read_run
@@ -32,7 +33,7 @@ _WHERE = {
     "JudgedSet": "judged",
     "MeasureComparison": "comparison",
     "MtebRun": "mteb",
-    "MtebSearch": "mteb_search",
+    "MtebSearch": "mteb",
     "compare": "comparison",
     "evaluate": "measuring",
     "judge": "measuring",

@@ -1,8 +1,9 @@
-"""The index of a judged set's corpus: made, gone on with, or only asked; what is in it already is never changed."""
+"""The index of a judged set's corpus: created, completed, or only searched. Pages it holds are never changed."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,26 +13,24 @@ from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measuring import encode_queries
 from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex
-from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.paths import user_path
 from colqwen3_retrievers.stores.embedded.catalogue import FILE_NAME
 from colqwen3_retrievers.stores.location import is_qdrant
-from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
-_AT_ONCE = 64
+_BATCH = 64
 
 MakeEncoder = Callable[[EncoderInfo | None], PageEncoder]
-"""Makes the encoder: of an index that is there, by its info, or for a new one."""
+"""Makes the encoder of an existing index, given its info, or of a new one, given None."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusState:
-    """How an index stands to a corpus.
+    """A comparison of an index with a corpus.
 
     Attributes:
         corpus: ids of the corpus.
-        missing: those the index does not hold yet.
+        missing: ids that the index does not hold.
     """
 
     corpus: frozenset[str]
@@ -39,7 +38,7 @@ class CorpusState:
 
 
 def is_there(place: str) -> bool:
-    """Whether there is an index at a place; an empty folder is none.
+    """Return whether there is an index at a place; an empty folder is none.
 
     Raises:
         StoreError: the place cannot be reached.
@@ -62,11 +61,11 @@ def is_there(place: str) -> bool:
 
 
 def compare_with_corpus(index: PageIndex, judged: JudgedSet) -> CorpusState:
-    """Read the corpus and tell what of it an index holds; nothing is encoded and nothing written.
+    """Compare an index with the corpus; nothing is encoded or written.
 
     Raises:
-        ConfigError: the index holds a page that is not of the corpus, or one whose content is another than the
-            corpus's under the same id. To add to it, or to judge it so, would be wrong either way.
+        ConfigError: the index holds a page that is not of the corpus, or one with other content under the same id.
+            Neither adding to such an index nor judging it would be right.
         PageError: a file of the corpus cannot be read.
     """
     listed = judged.listed_ids()
@@ -74,16 +73,17 @@ def compare_with_corpus(index: PageIndex, judged: JudgedSet) -> CorpusState:
         _refuse_others(index, listed)  # before any page is read
     corpus: set[str] = set()
     missing: set[str] = set()
-    for batch in _batches(judged.pages()):
-        known = {record.page.id: record for record in index.get([page.id for page in batch])}
+    pages = judged.pages()
+    while batch := list(itertools.islice(pages, _BATCH)):
+        known = {record.page.id: record.page for record in index.get([page.id for page in batch])}
         for page in batch:
             corpus.add(page.id)
             if page.id not in known:
                 missing.add(page.id)
-            elif not _same(page, known[page.id]):
+            elif (page.sha256, page.text) != (known[page.id].sha256, known[page.id].text):
                 raise ConfigError(
                     f"{index.location}: the page {page.id!r} has another content there than in {judged.name}; "
-                    "--as-is asks the index as it is"
+                    "--as-is searches the index as it is"
                 )
     _refuse_others(index, corpus)
     return CorpusState(frozenset(corpus), frozenset(missing))
@@ -93,38 +93,38 @@ def compare_with_corpus(index: PageIndex, judged: JudgedSet) -> CorpusState:
 def corpus_index(
     place: str, judged: JudgedSet, make_encoder: MakeEncoder, *, as_is: bool, keep_images: bool
 ) -> Iterator[PageIndex]:
-    """Open the index of a corpus for asking, having made or completed it where that is due.
+    """Open the index of a corpus for searching, after creating or completing it if necessary.
 
     Args:
-        place: a folder or address. New or empty: the corpus is encoded into it. There: compared with the corpus, and
-            only pages that are missing are added.
+        place: a folder or address. The corpus is encoded into a new or empty one; an existing index is compared with
+            the corpus, and only missing pages are added.
         judged: with the corpus.
         make_encoder: see :data:`MakeEncoder`.
-        as_is: asks what is there, and compares nothing.
-        keep_images: whether page images go into the index, for pictures of what answered; only into a folder.
+        as_is: whether to search an existing index without comparing it.
+        keep_images: whether page images are stored in the index; only in a folder's.
 
     Raises:
         ConfigError: see :func:`compare_with_corpus`.
-        EncodeError: a query or a page cannot be encoded; queries are tried before pages are added.
+        EncodeError: a query or a page cannot be encoded; queries are encoded before pages are added.
         StoreError: see :meth:`~colqwen3_retrievers.index.page_index.PageIndex.open`.
     """
-    there = is_there(place)
     info = None
     state: CorpusState | None = None
-    if there or as_is:
-        with PageIndex.open(place, read_only=True) as found:
-            info = found.info
+    if as_is or is_there(place):
+        with PageIndex.open(place, read_only=True) as index:
+            info = index.info
             if not as_is:
-                state = compare_with_corpus(found, judged)
+                state = compare_with_corpus(index, judged)
     encoder = make_encoder(info)
     with contextlib.ExitStack() as stack:
         if hasattr(encoder, "close"):
             stack.callback(encoder.close)
-        adds = not as_is and (state is None or bool(state.missing))
         images = "store" if keep_images and not is_qdrant(place) else "none"
-        if adds:
+        if not as_is and (state is None or state.missing):
             with PageIndex.open(place, encoder, images=images) as index:  # type: ignore[arg-type]
-                encode_queries(encoder, judged.queries)  # one that cannot be read fails before all pages are encoded
+                encode_queries(
+                    encoder, judged.queries
+                )  # a query that cannot be read fails before all pages are encoded
                 if state is not None:
                     _check_unchanged(index, state)
                 index.add(
@@ -134,11 +134,11 @@ def corpus_index(
 
 
 def _check_unchanged(index: PageIndex, state: CorpusState) -> None:
-    """Make sure that no other writer came in between: now this one holds the lock."""
+    """Refuse pages that another writer added before this one took the lock."""
     _refuse_others(index, state.corpus)
-    come = state.missing.intersection(index.ids())
-    if come:
-        raise ConfigError(f"{index.location}: another process adds to it, as {min(come)!r}; run again when it is done")
+    added = state.missing.intersection(index.ids())
+    if added:
+        raise ConfigError(f"{index.location}: another process adds to it, as {min(added)!r}; run again when it is done")
 
 
 def _refuse_others(index: PageIndex, corpus: AbstractSet[str]) -> None:
@@ -146,19 +146,5 @@ def _refuse_others(index: PageIndex, corpus: AbstractSet[str]) -> None:
     if others:
         raise ConfigError(
             f"{index.location}: holds {len(others)} pages that are not of the corpus: {others[0]}; "
-            "--as-is asks it as it is"
+            "--as-is searches it as it is"
         )
-
-
-def _same(page: Page, record: Record) -> bool:
-    return page.sha256 == record.page.sha256 and page.text == record.page.text
-
-
-def _batches(pages: Iterator[Page]) -> Iterator[list[Page]]:
-    batch: list[Page] = []
-    for page in pages:
-        batch.append(page)
-        if len(batch) == _AT_ONCE:
-            yield batch
-            batch = []
-    yield batch

@@ -1,4 +1,4 @@
-"""A set of queries with judgements, and with the pages they are about: a folder laid out as BEIR's.
+"""A set of queries with judgements, and usually their corpus: a folder laid out as BEIR's.
 
 ::
 
@@ -8,7 +8,7 @@
                           {"_id": "t1", "title": "...", "text": "..."}          or both; a TIFF's page, too, by "page"
     corpus/               instead of corpus.jsonl: PDFs and images; page ids are "a.pdf#page=3"
 
-Thakur et al. 2021 (arXiv 2104.08663). Without a corpus, the queries are for an index that is there.
+Thakur et al. 2021 (https://arxiv.org/abs/2104.08663). Without a corpus, the queries are for an existing index.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.evaluation.set_files import (
-    corpus_ids,
-    corpus_pages,
-    lines_by_id,
-    path_within,
-    tsv_qrels,
-)
+from colqwen3_retrievers.evaluation.set_files import corpus_ids, corpus_pages, lines_by_id, path_within, tsv_qrels
 from colqwen3_retrievers.evaluation.trec import Qrels, check_id, check_relevance
 from colqwen3_retrievers.pages.files import error_policy, find_page_files
 from colqwen3_retrievers.pages.loading import load_pages
@@ -34,16 +28,16 @@ from colqwen3_retrievers.pages.page import Page, Query
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """Queries and which pages answer them.
+    """Queries and the relevance of pages to them.
 
     Attributes:
         queries: query id -> query.
         qrels: query id -> page id -> relevance; above 0 is relevant, higher is more so.
-        folder: where the corpus lies, or None without one.
-        name: what to call it.
+        folder: of the corpus, or None without one.
+        name: of the set, for messages and reports.
 
     Raises:
-        ConfigError: no query, a judgement of an unknown query, a relevance that is no whole number or beyond 10,000,
+        ConfigError: no query, a judgement of an unknown query, a relevance that is not a whole number or beyond 10,000,
             or no query with a relevant page.
 
     >>> judged = JudgedSet({"q1": "revenue"}, {"q1": {"a.pdf#page=2": 1}})
@@ -57,7 +51,6 @@ class JudgedSet:
     name: str = "queries"
 
     def __post_init__(self) -> None:
-        """Check, and freeze."""
         queries = {
             check_id(key, "query"): Query(value) if isinstance(value, str) else value
             for key, value in self.queries.items()
@@ -78,12 +71,12 @@ class JudgedSet:
         object.__setattr__(self, "qrels", types.MappingProxyType(qrels))
 
     def relevant(self, query: str) -> set[str]:
-        """Ids of the pages that answer a query; empty when none was judged so."""
+        """Return the ids of the pages judged relevant to a query."""
         return {page for page, relevance in self.qrels.get(query, {}).items() if relevance > 0}
 
     @property
     def has_corpus(self) -> bool:
-        """Whether the pages come with it."""
+        """Whether the set has its pages."""
         return self.folder is not None and (
             (self.folder / "corpus.jsonl").is_file() or (self.folder / "corpus").is_dir()
         )
@@ -92,7 +85,7 @@ class JudgedSet:
         """Read the corpus, one page at a time.
 
         Raises:
-            ConfigError: there is none; a line that cannot be used, or an id that comes twice.
+            ConfigError: no corpus, a line that cannot be used, or a duplicate id.
             PageError: a file that cannot be read.
         """
         if self.folder is None or not self.has_corpus:
@@ -102,22 +95,22 @@ class JudgedSet:
         return load_pages(self.folder / "corpus")
 
     def listed_ids(self) -> set[str] | None:
-        """Ids of the corpus where a list tells them; None where only reading all its files would.
+        """Return the ids that ``corpus.jsonl`` lists, or None without that file.
 
         Raises:
-            ConfigError: a line that cannot be used, or an id that comes twice.
+            ConfigError: a line that cannot be used, or a duplicate id.
         """
         if self.folder is None or not (self.folder / "corpus.jsonl").is_file():
             return None
         return corpus_ids(self.folder)
 
     def absent(self, pages: Iterable[str]) -> list[str]:
-        """Of some page ids, those the corpus surely lacks, told without reading a page.
+        """Return the page ids that the corpus certainly lacks, without reading a page.
 
-        A folder tells its files, not how many pages each has.
+        Of a folder's files, the numbers of pages are not known.
 
         Raises:
-            ConfigError: a line of ``corpus.jsonl`` that cannot be used, or an id that comes twice.
+            ConfigError: a line of ``corpus.jsonl`` that cannot be used, or a duplicate id.
             PageError: a folder that cannot be listed.
         """
         listed = self.listed_ids()
@@ -133,12 +126,12 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
     r"""Read a folder laid out as BEIR's; see the module.
 
     Args:
-        folder: where ``queries.jsonl`` and ``qrels/`` lie.
+        folder: with ``queries.jsonl`` and ``qrels/``.
         split: the file of ``qrels/``: ``<split>.tsv``. Queries without any line in it belong to other splits and are
             left out, unread.
 
     Raises:
-        ConfigError: a file that is missing, a line that cannot be used (named by file and number), an id twice, two
+        ConfigError: a missing file, a line that cannot be used (named by file and number), a duplicate id, two
             different judgements of one page, or a judgement of an unknown query.
 
     >>> import tempfile
@@ -154,9 +147,9 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
         raise ConfigError(f"{root}: not a folder")
     qrels, header = tsv_qrels(root / "qrels" / f"{split}.tsv")
     queries: dict[str, Query] = {}
-    known: set[str] = set()
+    ids: set[str] = set()
     for where, key, line in lines_by_id(root / "queries.jsonl", "query"):
-        known.add(key)
+        ids.add(key)
         if header is not None and key == header[1]:
             raise ConfigError(f"{header[0]}: expected a whole number as relevance, for {key!r} is a query")
         if key not in qrels:
@@ -166,7 +159,7 @@ def read_judged_set(folder: str | Path, *, split: str = "test") -> JudgedSet:
             queries[key] = Query(text or None, path_within(root, image, where) if image is not None else None)
         except ConfigError as exc:
             raise exc if str(exc).startswith(where) else ConfigError(f"{where}: {exc}") from exc
-    unknown = sorted(qrels.keys() - known)
+    unknown = sorted(qrels.keys() - ids)
     if unknown:
         raise ConfigError(f"{root}: {len(unknown)} judged queries are not in queries.jsonl: {unknown[0]!r}")
     return JudgedSet(queries, qrels, root, root.resolve().name)
