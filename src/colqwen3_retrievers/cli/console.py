@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any, Final
 
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation.files import parse_json
 
 INDEX_HELP: Final = (
     "a folder, or qdrant://host:6333/collection (qdrants:// over TLS; the key from QDRANT_API_KEY), or, without a "
@@ -40,10 +40,7 @@ def json_filter(text: str) -> dict[str, Any]:
     >>> json_filter('{"page": {"$lte": 9}}')
     {'page': {'$lte': 9}}
     """
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
-        raise ConfigError(f"--where: not JSON: {exc}") from exc
+    value = parse_json(text, "--where")
     if not isinstance(value, dict):
         raise ConfigError("--where: expected a JSON object")
     return value

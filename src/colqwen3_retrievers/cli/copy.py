@@ -29,17 +29,12 @@ def run(options: argparse.Namespace) -> int:
         ColQwen3Error: no such index, or one that cannot be copied there.
     """
     result = copy_index(
-        options.src,
-        options.dst,
-        batch_size=options.batch_size,
+        options.src, options.dst, batch_size=options.batch_size, images=options.images,
+        src_images_dir=options.src_images_dir, dst_images_dir=options.dst_images_dir,
         show_progress=importlib.util.find_spec("tqdm") is not None,
-        images=options.images,
-        src_images_dir=options.src_images_dir,
-        dst_images_dir=options.dst_images_dir,
-    )
-    print(
-        f"{result.added} added, {result.updated} updated, {result.unchanged} unchanged; {result.images} images written"
-    )
+    )  # fmt: skip
+    counts = f"{result.added} added, {result.updated} updated, {result.unchanged} unchanged"
+    print(f"{counts}; {result.images} images written")
     if result.missing_images:
         print_message(f"{result.missing_images} pages have lost their image")
     return 0

@@ -13,11 +13,11 @@ from colqwen3_retrievers.cli.console import MODEL_DEFAULTS, add_model_options, m
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, StoreMismatchError
 from colqwen3_retrievers.evaluation.comparison import compare
-from colqwen3_retrievers.evaluation.corpus_index import corpus_index, is_there
+from colqwen3_retrievers.evaluation.corpus_index import corpus_index
 from colqwen3_retrievers.evaluation.files import check_outputs, write_json
 from colqwen3_retrievers.evaluation.judged import JudgedSet, read_judged_set
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
-from colqwen3_retrievers.evaluation.measuring import check_depth, evaluate, judge
+from colqwen3_retrievers.evaluation.measuring import evaluate, judge
 from colqwen3_retrievers.evaluation.mteb import MtebRun, run_mteb
 from colqwen3_retrievers.evaluation.results import Evaluation
 from colqwen3_retrievers.evaluation.trec import decode_id, read_run, write_qrels, write_run
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         return _mteb(options)
     cutoffs, names = options.k or DEFAULT_CUTOFFS, options.measure or ()
     # Whatever can be refused without opening a page is refused here, before anything is encoded.
-    check_depth(parse_measures(cutoffs, names), options.depth)
+    parse_measures(cutoffs, names).depth(options.depth)
     judged = read_judged_set(options.data, split=options.split or "test")
     if mode == "--from-run":
         trec_run = _decode_unknown_ids(read_run(options.from_run, decode=False), judged)
@@ -218,12 +218,10 @@ def _evaluate(options: argparse.Namespace, judged: JudgedSet) -> Evaluation:
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="colqwen3-eval-"))
         place = options.index or str(Path(scratch) / "index")
-        as_is = options.as_is or not judged.has_corpus
-        if as_is and not is_there(place):
-            raise ConfigError(f"{place}: no index there")
         index = stack.enter_context(
             corpus_index(
-                place, judged, lambda info: _encoder(options, info, place), as_is=as_is,
+                place, judged, lambda info: _encoder(options, info, place),
+                as_is=options.as_is or not judged.has_corpus,
                 keep_images=options.index is not None,
             )
         )  # fmt: skip

@@ -6,12 +6,12 @@ The counts of pages are one line on standard output; each file or page that was 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from typing import Any
 
 from colqwen3_retrievers.cli.console import INDEX_HELP, add_model_options, make_encoder, print_message
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation.files import parse_json
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.files import find_page_files
 from colqwen3_retrievers.pages.paths import user_path
@@ -120,14 +120,10 @@ def _metadata(pairs: list[str]) -> dict[str, Any]:
         if not key or not equals:
             raise ConfigError(f"--metadata: expected KEY=VALUE, got {pair!r}")
         try:
-            metadata[key] = json.loads(value, parse_constant=_refuse_constant)
-        except ValueError:
+            metadata[key] = parse_json(value, pair)
+        except ConfigError:  # NaN and the like too
             metadata[key] = value
     return metadata
-
-
-def _refuse_constant(constant: str) -> Any:
-    raise ValueError(constant)  # NaN and the like are not JSON, so such a value stays a text
 
 
 def _password(file: str | None) -> str | None:

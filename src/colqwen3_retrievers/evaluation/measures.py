@@ -39,18 +39,29 @@ class Measures:
     by_measure: Mapping[Any, tuple[str, ...]]
     provider: Any
 
-    @property
-    def cutoff(self) -> tuple[str, int]:
-        """The measure with the largest cutoff, and that cutoff; ``("", 0)`` if none has one."""
-        cutoffs = [(cutoff, names[0]) for measure, names in self.by_measure.items() if (cutoff := _cutoff(measure))]
-        largest, name = max(cutoffs, key=lambda item: item[0], default=(0, ""))
-        return name, largest
+    def depth(self, depth: int | None = None) -> int:
+        """Return the number of pages to retrieve for a query.
 
-    @property
-    def depth(self) -> int:
-        """The number of pages to retrieve for a query; 100 or more for a measure without a cutoff."""
-        open_ended = any(_cutoff(measure) is None for measure in self.by_measure)
-        return max(self.cutoff[1], DEPTH_WITHOUT_CUTOFF if open_ended else 1)
+        Args:
+            depth: as given by a user; None takes the largest cutoff, or 100 if a measure has none.
+
+        Raises:
+            ConfigError: not a whole number from 1, or less than a cutoff, so that the measure would be of a shorter
+                list than its name says.
+
+        >>> parse_measures([10]).depth()                                               # needs the extra eval
+        10
+        """
+        cutoffs = {names[0]: _cutoff(measure) for measure, names in self.by_measure.items()}
+        if depth is None:
+            return max(cutoff or DEPTH_WITHOUT_CUTOFF for cutoff in cutoffs.values())
+        depth = whole_number(depth, "depth", least=1)
+        name = max(cutoffs, key=lambda name: cutoffs[name] or 0)
+        if depth < (cutoffs[name] or 0):
+            raise ConfigError(
+                f"depth: {depth} pages are too few for {name}; give at least {cutoffs[name]}, or smaller cutoffs"
+            )
+        return depth
 
     def calculate(self, qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
         """Compute the measures for each query of ``qrels``.
@@ -103,7 +114,7 @@ def parse_measures(k: Sequence[int], extra: Sequence[str] = ()) -> Measures:
         MissingExtraError: ir-measures is not installed (extra ``eval``).
 
     >>> measures = parse_measures([5], ["AP@100"])                                     # needs the extra eval
-    >>> measures.names, measures.depth
+    >>> measures.names, measures.depth()
     (('nDCG@5', 'R@5', 'Success@5', 'RR@5', 'AP@100'), 100)
     """
     cutoffs = dict.fromkeys(whole_number(cutoff, "k", least=1, most=MAX_CUTOFF) for cutoff in k)

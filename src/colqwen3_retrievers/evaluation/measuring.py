@@ -13,7 +13,7 @@ from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
-from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, Measures, parse_measures
+from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
 from colqwen3_retrievers.evaluation.results import Evaluation
 from colqwen3_retrievers.evaluation.trec import Qrels, Run, check_relevance, check_score
 from colqwen3_retrievers.index.page_adder import PageEncoder
@@ -97,7 +97,7 @@ def evaluate(
     >>> evaluate(PageIndex.open("my-index"), read_judged_set("my-queries")).measures       # doctest: +SKIP
     {'nDCG@1': 0.91, 'nDCG@5': 0.94, ...}
     """
-    depth = check_depth(parse_measures(k, measures), depth)
+    depth = parse_measures(k, measures).depth(depth)
     batch_size = whole_number(batch_size, "batch_size", least=1)
     ids = set(index.ids())
     unknown = sorted({page for query in judged.qrels for page in judged.relevant(query)} - ids)
@@ -160,25 +160,6 @@ def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> 
         if exc.index is None or not 0 <= exc.index < len(queries):
             raise
         raise exc.at(exc.index, f"query {list(queries)[exc.index]!r}") from exc
-
-
-def check_depth(measures: Measures, depth: int | None) -> int:
-    """Return the number of pages to retrieve.
-
-    Raises:
-        ConfigError: not a whole number from 1, or less than a cutoff, so that the measure would be of a shorter list
-            than its name says.
-
-    >>> check_depth(parse_measures([10]), None)                                        # needs the extra eval
-    10
-    """
-    if depth is None:
-        return measures.depth
-    depth = whole_number(depth, "depth", least=1)
-    name, cutoff = measures.cutoff
-    if depth < cutoff:
-        raise ConfigError(f"depth: {depth} pages are too few for {name}; give at least {cutoff}, or smaller cutoffs")
-    return depth
 
 
 def _ordered(query: str, pages: Mapping[str, float]) -> dict[str, float]:

@@ -8,7 +8,6 @@ ids of almost all files are written as they are, and :func:`read_run` and :func:
 from __future__ import annotations
 
 import io
-import math
 import numbers
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.evaluation.files import read_text, write_text
 
@@ -38,9 +38,6 @@ def check_id(value: object, name: str) -> str:
 
     Raises:
         ConfigError: not a text, empty, or not valid Unicode.
-
-    >>> check_id("q1", "query")
-    'q1'
     """
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name}: expected an id that is a non-empty text, got {value!r}")
@@ -53,35 +50,9 @@ def check_relevance(value: object, name: str) -> int:
     """Return a relevance, if it is one.
 
     Raises:
-        ConfigError: not a whole number, or beyond :data:`MAX_RELEVANCE` on either side of 0.
-
-    >>> check_relevance(2, "q1, page p1")
-    2
+        ConfigError: not a whole number, or above :data:`MAX_RELEVANCE` or below its negative.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name}: expected a whole number as relevance, got relevance {value!r}")
-    if abs(value) > MAX_RELEVANCE:
-        raise ConfigError(f"{name}: relevance {value} is beyond {MAX_RELEVANCE:,}")
-    return value
-
-
-def parse_relevance(text: str, name: str) -> int:
-    """Parse a relevance; 1.0 is 1.
-
-    Raises:
-        ConfigError: not a whole number, or too large.
-
-    >>> parse_relevance("2.0", "q1, page p1")
-    2
-    """
-    try:
-        number = float(text)
-        whole = int(number) if math.isfinite(number) and number.is_integer() else None
-    except ValueError:
-        whole = None
-    if whole is None:
-        raise ConfigError(f"{name}: expected a whole number as relevance, got {text!r}")
-    return check_relevance(whole, name)
+    return whole_number(value, f"{name}: relevance", least=-MAX_RELEVANCE, most=MAX_RELEVANCE)
 
 
 def encode_id(text: str) -> str:
@@ -234,9 +205,6 @@ def check_score(value: object, name: str) -> float:
 
     Raises:
         ConfigError: not a number, not finite, or beyond float32.
-
-    >>> check_score(1, "q1, page p1")
-    1.0
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(float(value)) < 3e38:
         raise ConfigError(f"run: {name} has the score {value!r}")
