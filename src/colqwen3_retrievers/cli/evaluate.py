@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.cli.console import MODEL_DEFAULTS, add_model_options, make_encoder
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, StoreMismatchError
@@ -106,8 +107,8 @@ def _mode(options: argparse.Namespace) -> str:
         raise ConfigError(f"{', '.join(wrong)}: not for {mode}")
     if options.as_is and options.index is None:
         raise ConfigError("--as-is: give --index")
-    if options.worst is not None and options.worst < 1:
-        raise ConfigError(f"--worst: expected a number from 1, got {options.worst}")
+    if options.worst is not None:
+        whole_number(options.worst, "--worst", least=1)
     return mode
 
 

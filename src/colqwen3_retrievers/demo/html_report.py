@@ -16,6 +16,7 @@ from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
 _MAX_HEIGHT = 8_000
+_VERDICTS = {True: ("right", "✓", "found first"), False: ("wrong", "✗", "not first"), None: ("dim", "·", "")}
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --frame: #c81e1e;
@@ -99,11 +100,7 @@ def write_report(path: Path, answers: Sequence[Answer], *, info: EncoderInfo, n_
     (True, True, False)
     """
     judged = [answer.right for answer in answers if answer.right is not None]
-    links = "".join(
-        f'<a href="#q{number}"><span class="{_verdict(answer)[0]}">{_verdict(answer)[1]}</span> '
-        f"{html.escape(answer.question)}</a>"
-        for number, answer in enumerate(answers, start=1)
-    )
+    links = "".join(_link(number, answer) for number, answer in enumerate(answers, start=1))
     sections = "".join(_section(number, answer) for number, answer in enumerate(answers, start=1))
     path.write_text(
         f"""<!DOCTYPE html>
@@ -121,18 +118,18 @@ Scores are sums over the question's tokens and compare within one question only.
     return path
 
 
+def _link(number: int, answer: Answer) -> str:
+    style, mark, _ = _VERDICTS[answer.right]
+    return f'<a href="#q{number}"><span class="{style}">{mark}</span> {html.escape(answer.question)}</a>'
+
+
 def _section(number: int, answer: Answer) -> str:
-    style, mark = _verdict(answer)
-    words = {"right": "found first", "wrong": "not first", "dim": ""}[style]
+    style, mark, words = _VERDICTS[answer.right]
     figures = "".join(_figure(page, width) for page, width in zip(answer.pages, _WIDTHS, strict=False))
     return (
         f'<section id="q{number}"><div class="head"><h2>{html.escape(answer.question)}</h2>'
         f'<span class="{style}">{mark} {words}</span></div><div class="pages">{figures}</div></section>'
     )
-
-
-def _verdict(answer: Answer) -> tuple[str, str]:
-    return {True: ("right", "✓"), False: ("wrong", "✗"), None: ("dim", "·")}[answer.right]
 
 
 def _figure(page: ShownPage, width: int) -> str:
