@@ -108,9 +108,7 @@ def evaluate(
         )
     clock = time.perf_counter
     start = clock()
-    encode_queries(
-        index.encoder, dict(itertools.islice(judged.queries.items(), 1))
-    )  # loads the model, which is timed apart
+    encode_queries(index.encoder, dict(itertools.islice(judged.queries.items(), 1)))  # loads the model, timed apart
     loaded = clock()
     queries = encode_queries(index.encoder, judged.queries)
     encoded = clock()
@@ -120,10 +118,8 @@ def evaluate(
         for hits in index.search_many(queries[at : at + batch_size], depth, exact=exact)
     ]
     searched = clock()
-    run = {
-        query: {hit.page.id: float(hit.score) for hit in hits}
-        for query, hits in zip(judged.queries, results, strict=True)
-    }
+    rankings = ({hit.page.id: float(hit.score) for hit in hits} for hits in results)
+    run = dict(zip(judged.queries, rankings, strict=True))
     settings = {
         "set": judged.name, "index": index.location, "pages": len(ids), "queries": len(queries), "depth": depth,
         "exact": exact, **encoder_settings(index.encoder), "encoder": index.info.to_dict(),
@@ -141,8 +137,7 @@ def encoder_settings(encoder: PageEncoder) -> dict[str, Any]:
     """
     if not isinstance(encoder, ColQwen3Encoder):
         return {}
-    settings = encoder.to_dict()
-    return {name: settings[name] for name in ("engine", "device", "dtype")}
+    return {name: value for name, value in encoder.to_dict().items() if name in ("engine", "device", "dtype")}
 
 
 def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> list[MultiVector]:
@@ -157,7 +152,7 @@ def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> 
     try:
         return encoder.submit_queries(list(queries.values())).result()
     except EncodeError as exc:
-        if exc.index is None or not 0 <= exc.index < len(queries):
+        if exc.index is None:
             raise
         raise exc.at(exc.index, f"query {list(queries)[exc.index]!r}") from exc
 

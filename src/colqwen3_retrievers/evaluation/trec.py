@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -157,12 +157,11 @@ def read_run(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, fl
     {'q1': {'my page': 2.0}}
     """
     run: dict[str, dict[str, float]] = {}
-    read = require("eval", "ir_measures", "ir-measures").read_trec_run
-    for where, record in _records(Path(path), read, "'query Q0 page rank score tag' with a number as score"):
-        query, page = (decode_id(name) if decode else name for name in (record.query_id, record.doc_id))
+    form = "'query Q0 page rank score tag' with a number as score"
+    for where, query, page, score in _records(path, "read_trec_run", form, decode):
         if page in run.setdefault(query, {}):
             raise ConfigError(f"{where}: query {query!r} has the page {page!r} twice")
-        run[query][page] = check_score(record.score, where)
+        run[query][page] = check_score(score, where)
     if not run:
         raise ConfigError(f"{path}: no lines")
     return run
@@ -189,12 +188,11 @@ def read_qrels(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, 
     {'q1': {'my page': 1}}
     """
     qrels: dict[str, dict[str, int]] = {}
-    read = require("eval", "ir_measures", "ir-measures").read_trec_qrels
-    for where, record in _records(Path(path), read, "'query 0 page relevance' with a whole number as relevance"):
-        query, page = (decode_id(name) if decode else name for name in (record.query_id, record.doc_id))
+    form = "'query 0 page relevance' with a whole number as relevance"
+    for where, query, page, relevance in _records(path, "read_trec_qrels", form, decode):
         if page in qrels.setdefault(query, {}):
             raise ConfigError(f"{where}: query {query!r}, page {page!r} is judged twice")
-        qrels[query][page] = check_relevance(record.relevance, where)
+        qrels[query][page] = check_relevance(relevance, where)
     if not qrels:
         raise ConfigError(f"{path}: no judgements")
     return qrels
@@ -223,11 +221,13 @@ class _Lines(io.StringIO):
         return self.line
 
 
-def _records(path: Path, read: Callable[[_Lines], Iterable[Any]], form: str) -> Iterator[tuple[str, Any]]:
-    """Yield each record that a reader of ir-measures finds in a file, with its place."""
-    lines = _Lines(read_text(path))
+def _records(path: str | Path, reader: str, form: str, decode: bool) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield the place, query, page and value of each line, as a reader of ir-measures parses it."""
+    read = getattr(require("eval", "ir_measures", "ir-measures"), reader)
+    lines = _Lines(read_text(Path(path)))
     try:
-        for record in read(lines):
-            yield f"{path}:{lines.number}", record
+        for query, page, value, *_ in read(lines):
+            names = (decode_id(query), decode_id(page)) if decode else (query, page)
+            yield f"{path}:{lines.number}", *names, value
     except ValueError as exc:
         raise ConfigError(f"{path}:{lines.number}: expected {form}, got {lines.line.strip()[:80]!r}") from exc
