@@ -36,7 +36,7 @@ NEEDS = {
     ],
     "httpx": SERVER_TESTS,
     "ir_measures": [
-        "tests/unit/evaluation/test_measures.py", "src/colqwen3_retrievers/evaluation",
+        "tests/unit/evaluation", "src/colqwen3_retrievers/evaluation",
         "tests/integration/test_eval*.py",
     ],
     "mteb": ["tests/integration/test_eval_mteb.py"],
@@ -48,11 +48,10 @@ NEEDS = {
     ],
     "pypdfium2": [
         "tests/unit/pages/test_loading.py", "tests/unit/pages/test_pdf.py", "tests/unit/pages/test_files.py",
-        "tests/unit/llama_index/test_reader.py",
+        "tests/unit/llama_index/test_reader.py", "tests/unit/demo",
     ],
     "reportlab": [
-        "tests/unit/llama_index/test_reader.py", "tests/bad_pages.py", "tests/unit/pages",
-        "tests/unit/demo", "src/colqwen3_retrievers/demo",
+        "tests/unit/llama_index/test_reader.py", "tests/bad_pages.py", "tests/unit/pages", "tests/unit/demo",
     ],
     "av": ["tests/unit/pages/test_video.py"],
     "websockets": ["tests/integration/test_report_in_chromium.py"],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, PageIndex
 from colqwen3_retrievers.cli.main import main
-from colqwen3_retrievers.cli.search import HitDrawing
+from colqwen3_retrievers.cli.search import draw_hits
 from colqwen3_retrievers.demo import write_demo_documents
 from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE
 from tests.checkpoints import make_checkpoint
@@ -211,10 +211,9 @@ def test_why_nothing_is_drawn_is_said(scans: Path, tmp_path: Path, capsys: pytes
         [query] = index.encoder.submit_queries(["revenue"]).result()
         hits = index.search(query)
         index.delete([hits[0].page.id])
-        drawing = HitDrawing(index, query, tmp_path / "why", tokens=False)
-        drawing.draw(hits)
-    assert not drawing.failed
-    assert list(drawing.told) == [hits[1].page.id]
+        evidence, complete = draw_hits(index, query, hits, tmp_path / "why", tokens=False)
+    assert complete
+    assert list(evidence) == [hits[1].page.id]
     assert capsys.readouterr().err.count("not drawn: it was deleted meanwhile") == 1
     assert len(list((tmp_path / "why").iterdir())) == 1
 

@@ -261,7 +261,7 @@ def test_a_comparison_over_other_pages_has_to_be_asked_for(
     [
         ({"_id": "bad", "image": "scans/nope.png"}, "there is no file 'scans/nope.png'"),
         ({"_id": "bad"}, "expected an image, a pdf or a text"),
-        ({"_id": "bad", "image": "seen.png", "page": 0}, "expected a page number from 1"),
+        ({"_id": "bad", "image": "seen.png", "page": 0}, "page: expected a whole number from 1"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--allow-unknown"]])

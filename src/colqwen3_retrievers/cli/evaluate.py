@@ -1,4 +1,4 @@
-"""``colqwen3 eval``: the command line of this room."""
+"""``colqwen3 eval``: a folder of queries or a run judged, mteb's tasks scored, two evaluations compared."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import argparse
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Final
 
-from colqwen3_retrievers.cli.evaluate_options import add_eval_arguments, check_mode, encoder_options, leave_model_open
+from colqwen3_retrievers.checks import whole_number
+from colqwen3_retrievers.cli.console import MODEL_DEFAULTS, add_model_options, make_encoder
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, StoreMismatchError
 from colqwen3_retrievers.evaluation.comparison import compare
-from colqwen3_retrievers.evaluation.corpus_index import corpus_index, is_there
+from colqwen3_retrievers.evaluation.corpus_index import corpus_index
 from colqwen3_retrievers.evaluation.files import check_outputs, write_json
 from colqwen3_retrievers.evaluation.judged import JudgedSet, read_judged_set
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
-from colqwen3_retrievers.evaluation.measuring import check_depth, evaluate, judge
+from colqwen3_retrievers.evaluation.measuring import evaluate, judge
 from colqwen3_retrievers.evaluation.mteb import MtebRun, run_mteb
 from colqwen3_retrievers.evaluation.results import Evaluation
 from colqwen3_retrievers.evaluation.trec import decode_id, read_run, write_qrels, write_run
@@ -26,105 +27,183 @@ from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.stores.location import is_qdrant
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
-__all__ = ["add_eval_arguments", "leave_model_open", "run_eval"]
+_JUDGING: Final = {"split", "k", "measure", "qrels", "json", "worst"}
+_OPTIONS: Final[dict[str, set[str]]] = {  # mode -> the options it takes
+    "a folder": _JUDGING | {"index", "as_is", "depth", "exact", "allow_unknown", "run"} | MODEL_DEFAULTS.keys(),
+    "--from-run": _JUDGING | {"from_run"},
+    "--mteb": {"exact", "json", "results"} | MODEL_DEFAULTS.keys(),
+    "--compare": {"measure", "json", "allow_other_set"},
+}
+_INDEX_SETTINGS: Final = ("family", "dim", "pool_factor", "max_visual_tokens", "include_text")
 
-MakeEncoder = Callable[[argparse.Namespace], ColQwen3Encoder]
-Say = Callable[[str], None]
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``colqwen3``."""
+    parser = commands.add_parser("eval", help="judge retrieval on queries with known answers; compare two settings")
+    modes = parser.add_argument_group("what is evaluated (one of)")
+    modes.add_argument("data", nargs="?", metavar="DATA", help="a BEIR-like folder: queries.jsonl, qrels/, corpus")
+    modes.add_argument("--mteb", nargs="+", metavar="NAME", help='mteb benchmarks or tasks, as "ViDoRe(v2)"')
+    modes.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two files that --json wrote")
+    add = parser.add_argument
+    add("--index", metavar="INDEX", help="the index to search; made of DATA's corpus if new, completed if pages miss")
+    add("--as-is", action="store_true", help="search the index without comparing it with the corpus")
+    add("--from-run", metavar="FILE", help="judge this TREC run by DATA's judgements; nothing is searched")
+    add("--split", metavar="NAME", help="qrels/NAME.tsv (test)")
+    add("-k", type=int, nargs="+", metavar="N", help="cutoffs (1 5 10)")
+    add("--measure", action="append", metavar="NAME", help="ir-measures name; repeatable")
+    add("--depth", type=int, metavar="N", help="pages to retrieve, at least the largest cutoff (the default)")
+    add("--exact", action="store_true", help="score every page")
+    add("--allow-unknown", action="store_true", help="count relevant pages that the index lacks as missed")
+    add("--allow-other-set", action="store_true", help="compare also over other pages or another set's name")
+    add("--worst", type=int, metavar="N", help="show the queries with the lowest values of the first measure")
+    add("--run", metavar="FILE", help="write the run as a TREC file")
+    add("--qrels", metavar="FILE", help="write the judgements as a TREC file")
+    add("--json", metavar="FILE", help="write everything, for --compare")
+    add("--results", metavar="DIR", help="with --mteb: keep mteb's result files; tasks that have one are not run again")
+    add_model_options(parser)
+    parser.set_defaults(**dict.fromkeys(MODEL_DEFAULTS), command=run)  # None: not given, so the index's own applies
 
 
-def run_eval(options: argparse.Namespace, make_encoder: MakeEncoder, say: Say) -> int:
-    """Run the command.
-
-    Args:
-        options: what the parser found.
-        make_encoder: makes an encoder of the model options.
-        say: prints a line of results.
-
-    Returns:
-        The exit code.
+def run(options: argparse.Namespace) -> int:
+    """Evaluate what the options name, print the results, and return the exit code.
 
     Raises:
-        ConfigError: not exactly one of DATA, ``--mteb`` and ``--compare``, options of another, and what they meet; in
-            the end, mteb tasks that failed.
+        ConfigError: not exactly one of DATA, ``--mteb`` and ``--compare``, options of another mode, or data that cannot
+            be used; mteb tasks that failed, after the others.
+        ColQwen3Error: no such index or model.
     """
-    mode = check_mode(options)
+    mode = _mode(options)
     if mode == "--compare":
-        return _compare(options, say)
+        return _compare(options)
     if mode == "--mteb":
-        return _mteb(options, make_encoder, say)
-    # All that can be refused without opening a page is refused here, before anything is encoded.
-    asked = parse_measures(options.k or DEFAULT_CUTOFFS, options.measure or ())
-    check_depth(asked, options.depth)
+        return _mteb(options)
+    cutoffs, names = options.k or DEFAULT_CUTOFFS, options.measure or ()
+    # Whatever can be refused without opening a page is refused here, before anything is encoded.
+    parse_measures(cutoffs, names).depth(options.depth)
     judged = read_judged_set(options.data, split=options.split or "test")
-    outputs = {"--json": options.json, "--run": options.run, "--qrels": options.qrels}
-    data = Path(options.data)
-    read = [data / name for name in ("queries.jsonl", "corpus.jsonl", "corpus", f"qrels/{options.split or 'test'}.tsv")]
-    if options.index is not None and not is_qdrant(options.index):
-        read.append(Path(options.index))
-    if options.from_run is not None:
-        read.append(Path(options.from_run))
-    read += [path for path in outputs.values() if path is not None and _is_page_of(Path(path), data)]
     if mode == "--from-run":
-        run = _known_ids(read_run(options.from_run, decode=False), judged)
-        check_outputs(outputs, read)
+        trec_run = _decode_unknown_ids(read_run(options.from_run, decode=False), judged)
+        _check_outputs(options)
         settings = {"set": judged.name, "run": Path(options.from_run).name, "queries": len(judged.queries)}
-        got = judge(run, judged.qrels, k=options.k or DEFAULT_CUTOFFS, measures=options.measure or ())
-        done = dataclasses.replace(got, settings=settings)
+        evaluation = dataclasses.replace(judge(trec_run, judged.qrels, k=cutoffs, measures=names), settings=settings)
     else:
-        _check_pages(options, judged)
-        check_outputs(outputs, read)
-        done = _evaluate(options, judged, make_encoder)
-    _report(done, judged, options, say)
+        _check_corpus(options, judged)
+        _check_outputs(options)
+        evaluation = _evaluate(options, judged)
+    _report(evaluation, judged, options)
     return 0
 
 
-def _compare(options: argparse.Namespace, say: Say) -> int:
+def _mode(options: argparse.Namespace) -> str:
+    """Return the key of ``_OPTIONS`` that the options ask for, having refused options of other modes."""
+    if sum(value is not None for value in (options.data, options.mteb, options.compare)) != 1:
+        raise ConfigError("eval: give a folder, or --mteb, or --compare")
+    mode = "--mteb" if options.mteb else "--compare" if options.compare else "a folder"
+    if mode == "a folder" and options.from_run is not None:
+        mode = "--from-run"
+    given = {name for name in set().union(*_OPTIONS.values()) if _is_given(getattr(options, name))}
+    wrong = [f"-{name}" if len(name) == 1 else _flag(name) for name in sorted(given - _OPTIONS[mode])]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: not for {mode}")
+    if options.as_is and options.index is None:
+        raise ConfigError("--as-is: give --index")
+    if options.worst is not None:
+        whole_number(options.worst, "--worst", least=1)
+    return mode
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # 0 is given, and refused later
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _encoder(options: argparse.Namespace, info: EncoderInfo | None = None, place: str = "") -> ColQwen3Encoder:
+    """Make the encoder; options that were not given are those of an existing index, else the defaults."""
+    given = {name: value for name in MODEL_DEFAULTS if _is_given(value := getattr(options, name))}
+    known: dict[str, Any] = {}
+    if info is not None:
+        known = {name: getattr(info, name) for name in _INDEX_SETTINGS}
+        contradictions = [
+            f"{_flag(name)} {given[name]}, but it was made with {value}"
+            for name, value in known.items()
+            if name in given and given[name] != value
+        ]
+        if contradictions:
+            raise StoreMismatchError(f"{place}: {'; '.join(contradictions)}")
+        if "model" not in given:
+            known |= {"model": info.model, "revision": info.revision}
+    return make_encoder(argparse.Namespace(**{**MODEL_DEFAULTS, **known, **given}))
+
+
+def _compare(options: argparse.Namespace) -> int:
     a, b = (Evaluation.read(path) for path in options.compare)
     check_outputs({"--json": options.json}, options.compare)
     try:
-        done = compare(a, b, measures=options.measure, allow_other_set=options.allow_other_set)
+        comparison = compare(a, b, measures=options.measure, allow_other_set=options.allow_other_set)
     except ConfigError as exc:
         raise ConfigError(str(exc).replace("allow_other_set", "--allow-other-set")) from exc
-    say(f"A is {options.compare[0]}, B is {options.compare[1]}")
-    say(str(done))
+    print(f"A is {options.compare[0]}, B is {options.compare[1]}")
+    print(comparison)
     if options.json:
-        write_json(options.json, dataclasses.asdict(done))
+        write_json(options.json, dataclasses.asdict(comparison))
     return 0
 
 
-def _mteb(options: argparse.Namespace, make_encoder: MakeEncoder, say: Say) -> int:
+def _mteb(options: argparse.Namespace) -> int:
     check_outputs({"--json": options.json})
 
-    def report(task: str, run: MtebRun) -> None:
-        for part, score in run.scores.get(task, {}).items():
-            say(f"{task:48} {part:20} {score:.4f}")
-        if task in run.failed:
-            say(f"{task:48} failed: {run.failed[task]}")
+    def report(task: str, scores: MtebRun) -> None:
+        for part, score in scores.scores.get(task, {}).items():
+            print(f"{task:48} {part:20} {score:.4f}")
+        if task in scores.failed:
+            print(f"{task:48} failed: {scores.failed[task]}")
         if options.json:
-            write_json(options.json, dataclasses.asdict(run))  # now: the next task may take hours, and fail
+            write_json(options.json, dataclasses.asdict(scores))  # now: the next task may take hours, and fail
 
-    encoder = make_encoder(encoder_options(options, None, ""))
-    try:
-        run = run_mteb(encoder, options.mteb, exact=options.exact, results=options.results, report=report)
-    finally:
-        encoder.close()
-    for name, mean in run.means.items():
-        told = "no mean, as tasks failed" if mean is None else f"{mean:.4f}"
-        say(f"{name:48} {'mean of tasks':20} {told}")
+    with _encoder(options) as encoder:
+        scores = run_mteb(encoder, options.mteb, exact=options.exact, results=options.results, report=report)
+    for name, mean in scores.means.items():
+        print(f"{name:48} {'mean of tasks':20} {'no mean, as tasks failed' if mean is None else f'{mean:.4f}'}")
     if options.json:
-        write_json(options.json, dataclasses.asdict(run))
-    if run.failed:
-        raise ConfigError(f"mteb: {len(run.failed)} of {len(run.failed) + len(run.scores)} tasks failed: "
-                          f"{', '.join(run.failed)}")  # fmt: skip
+        write_json(options.json, dataclasses.asdict(scores))
+    if scores.failed:
+        count = len(scores.failed) + len(scores.scores)
+        raise ConfigError(f"mteb: {len(scores.failed)} of {count} tasks failed: {', '.join(scores.failed)}")
     return 0
 
 
-def _check_pages(options: argparse.Namespace, judged: JudgedSet) -> None:
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, or that would replace a file of the set, the index or the run."""
+    data = Path(options.data)
+    outputs = {"--json": options.json, "--run": options.run, "--qrels": options.qrels}
+    names = ("queries.jsonl", "corpus.jsonl", "corpus", f"qrels/{options.split or 'test'}.tsv")
+    inputs = [data / name for name in names]
+    if options.index is not None and not is_qdrant(options.index):
+        inputs.append(Path(options.index))
+    if options.from_run is not None:
+        inputs.append(Path(options.from_run))
+    inputs += [Path(path) for path in outputs.values() if path is not None and _may_be_page(Path(path), data)]
+    check_outputs(outputs, inputs)
+
+
+def _may_be_page(path: Path, folder: Path) -> bool:
+    """Return whether a path is a file in the set's folder that the set's lines may name."""
+    if path.suffix.lower() not in (*IMAGE_SUFFIXES, ".pdf", ".tsv", ".jsonl"):
+        return False
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    return False
+
+
+def _check_corpus(options: argparse.Namespace, judged: JudgedSet) -> None:
     if options.index is None and not judged.has_corpus:
         raise ConfigError(f"{options.data}: no corpus.jsonl and no corpus folder; give --index")
     if options.as_is:
         return
-    listed = judged.listed_ids()  # which checks every line of the list
+    listed = judged.listed_ids()  # checks every line of the list
     if options.allow_unknown:
         return
     unknown = judged.absent(page for query in judged.qrels for page in judged.relevant(query))
@@ -136,82 +215,72 @@ def _check_pages(options: argparse.Namespace, judged: JudgedSet) -> None:
         )
 
 
-def _evaluate(options: argparse.Namespace, judged: JudgedSet, make_encoder: MakeEncoder) -> Evaluation:
+def _evaluate(options: argparse.Namespace, judged: JudgedSet) -> Evaluation:
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="colqwen3-eval-"))
         place = options.index or str(Path(scratch) / "index")
-        as_is = options.as_is or not judged.has_corpus
-        if as_is and not is_there(place):
-            raise ConfigError(f"{place}: no index there")
-
-        def encoder(info: EncoderInfo | None) -> ColQwen3Encoder:
-            return make_encoder(encoder_options(options, info, place))
-
-        keep = options.index is not None
-        index = stack.enter_context(corpus_index(place, judged, encoder, as_is=as_is, keep_images=keep))
-        done = evaluate(
+        index = stack.enter_context(
+            corpus_index(
+                place, judged, lambda info: _encoder(options, info, place),
+                as_is=options.as_is or not judged.has_corpus,
+                keep_images=options.index is not None,
+            )
+        )  # fmt: skip
+        evaluation = evaluate(
             index, judged, k=options.k or DEFAULT_CUTOFFS, measures=options.measure or (), depth=options.depth,
             exact=options.exact, allow_unknown_pages=options.allow_unknown,
         )  # fmt: skip
-    if keep or done.settings is None:
-        return done
-    return dataclasses.replace(done, settings={**done.settings, "index": None})  # it is gone, its name says nothing
+    if options.index is not None or evaluation.settings is None:
+        return evaluation
+    return dataclasses.replace(evaluation, settings={**evaluation.settings, "index": None})  # it was temporary
 
 
-def _report(done: Evaluation, judged: JudgedSet, options: argparse.Namespace, say: Say) -> None:
-    count = len(next(iter(done.per_query.values())))
-    say(f"{count} queries judged, {len(done.unjudged)} without a relevant page")
-    for name, value in done.measures.items():
-        say(f"{name:12} {value:.4f}")
-    if done.seconds:
-        say(f"encoding {done.seconds['encode']:.2f} s, searching {done.seconds['search']:.2f} s")
+def _report(evaluation: Evaluation, judged: JudgedSet, options: argparse.Namespace) -> None:
+    count = len(next(iter(evaluation.per_query.values())))
+    print(f"{count} queries judged, {len(evaluation.unjudged)} without a relevant page")
+    for name, value in evaluation.measures.items():
+        print(f"{name:12} {value:.4f}")
+    if evaluation.seconds:
+        print(f"encoding {evaluation.seconds['encode']:.2f} s, searching {evaluation.seconds['search']:.2f} s")
     if options.worst:
-        _worst(done, judged, options.worst, say)
-    failed: ColQwen3Error | None = None
+        _print_worst(evaluation, judged, options.worst)
+    failure: ColQwen3Error | None = None
     for path, write in (
-        (options.json, done.write),
-        (options.run, lambda path: write_run(path, done.run)),
-        (options.qrels, lambda path: write_qrels(path, done.qrels)),
+        (options.json, evaluation.write),
+        (options.run, lambda path: write_run(path, evaluation.run)),
+        (options.qrels, lambda path: write_qrels(path, evaluation.qrels)),
     ):
         if path:
             try:
                 write(path)
-            except ColQwen3Error as exc:  # a disk that filled up meanwhile: the other files may lie on another
-                failed = failed or exc
-    if failed is not None:
-        raise failed
+            except ColQwen3Error as exc:  # such as a full disk: the other files may be on another
+                failure = failure or exc
+    if failure is not None:
+        raise failure
 
 
-def _worst(done: Evaluation, judged: JudgedSet, n: int, say: Say) -> None:
-    say(f"worst by {next(iter(done.per_query))}, with the rank of the first relevant page:")
-    for query, value in done.worst(n):
+def _print_worst(evaluation: Evaluation, judged: JudgedSet, n: int) -> None:
+    print(f"worst by {next(iter(evaluation.per_query))}, with the rank of the first relevant page:")
+    for query, value in evaluation.worst(n):
         relevant = judged.relevant(query)
-        rank = next((at for at, page in enumerate(done.run.get(query, {}), start=1) if page in relevant), None)
-        asked = judged.queries[query]
-        text = (asked.text if isinstance(asked, Query) else asked) or "(an image)"
-        say(f"{value:.4f}  {'-' if rank is None else rank:>4}  {query}  {' '.join(text.split())[:80]}")
+        ranks = (rank for rank, page in enumerate(evaluation.run.get(query, {}), start=1) if page in relevant)
+        question = judged.queries[query]
+        text = (question.text if isinstance(question, Query) else question) or "(an image)"
+        print(f"{value:.4f}  {next(ranks, '-'):>4}  {query}  {' '.join(text.split())[:80]}")
 
 
-def _is_page_of(path: Path, folder: Path) -> bool:
-    """Whether a path is a file that lies in the set's folder and may be named by its lines."""
-    if path.suffix.lower() not in (*IMAGE_SUFFIXES, ".pdf", ".tsv", ".jsonl"):
-        return False
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    return False
-
-
-def _known_ids(run: dict[str, dict[str, float]], judged: JudgedSet) -> dict[str, dict[str, float]]:
-    """Decode the ids of a TREC run that the set does not know as they stand."""
+def _decode_unknown_ids(run: dict[str, dict[str, float]], judged: JudgedSet) -> dict[str, dict[str, float]]:
+    """Decode the ids of a TREC run that the set does not know as they are written."""
+    queries = set(judged.queries)
     pages = {page for row in judged.qrels.values() for page in row}
 
-    def known(name: str, ids: set[str]) -> str:
+    def decoded(name: str, ids: set[str]) -> str:
         return name if name in ids else decode_id(name)
 
-    queries = set(judged.queries)
-    told = {
-        known(query, queries): {known(page, pages): score for page, score in row.items()} for query, row in run.items()
+    result = {
+        decoded(query, queries): {decoded(page, pages): score for page, score in row.items()}
+        for query, row in run.items()
     }
-    if not queries & told.keys():
-        raise ConfigError(f"--from-run: no query of {judged.name} is in it; it has {next(iter(told))!r}")
-    return told
+    if not queries & result.keys():
+        raise ConfigError(f"--from-run: no query of {judged.name} is in it; it has {next(iter(result))!r}")
+    return result

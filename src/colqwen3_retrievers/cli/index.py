@@ -1,19 +1,17 @@
-"""``colqwen3 index`` and ``colqwen3 delete``: files into an index, pages out of it.
+"""``colqwen3 index``: files into an index.
 
-What became of the pages is one line on standard output; what could not be used is told on standard error, a line each.
+The counts of pages are one line on standard output; each file or page that was skipped is one line on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from collections.abc import Callable
 from typing import Any
 
-from colqwen3_retrievers.cli.console import json_filter, tell
-from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError
+from colqwen3_retrievers.cli.console import INDEX_HELP, add_model_options, make_encoder, print_message
+from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.evaluation.files import parse_json
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.files import find_page_files, user_path
 from colqwen3_retrievers.stores.location import is_qdrant
@@ -21,170 +19,114 @@ from colqwen3_retrievers.stores.location import is_qdrant
 PASSWORD_VARIABLE = "COLQWEN3_PDF_PASSWORD"  # noqa: S105 - the name of a variable
 
 
-def add_index_arguments(parser: argparse.ArgumentParser, *, place: str) -> None:
-    """Declare the arguments of ``colqwen3 index``, those of the model aside.
-
-    Args:
-        parser: of the command.
-        place: what an index's location may be.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add_index_arguments(parser, place="a folder")
-    >>> parser.parse_args(["2024/", "--index", "my-index", "--root", "."]).root
-    '.'
-    """
+def add_parser(commands: Any) -> None:
+    """Add the command to those of ``colqwen3``."""
+    parser = commands.add_parser("index", help="add PDFs and images to an index")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder or pattern")
-    parser.add_argument("--index", required=True, metavar="INDEX", help=f"{place}; made when it is new")
+    parser.add_argument("--index", required=True, metavar="INDEX", help=f"{INDEX_HELP}; made if it is new")
     parser.add_argument(
         "--root",
         metavar="DIR",
-        help="what pages are named from, a folder above every PATH; else each PATH itself. Give it, and always the "
-        "same, where folders hold files of one name: report.pdf becomes 2024/report.pdf",
+        help="a folder above every PATH that page names start from; by default each PATH itself. Required, and the "
+        "same each time, if folders hold files of one name: report.pdf becomes 2024/report.pdf",
     )
     parser.add_argument(
         "--moved",
         action="store_true",
-        help="the files lie elsewhere now and some have changed: put them in place of those known by the same name",
+        help="the files have been moved and some have changed: replace those known by the same name",
     )
-    parser.add_argument("--images-dir", metavar="DIR", help="where page images are kept; needed with Qdrant")
+    parser.add_argument("--images-dir", metavar="DIR", help="the folder for page images; required with Qdrant")
     parser.add_argument(
-        "--images", choices=("store", "reference", "none"), default="store", help="what to keep of them"
+        "--images", choices=("store", "reference", "none"), default="store", help="how page images are kept (store)"
     )
     parser.add_argument(
         "--metadata",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="kept with every page of these files, to filter by; repeatable. A VALUE that is JSON is that: 2024, true",
+        help="stored with every page of these files, for filters; repeatable. A VALUE may be JSON: 2024, true",
     )
     parser.add_argument(
         "--password-file",
         metavar="FILE",
         help=f"a file of one line: the password of encrypted PDFs ({PASSWORD_VARIABLE})",
     )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pages committed together (16)")
     parser.add_argument(
         "--skip-errors",
         action="store_true",
-        help="go on after a file or page that cannot be read or encoded; each is told of, and the exit code stays 0",
+        help="skip files and pages that cannot be read or encoded; each is reported, and the exit code is 0",
     )
     parser.add_argument(
         "--sync",
         action="store_true",
-        help="also forget the pages of files that are gone under PATH. What cannot be read is told of at the end, and "
-        "is exit code 1 without --skip-errors",
+        help="also delete the pages of files that no longer exist under PATH. Files that cannot be read are reported "
+        "at the end; the exit code is then 1 without --skip-errors",
     )
+    add_model_options(parser)
+    parser.set_defaults(command=run)
 
 
-def run_index(options: argparse.Namespace, encoder_of: Callable[[argparse.Namespace], ColQwen3Encoder]) -> int:
-    """Add files to an index, or make it agree with them.
-
-    Args:
-        options: of :func:`add_index_arguments`.
-        encoder_of: makes the encoder that the options ask for.
+def run(options: argparse.Namespace) -> int:
+    """Add files to an index, or synchronise it with them.
 
     Returns:
         The exit code.
 
     Raises:
-        ColQwen3Error: what ends the call; pages kept before stay.
+        ColQwen3Error: the first error, without ``--skip-errors``; pages committed before it stay.
     """
     if is_qdrant(options.index) and options.images == "store" and options.images_dir is None:
         raise ConfigError("--images-dir: say where page images are kept beside Qdrant, or give --images none")
     metadata, password = _metadata(options.metadata), _password(options.password_file)
-    encoder = encoder_of(options)
-    if not options.sync:  # before an index is made: a path may be wrong. What is skipped is told of when it is read
-        find_page_files(options.paths, root=options.root, on_error=_pass if options.skip_errors else "raise")
+    encoder = make_encoder(options)
+    if not options.sync:  # a wrong path is an error before an index is made; what is skipped is reported when read
+        find_page_files(options.paths, root=options.root, on_error=_ignore if options.skip_errors else "raise")
     with PageIndex.open(options.index, encoder, images=options.images, images_dir=options.images_dir) as index:
-        same: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "root": options.root, "metadata": metadata, "password": password, "moved": options.moved,
             "show_progress": True, "batch_size": options.batch_size,
         }  # fmt: skip
         if options.sync:
-            done = index.sync(options.paths, **same)
-            for failed in done.failed:
-                tell(failed)
+            result = index.sync(options.paths, **settings)
+            for failure in result.failed:
+                print_message(failure)
         else:
-            done = index.add_files(options.paths, on_error=tell if options.skip_errors else "raise", **same)
-        became = [f"{done.added} added", f"{done.updated} updated", f"{done.unchanged} unchanged"]
-        became += [f"{done.removed} removed"] if options.sync else []
-        became += [f"{len(done.failed)} failed"] if done.failed else []
-        print(f"{', '.join(became)}; {len(index)} pages in the index")
+            result = index.add_files(
+                options.paths, on_error=print_message if options.skip_errors else "raise", **settings
+            )
+        counts = [f"{result.added} added", f"{result.updated} updated", f"{result.unchanged} unchanged"]
+        counts += [f"{result.removed} removed"] if options.sync else []
+        counts += [f"{len(result.failed)} failed"] if result.failed else []
+        print(f"{', '.join(counts)}; {len(index)} pages in the index")
     encoder.close()
-    return 1 if done.failed and not options.skip_errors else 0
+    return 1 if result.failed and not options.skip_errors else 0
 
 
-def add_delete_arguments(parser: argparse.ArgumentParser, *, place: str) -> None:
-    """Declare the arguments of ``colqwen3 delete``.
-
-    Args:
-        parser: of the command.
-        place: what an index's location may be.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add_delete_arguments(parser, place="a folder")
-    >>> parser.parse_args(["a.pdf#page=1", "--index", "my-index"]).yes
-    False
-    """
-    parser.add_argument("ids", nargs="*", metavar="ID", help="of a page, as search --json prints it")
-    parser.add_argument("--where", metavar="JSON", help="a filter, as for search; with IDs, pages that meet both")
-    parser.add_argument("--index", required=True, metavar="INDEX", help=place)
-    parser.add_argument("--images-dir", metavar="DIR", help="where page images lie, with Qdrant")
-    parser.add_argument("--yes", action="store_true", help="delete them; without it they are only listed")
+def _ignore(_: object) -> None:
+    pass
 
 
-def run_delete(options: argparse.Namespace) -> int:
-    """Forget pages, or list those that would be.
-
-    Args:
-        options: of :func:`add_delete_arguments`.
-
-    Returns:
-        The exit code: 1 when pages were only listed.
-
-    Raises:
-        ColQwen3Error: no such index, a bad filter, or neither ids nor a filter.
-    """
-    where = json_filter(options.where) if options.where else None
-    ids = options.ids or None
-    with PageIndex.open(options.index, images_dir=options.images_dir, read_only=not options.yes) as index:
-        if ids is None and not where:
-            raise ConfigError("delete: give IDs, or --where to say which pages")
-        if options.yes:
-            print(f"{index.delete(ids, where=where)} deleted; {len(index)} pages in the index")
-            return 0
-        meant = index.ids(where)
-        meant = meant if ids is None else sorted(set(meant) & set(ids))
-    for page_id in meant:
-        print(page_id)
-    tell(f"{len(meant)} pages would be deleted; --yes deletes them")
-    return 1
-
-
-def _metadata(given: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs.
+def _metadata(pairs: list[str]) -> dict[str, Any]:
+    """Parse KEY=VALUE pairs.
 
     >>> _metadata(["year=2024", "author=Ada", "code=007"])
     {'year': 2024, 'author': 'Ada', 'code': '007'}
     """
-    made: dict[str, Any] = {}
-    for pair in given:
+    metadata: dict[str, Any] = {}
+    for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise ConfigError(f"--metadata: expected KEY=VALUE, got {pair!r}")
         try:
-            made[key] = json.loads(value, parse_constant=_refuse)
-        except ValueError:
-            made[key] = value
-    return made
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(constant)  # NaN and the like: no JSON, and so a text
+            metadata[key] = parse_json(value, pair)
+        except ConfigError:  # NaN and the like too
+            metadata[key] = value
+    return metadata
 
 
 def _password(file: str | None) -> str | None:
-    """Read the password of PDFs; no message may quote what the file holds."""
+    """Read the password of PDFs; no message quotes the content of the file."""
     if file is None:
         return os.environ.get(PASSWORD_VARIABLE) or None
     try:
@@ -196,7 +138,3 @@ def _password(file: str | None) -> str | None:
     if not password or "\n" in password:
         raise ConfigError(f"--password-file: {file}: expected one line, the password")
     return password
-
-
-def _pass(_: ColQwen3Error) -> None:
-    """Go on without a word."""

@@ -15,8 +15,8 @@ from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE, Box
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 _WIDTHS = (620, 300, 300)  # of the pages shown, the best one largest
-
-_MOST_HEIGHT = 8_000
+_MAX_HEIGHT = 8_000
+_VERDICTS = {True: ("right", "✓", "found first"), False: ("wrong", "✗", "not first"), None: ("dim", "·", "")}
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --dim: #667085; --line: #e3e6ec; --frame: #c81e1e;
@@ -43,7 +43,7 @@ nav a:hover { text-decoration: underline; }
 
 @dataclass(frozen=True, slots=True)
 class ShownPage:
-    """One ranked page as the report shows it.
+    """A ranked page as the report shows it.
 
     Attributes:
         source: its file.
@@ -51,7 +51,7 @@ class ShownPage:
         label: the number printed on it, if any.
         score: MaxSim.
         picture: the page with its map laid over it.
-        boxes: the regions that answered, in shares of the page; the report frames them.
+        boxes: the regions that answered, as fractions of the page; the report frames them.
         pooled: whether the page was pooled.
     """
 
@@ -66,12 +66,12 @@ class ShownPage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question and its pages, best first.
+    """A question and its pages, best first.
 
     Attributes:
         question: as asked.
         pages: the ranked pages.
-        right: whether the first one is the page the question quotes; None when nobody knows.
+        right: whether the first one is the page the question quotes; None when that page is unknown.
     """
 
     question: str
@@ -80,7 +80,7 @@ class Answer:
 
 
 def write_report(path: Path, answers: Sequence[Answer], *, info: EncoderInfo, n_pages: int) -> Path:
-    """Write the report.
+    """Write the report to a file.
 
     Args:
         path: the HTML file; replaced if it is there.
@@ -100,11 +100,7 @@ def write_report(path: Path, answers: Sequence[Answer], *, info: EncoderInfo, n_
     (True, True, False)
     """
     judged = [answer.right for answer in answers if answer.right is not None]
-    links = "".join(
-        f'<a href="#q{number}"><span class="{_verdict(answer)[0]}">{_verdict(answer)[1]}</span> '
-        f"{html.escape(answer.question)}</a>"
-        for number, answer in enumerate(answers, start=1)
-    )
+    links = "".join(_link(number, answer) for number, answer in enumerate(answers, start=1))
     sections = "".join(_section(number, answer) for number, answer in enumerate(answers, start=1))
     path.write_text(
         f"""<!DOCTYPE html>
@@ -122,18 +118,18 @@ Scores are sums over the question's tokens and compare within one question only.
     return path
 
 
+def _link(number: int, answer: Answer) -> str:
+    style, mark, _ = _VERDICTS[answer.right]
+    return f'<a href="#q{number}"><span class="{style}">{mark}</span> {html.escape(answer.question)}</a>'
+
+
 def _section(number: int, answer: Answer) -> str:
-    style, mark = _verdict(answer)
-    words = {"right": "found first", "wrong": "not first", "dim": ""}[style]
+    style, mark, words = _VERDICTS[answer.right]
     figures = "".join(_figure(page, width) for page, width in zip(answer.pages, _WIDTHS, strict=False))
     return (
         f'<section id="q{number}"><div class="head"><h2>{html.escape(answer.question)}</h2>'
         f'<span class="{style}">{mark} {words}</span></div><div class="pages">{figures}</div></section>'
     )
-
-
-def _verdict(answer: Answer) -> tuple[str, str]:
-    return {True: ("right", "✓"), False: ("wrong", "✗"), None: ("dim", "·")}[answer.right]
 
 
 def _figure(page: ShownPage, width: int) -> str:
@@ -155,8 +151,8 @@ def _region(box: Box) -> str:
 
 def _jpeg(picture: Image.Image, width: int) -> str:
     height = max(1, round(picture.height * width / picture.width))
-    if height > _MOST_HEIGHT:  # a strip: JPEG ends at 65,500 pixels, and the page is stretched to its place anyway
-        width, height = max(1, round(width * _MOST_HEIGHT / height)), _MOST_HEIGHT
+    if height > _MAX_HEIGHT:  # JPEG ends at 65,500 pixels, and the browser scales the page to its place anyway
+        width, height = max(1, round(width * _MAX_HEIGHT / height)), _MAX_HEIGHT
     buffer = io.BytesIO()
     picture.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

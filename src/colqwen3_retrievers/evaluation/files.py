@@ -1,16 +1,16 @@
-"""Reading and writing the files of evaluations: what cannot be written is told before the work, not after it."""
+"""Reads and writes the files of evaluations; what cannot be written is reported before the work, not after it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import uuid
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def read_text(path: Path) -> str:
         ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")  # read_text() would make "\n" of a "\r" inside an id
+        return path.read_bytes().decode("utf-8-sig")  # read_text() would replace a "\r" inside an id
     except (OSError, ValueError) as exc:
         if isinstance(exc, UnicodeDecodeError):
             raise ConfigError(f"{path}: not UTF-8") from exc
@@ -29,10 +29,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Read JSON; NaN and infinities, which are none, are refused.
+    """Parse JSON, without NaN and infinities.
 
     Raises:
-        ConfigError: not JSON, or nested too deep.
+        ConfigError: not JSON, or nested too deeply.
 
     >>> parse_json('{"a": 1}', "a.json")
     {'a': 1}
@@ -61,22 +61,17 @@ def write_text(path: str | Path, text: str) -> None:
         if _is_device(Path(path)):
             Path(path).write_bytes(data)
             return
-        aim = Path(path).resolve()
-        aim.parent.mkdir(parents=True, exist_ok=True)
-        if aim.is_dir():
+        target = Path(path).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
             raise ConfigError(f"{path}: cannot be written: it is a folder")
-        partial = _partial(aim)
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if aim.exists():
-                shutil.copymode(aim, partial)
-            partial.replace(aim)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+
+        def write(file: IO[bytes]) -> None:
+            file.write(data)
+            if target.exists():
+                shutil.copymode(target, file.name)
+
+        write_atomically(target, write, durable=True)
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError) as exc:  # ValueError: a NUL in the path; RuntimeError: a loop of links
@@ -93,21 +88,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | Path] = ()) -> None:
-    """Check that files can be written, before the work whose results they are to hold; makes their folders.
+    """Check that files can be written, and make their folders.
 
     Args:
-        outputs: option -> path; None where it was not given.
-        inputs: files and folders that must stay as they are; an output must be none of them and lie in none.
+        outputs: option -> path; None if it was not given.
+        inputs: files and folders that must not change; an output must be none of them and in none of them.
 
     Raises:
         ConfigError: an output that cannot be written, that is an input, or that two options name. It names the option.
 
     >>> check_outputs({"--json": "set/qrels/test.tsv"}, ["set/qrels"])
     Traceback (most recent call last):
-    colqwen3_retrievers.errors.ConfigError: --json set/qrels/test.tsv: it lies in set/qrels, which is read
+    colqwen3_retrievers.errors.ConfigError: --json set/qrels/test.tsv: it is in set/qrels, which is read
     """
-    taken: dict[Path, str] = {}
-    kept = list(inputs)
+    options: dict[Path, str] = {}
+    inputs = list(inputs)
     for option, given in outputs.items():
         if given is None:
             continue
@@ -115,15 +110,15 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | Path
             if _is_device(Path(given)):
                 continue
             path = Path(given).resolve()
-            if path in taken:
-                raise ConfigError(f"{option} {given}: {taken[path]} names it too")
-            taken[path] = option
-            for read in kept:
-                own = Path(read).resolve()
-                if path == own or (own.is_file() and path.is_file() and own.samefile(path)):
+            if path in options:
+                raise ConfigError(f"{option} {given}: {options[path]} names it too")
+            options[path] = option
+            for name in inputs:
+                source = Path(name).resolve()
+                if path == source or (source.is_file() and path.is_file() and source.samefile(path)):
                     raise ConfigError(f"{option} {given}: it is read; give another name")
-                if path.is_relative_to(own):
-                    raise ConfigError(f"{option} {given}: it lies in {read}, which is read")
+                if path.is_relative_to(source):
+                    raise ConfigError(f"{option} {given}: it is in {name}, which is read")
             _check_writable(path)
         except ConfigError:
             raise
@@ -137,20 +132,13 @@ def _check_writable(path: Path) -> None:
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(13, "it is read-only")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        partial.touch()
-    finally:
-        partial.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def _is_device(path: Path) -> bool:
-    """Whether a path leads to a pipe, a terminal or the like, which cannot be replaced; /dev/stdout may be a file."""
+    """Return whether a path is that of a pipe or a terminal, which cannot be replaced; /dev/stdout may be a file."""
     return path.is_relative_to("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:12]}.partial")
 
 
 def _reason(exc: Exception) -> str:
@@ -158,4 +146,4 @@ def _reason(exc: Exception) -> str:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")

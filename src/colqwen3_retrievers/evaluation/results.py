@@ -1,4 +1,4 @@
-"""What an evaluation found, as a value and as a file."""
+"""The result of an evaluation, as a value and as a file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found, and how good it is.
+    """A run, its judgements, and its measures.
 
     Attributes:
         measures: measure -> mean over the judged queries, as ``{"nDCG@5": 0.93}``.
         per_query: measure -> query id -> value; the same queries for each.
-        run: query id -> page id -> score, best first; also of queries that could not be judged.
+        run: query id -> page id -> score, best first; includes queries that could not be judged.
         qrels: the judgements.
-        unjudged: ids of queries without a relevant page, which no mean counts.
+        unjudged: ids of queries without a relevant page, which no mean includes.
         unknown_pages: relevant pages that the index does not hold.
-        settings: how it was searched and what made the multi-vectors.
+        settings: of the search and the encoder; None if unknown, as of a run that was only judged.
         seconds: ``load`` (the first query, with the model), ``encode`` (all queries), ``search``.
     """
 
@@ -41,30 +41,30 @@ class Evaluation:
     seconds: Mapping[str, float] | None = None
 
     def worst(self, n: int, measure: str | None = None) -> list[tuple[str, float]]:
-        """The queries that did worst.
+        """Return the queries with the lowest values of a measure.
 
         Args:
-            n: how many, at most.
-            measure: by which; None takes the first.
+            n: maximum number of queries.
+            measure: its name; None takes the first.
 
         Returns:
-            Query ids with their values, worst first, equal ones in the order of the judgements.
+            Query ids with their values, lowest first, equal ones in the order of the judgements.
 
         Raises:
-            ConfigError: a measure that was not taken.
+            ConfigError: a measure that was not computed.
 
         >>> from colqwen3_retrievers.evaluation import judge                              # needs the extra eval
-        >>> got = judge({"q1": {"a": 2.0}}, {"q1": {"a": 1}, "q2": {"b": 1}}, k=[1])
-        >>> got.worst(1)
+        >>> evaluation = judge({"q1": {"a": 2.0}}, {"q1": {"a": 1}, "q2": {"b": 1}}, k=[1])
+        >>> evaluation.worst(1)
         [('q2', 0.0)]
         """
         name = next(iter(self.per_query)) if measure is None else measure
         if name not in self.per_query:
-            raise ConfigError(f"measures: {name!r} was not taken")
+            raise ConfigError(f"measures: {name!r} was not computed")
         return sorted(self.per_query[name].items(), key=lambda item: item[1])[:n]
 
     def write(self, path: str | Path) -> None:
-        """Write all of it as JSON, whole or not at all.
+        """Write the evaluation as JSON, whole or not at all.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -74,10 +74,10 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read what :meth:`write` wrote.
+        """Read an evaluation that :meth:`write` wrote.
 
         Raises:
-            ConfigError: no such file, not an evaluation, or a damaged one; it names what is wrong.
+            ConfigError: no such file, not an evaluation, or a damaged one.
 
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.json"
@@ -96,24 +96,24 @@ class Evaluation:
                 if not isinstance(values.get(name, []), list):
                     raise ConfigError(f"{name}: expected a list")
                 values[name] = tuple(values.get(name, ()))
-            made = cls(**values)
-            made.check()
+            evaluation = cls(**values)
+            evaluation.check()
         except TypeError as exc:  # another set of fields
             raise ConfigError(f"{path}: damaged: {str(exc).removeprefix('Evaluation.__init__() ')}") from exc
         except ConfigError as exc:
             raise ConfigError(f"{path}: damaged: {exc}") from exc
-        return made
+        return evaluation
 
     def check(self) -> None:
-        """Check that all parts are there, of the right types, and agree with each other.
+        """Check that all parts have the right types and agree with each other.
 
         Raises:
-            ConfigError: naming what does not.
+            ConfigError: a part that does not.
         """
-        _table(self.run, "run", numbers.Real)
-        _table(self.qrels, "qrels", int)
-        _table(self.per_query, "per_query", numbers.Real)
-        _row(self.measures, "measures", numbers.Real)
+        _check_table(self.run, "run", numbers.Real)
+        _check_table(self.qrels, "qrels", int)
+        _check_table(self.per_query, "per_query", numbers.Real)
+        _check_numbers(self.measures, "measures", numbers.Real)
         for name in ("settings", "seconds"):
             if not isinstance(getattr(self, name), Mapping | None):
                 raise ConfigError(f"{name}: expected an object")
@@ -135,14 +135,14 @@ class Evaluation:
                 raise ConfigError(f"measures: {name} is not the mean of its queries")
 
 
-def _table(value: object, name: str, kind: type) -> None:
+def _check_table(value: object, name: str, kind: type) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}: expected an object")
     for key, row in value.items():
-        _row(row, f"{name}: {key}", kind)
+        _check_numbers(row, f"{name}: {key}", kind)
 
 
-def _row(value: object, name: str, kind: type) -> None:
+def _check_numbers(value: object, name: str, kind: type) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}: expected an object")
     for key, number in value.items():

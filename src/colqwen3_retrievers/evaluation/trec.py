@@ -1,23 +1,24 @@
-"""Runs and judgements as TREC files, which every evaluation tool reads, and what ids and values they may hold.
+"""Runs and judgements as TREC files, and checks of their ids and values.
 
-The format parts its columns by white space, so an id that holds some is written percent-encoded, as in web addresses:
-``my page`` as ``my%20page``. A percent sign stays as it is, unless what follows would be taken for such a code. So the
-ids of almost all files are written as they are, and :func:`read_run` and :func:`read_qrels` give back every id exactly.
+The format separates its columns by white space, so an id that contains some is written percent-encoded, as in URLs:
+``my page`` as ``my%20page``. A percent sign stays as it is, unless it would be read as the start of such a code. So the
+ids of almost all files are written as they are, and :func:`read_run` and :func:`read_qrels` restore every id exactly.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import numbers
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import numpy as np
 
-from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.checks import whole_number
+from colqwen3_retrievers.errors import ConfigError, require
 from colqwen3_retrievers.evaluation.files import read_text, write_text
 
 Run = Mapping[str, Mapping[str, float]]
@@ -27,20 +28,16 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> page id -> relevance; above 0 is relevant."""
 
 MAX_RELEVANCE: Final = 10_000
-"""Highest relevance: trec_eval works through every number up to the highest, for ever at 10^6, and dies at 2^31."""
+"""Highest relevance: trec_eval loops over all values up to the highest, too long at 10^6, and crashes at 2^31."""
 
-_UNFIT = re.compile(r"[\s\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})")  # \s holds all that str.split() parts words at
-_BLANK = re.compile(r"[ \t\r\f\v]+")
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})")  # \s is what str.split() separates words at
 
 
 def check_id(value: object, name: str) -> str:
-    """Check an id of a query or a page.
+    """Return an id of a query or a page, if it is one.
 
     Raises:
-        ConfigError: not a text, empty, or no valid Unicode.
-
-    >>> check_id("q1", "query")
-    'q1'
+        ConfigError: not a text, empty, or not valid Unicode.
     """
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name}: expected an id that is a non-empty text, got {value!r}")
@@ -50,51 +47,25 @@ def check_id(value: object, name: str) -> str:
 
 
 def check_relevance(value: object, name: str) -> int:
-    """Check a relevance.
+    """Return a relevance, if it is one.
 
     Raises:
-        ConfigError: no whole number, or beyond :data:`MAX_RELEVANCE` on either side of 0.
-
-    >>> check_relevance(2, "q1, page p1")
-    2
+        ConfigError: not a whole number, or above :data:`MAX_RELEVANCE` or below its negative.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name}: expected a whole number as relevance, got relevance {value!r}")
-    if abs(value) > MAX_RELEVANCE:
-        raise ConfigError(f"{name}: relevance {value} is beyond {MAX_RELEVANCE:,}")
-    return value
-
-
-def parse_relevance(text: str, name: str) -> int:
-    """Read a relevance; 1.0 is 1.
-
-    Raises:
-        ConfigError: no whole number, or too large.
-
-    >>> parse_relevance("2.0", "q1, page p1")
-    2
-    """
-    try:
-        number = float(text)
-        whole = int(number) if math.isfinite(number) and number.is_integer() else None
-    except ValueError:
-        whole = None
-    if whole is None:
-        raise ConfigError(f"{name}: expected a whole number as relevance, got {text!r}")
-    return check_relevance(whole, name)
+    return whole_number(value, f"{name}: relevance", least=-MAX_RELEVANCE, most=MAX_RELEVANCE)
 
 
 def encode_id(text: str) -> str:
-    """Give an id as TREC files can hold it.
+    """Return an id as TREC files can hold it.
 
     >>> encode_id("my page 5%.pdf"), encode_id("a.pdf#page=3"), encode_id("a%20b")
     ('my%20page%205%.pdf', 'a.pdf#page=3', 'a%2520b')
     """
-    return _UNFIT.sub(lambda found: quote(found[0], safe=""), text)
+    return _UNFIT.sub(lambda match: quote(match[0], safe=""), text)
 
 
 def decode_id(text: str) -> str:
-    """Give back what :func:`encode_id` was given.
+    """Return the id that :func:`encode_id` encoded.
 
     >>> decode_id("my%20page%205%.pdf"), decode_id("a%2520b")
     ('my page 5%.pdf', 'a%20b')
@@ -106,16 +77,16 @@ def write_run(path: str | Path, run: Run, *, tag: str = "colqwen3") -> None:
     """Write a run as ``query Q0 page rank score tag``, ranks from 1.
 
     Pages are written by score, equal scores in the order of the run. Tools that read such files sort by score as
-    float32 and break ties by page id downwards, so an equal score is written one float32 step lower, and every tool
+    float32 and break ties by descending page id, so an equal score is written one float32 step lower, and every tool
     sees the same order.
 
     Args:
-        path: the file; replaced when it is there, whole or not at all.
+        path: the file; an existing one is replaced whole or not at all.
         run: query id -> page id -> score.
         tag: the run's name, without spaces.
 
     Raises:
-        ConfigError: a tag with white space in it, a score that float32 cannot hold, or a file that cannot be written.
+        ConfigError: white space in a tag, a score that float32 cannot hold, or a file that cannot be written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.trec"
@@ -142,7 +113,7 @@ def write_qrels(path: str | Path, qrels: Qrels) -> None:
     r"""Write judgements as ``query 0 page relevance``.
 
     Args:
-        path: the file; replaced when it is there, whole or not at all.
+        path: the file; an existing one is replaced whole or not at all.
         qrels: query id -> page id -> relevance.
 
     Raises:
@@ -164,7 +135,9 @@ def write_qrels(path: str | Path, qrels: Qrels) -> None:
 
 
 def read_run(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, float]]:
-    """Read a TREC run, of this library or any other; the rank column is not looked at, scores tell the order.
+    """Read a TREC run, of this library or any other.
+
+    The order of pages is that of their scores; the rank column is ignored.
 
     Args:
         path: the file.
@@ -174,24 +147,21 @@ def read_run(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, fl
         Query id -> page id -> score, as in the file.
 
     Raises:
-        ConfigError: a file that cannot be read, a line that is none of a run (named by number), or a page twice.
+        ConfigError: a file that cannot be read, a line that is not one of a run (named by number), or a duplicate page.
+        MissingExtraError: ir-measures is not installed (extra ``eval``).
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.trec"
     >>> write_run(path, {"q1": {"my page": 2.0}})
-    >>> read_run(path)
+    >>> read_run(path)                                                                 # needs the extra eval
     {'q1': {'my page': 2.0}}
     """
     run: dict[str, dict[str, float]] = {}
-    for where, cells in _rows(Path(path), 6, "query Q0 page rank score tag"):
-        query, page = (decode_id(cell) if decode else cell for cell in (cells[0], cells[2]))
-        try:
-            score = check_score(float(cells[4]), where)
-        except ValueError as exc:
-            raise ConfigError(f"{where}: expected a score that is a number, got {cells[4]!r}") from exc
+    form = "'query Q0 page rank score tag' with a number as score"
+    for where, query, page, score in _records(path, "read_trec_run", form, decode):
         if page in run.setdefault(query, {}):
             raise ConfigError(f"{where}: query {query!r} has the page {page!r} twice")
-        run[query][page] = score
+        run[query][page] = check_score(score, where)
     if not run:
         raise ConfigError(f"{path}: no lines")
     return run
@@ -204,45 +174,60 @@ def read_qrels(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, 
         path: the file.
         decode: whether ids are percent-decoded, as :func:`write_qrels` encodes them.
 
+    Returns:
+        Query id -> page id -> relevance, as in the file.
+
     Raises:
-        ConfigError: a file that cannot be read, a line that is none of judgements, or a page judged twice.
+        ConfigError: a file that cannot be read, a line that is no judgement (named by number), or a page judged twice.
+        MissingExtraError: ir-measures is not installed (extra ``eval``).
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "qrels"
     >>> write_qrels(path, {"q1": {"my page": 1}})
-    >>> read_qrels(path)
+    >>> read_qrels(path)                                                               # needs the extra eval
     {'q1': {'my page': 1}}
     """
     qrels: dict[str, dict[str, int]] = {}
-    for where, cells in _rows(Path(path), 4, "query 0 page relevance"):
-        query, page = (decode_id(cell) if decode else cell for cell in (cells[0], cells[2]))
+    form = "'query 0 page relevance' with a whole number as relevance"
+    for where, query, page, relevance in _records(path, "read_trec_qrels", form, decode):
         if page in qrels.setdefault(query, {}):
             raise ConfigError(f"{where}: query {query!r}, page {page!r} is judged twice")
-        qrels[query][page] = parse_relevance(cells[3], where)
+        qrels[query][page] = check_relevance(relevance, where)
     if not qrels:
         raise ConfigError(f"{path}: no judgements")
     return qrels
 
 
 def check_score(value: object, name: str) -> float:
-    """Check a score.
+    """Return a score, if it is one.
 
     Raises:
         ConfigError: not a number, not finite, or beyond float32.
-
-    >>> check_score(1, "q1, page p1")
-    1.0
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(float(value)) < 3e38:
         raise ConfigError(f"run: {name} has the score {value!r}")
     return float(value)
 
 
-def _rows(path: Path, columns: int, form: str) -> Iterator[tuple[str, list[str]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        cells = _BLANK.split(line.strip(" \t\r\f\v"))
-        if cells == [""]:
-            continue
-        if len(cells) != columns:
-            raise ConfigError(f"{path}:{number}: expected {form!r}, got {line[:80]!r}")
-        yield f"{path}:{number}", cells
+class _Lines(io.StringIO):
+    """A text that knows the line read last, for errors; only line feeds end lines."""
+
+    number = 0
+    line = ""
+
+    def __next__(self) -> str:  # type: ignore[override]  # a text's lines are texts
+        self.line = super().__next__()
+        self.number += 1
+        return self.line
+
+
+def _records(path: str | Path, reader: str, form: str, decode: bool) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield the place, query, page and value of each line, as a reader of ir-measures parses it."""
+    read = getattr(require("eval", "ir_measures", "ir-measures"), reader)
+    lines = _Lines(read_text(Path(path)))
+    try:
+        for query, page, value, *_ in read(lines):
+            names = (decode_id(query), decode_id(page)) if decode else (query, page)
+            yield f"{path}:{lines.number}", *names, value
+    except ValueError as exc:
+        raise ConfigError(f"{path}:{lines.number}: expected {form}, got {lines.line.strip()[:80]!r}") from exc

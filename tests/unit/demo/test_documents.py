@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import hashlib
 import re
 
 import pytest
 
 from colqwen3_retrievers.demo import DEMO_QUESTIONS, write_demo_documents
-from colqwen3_retrievers.demo.scan import SCAN_TEXT
 from colqwen3_retrievers.pages.loading import load_pages
-
-pytest.importorskip("pypdfium2")
-pytest.importorskip("reportlab")
+from examples.demo_documents import draw_demo_documents
+from examples.demo_documents.scan import SCAN_TEXT
 
 PAGES = {"invoice.pdf": 2, "report.pdf": 7, "scan.pdf": 2, "slides.pdf": 6}
 
@@ -24,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(folder) -> dict[tuple[str, int], str]:
-    """What is printed on each page, with single spaces; of the scan, what was drawn before it was scanned."""
+    """The text of each page, with single spaces; of the scan, what was drawn before it was scanned."""
     printed = {(page.source, page.number): page.text for page in load_pages(folder)}
     for number, lines in enumerate(SCAN_TEXT, start=1):
         printed["scan.pdf", number] = "\n".join(lines)
@@ -60,11 +57,17 @@ def test_the_questions_are_many_mixed_and_cover_every_page(texts):
     assert any("£" in question for question in questions)
 
 
-def test_the_same_bytes_are_written_every_time(folder, tmp_path):
-    again = write_demo_documents(tmp_path / "new" / "folder")
-    assert [path.name for path in again] == sorted(PAGES)
-    for path in again:
-        assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256((folder / path.name).read_bytes()).digest()
+def test_copies_replace_files_of_the_same_names(folder, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "scan.pdf").write_text("another")
+    for path in write_demo_documents(tmp_path / "new"):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def test_the_drawing_code_draws_the_documents_of_the_package(folder, tmp_path):
+    assert [path.name for path in draw_demo_documents(tmp_path)] == sorted(PAGES)
+    packaged, drawn = ([(page.id, page.label, page.text) for page in load_pages(place)] for place in (folder, tmp_path))
+    assert drawn == packaged
 
 
 def test_the_report_is_numbered_in_roman_then_arabic_and_prints_these_numbers(folder):

@@ -57,9 +57,9 @@ def test_a_run_in_any_order_is_written_by_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q Q0 a 1 2.0\n", "run:1: expected 'query Q0 page rank score tag'"),
-        ("q Q0 a 1 much t\n", "run:1: expected a score"),
-        ("q Q0 a 1 nan t\n", "run:1: expected a score that is a number, got 'nan'"),
+        ("q Q0 a 1 2.0\n", "run:1: expected 'query Q0 page rank score tag' with a number as score, got 'q Q0 a 1 2.0'"),
+        ("q Q0 a 1 much t\n", "run:1: expected .* with a number as score, got 'q Q0 a 1 much t'"),
+        ("q Q0 a 1 nan t\n", "run:1 has the score nan"),
         ("q Q0 a 1 2 t\n\nq Q0 a 2 1 t\n", "run:3: .*twice"),
         ("", "no lines"),
     ],
@@ -68,6 +68,22 @@ def test_bad_lines_of_a_run_are_named(text: str, message: str, tmp_path: Path) -
     (tmp_path / "run").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q 0 a\n", "qrels:1: expected 'query 0 page relevance' with a whole number as relevance, got 'q 0 a'"),
+        ("\nq 0 a 0.5\n", "qrels:2: expected .*got 'q 0 a 0.5'"),
+        ("q 0 a 20000\n", "qrels:1: relevance: .*got 20000"),
+        ("q 0 a 1\r\nq 0 a 1\r\n", "qrels:2: .*judged twice"),
+        ("\n", "no judgements"),
+    ],
+)
+def test_bad_lines_of_judgements_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_bytes(text.encode())
+    with pytest.raises(ConfigError, match=message):
+        read_qrels(tmp_path / "qrels")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +121,7 @@ def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "deep").is_dir()
     assert not list((tmp_path / "new" / "deep").iterdir())
     for name, message in (
-        ("in/q.tsv", "it is read"), ("in/new", "it lies in"), ("hard", "it is read"), ("in", "it is read"),
+        ("in/q.tsv", "it is read"), ("in/new", "it is in"), ("hard", "it is read"), ("in", "it is read"),
         ("new", "it is a folder"), ("file/x", "cannot be written"), ("a\0b", "null"), ("x" * 300, "too long"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"--json .*{message}"):

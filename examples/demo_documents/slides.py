@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from colqwen3_retrievers.demo.drawing import GREY, INK, NAVY, TEAL, bar, fill, gap, line_of_text, paragraph, table
+from reportlab.graphics import renderPDF
+from reportlab.graphics.charts.barcharts import VerticalBarChart
+from reportlab.graphics.charts.linecharts import HorizontalLineChart
+from reportlab.graphics.shapes import Drawing
+from reportlab.lib.colors import HexColor
+from reportlab.pdfgen.canvas import Canvas
+
+from examples.demo_documents.drawing import GREY, INK, NAVY, TEAL, bar, fill, gap, line_of_text, paragraph, table
 
 _WIDTH, _HEIGHT, _MARGIN = 720.0, 405.0, 48.0
 _BOX = _WIDTH - 2 * _MARGIN
@@ -13,8 +20,6 @@ _BOX = _WIDTH - 2 * _MARGIN
 
 def write(path: Path) -> None:
     """Write the slides."""
-    from reportlab.pdfgen.canvas import Canvas
-
     canvas = Canvas(str(path), pagesize=(_WIDTH, _HEIGHT), invariant=1)
     canvas.setTitle("Electric delivery vans: pilot review")
     _title(canvas)
@@ -62,11 +67,6 @@ def _summary(canvas: Any) -> None:
 
 
 def _parcels(canvas: Any) -> None:
-    from reportlab.graphics import renderPDF
-    from reportlab.graphics.charts.barcharts import VerticalBarChart
-    from reportlab.graphics.shapes import Drawing
-    from reportlab.lib.colors import HexColor
-
     _heading(canvas, "Parcels delivered by month")
     drawing = Drawing(400, 260)
     chart = VerticalBarChart()
@@ -96,11 +96,6 @@ def _parcels(canvas: Any) -> None:
 
 
 def _energy(canvas: Any) -> None:
-    from reportlab.graphics import renderPDF
-    from reportlab.graphics.charts.linecharts import HorizontalLineChart
-    from reportlab.graphics.shapes import Drawing
-    from reportlab.lib.colors import HexColor
-
     _heading(canvas, "Energy per kilometre")
     drawing = Drawing(420, 260)
     chart = HorizontalLineChart()
@@ -133,8 +128,6 @@ def _energy(canvas: Any) -> None:
 
 
 def _axes(chart: Any, *labels: Any) -> None:
-    from reportlab.lib.colors import HexColor
-
     for part in (chart.categoryAxis.labels, chart.valueAxis.labels, *labels):
         part.fontName, part.fontSize, part.fillColor = "Helvetica", 11, HexColor(INK)
     for axis in (chart.categoryAxis, chart.valueAxis):

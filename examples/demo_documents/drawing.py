@@ -1,19 +1,19 @@
-"""What the demo's documents share: paragraphs and tables in a box, and the colours."""
+"""Shared drawing functions: paragraphs and tables in a box, and the colours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from reportlab.lib.colors import HexColor, white
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.platypus import Frame, Paragraph, Spacer, Table, TableStyle
+
 INK, NAVY, TEAL, GREY, PALE = "#1c2430", "#17365d", "#2a8c82", "#6b7785", "#eef2f6"
 
 
 def paragraph(text: str, size: float = 12, *, font: str = "Helvetica", colour: str = INK, bullet: bool = False) -> Any:
-    """Give a flowing paragraph, spaced for reading."""
-    from reportlab.lib.colors import HexColor
-    from reportlab.lib.styles import ParagraphStyle
-    from reportlab.platypus import Paragraph
-
+    """Return a flowing paragraph, spaced for reading."""
     style = ParagraphStyle(
         "body", fontName=font, fontSize=size, leading=size * 1.45, spaceAfter=size * 0.75, textColor=HexColor(colour),
         leftIndent=size * 1.5 if bullet else 0, bulletIndent=size * 0.3, bulletFontSize=size,
@@ -22,7 +22,7 @@ def paragraph(text: str, size: float = 12, *, font: str = "Helvetica", colour: s
 
 
 def heading(text: str, size: float = 22) -> Any:
-    """Give a heading with room below it."""
+    """Return a heading with space below it."""
     return paragraph(text, size, font="Helvetica-Bold", colour=NAVY)
 
 
@@ -34,10 +34,7 @@ def table(
     total: bool = False,
     figures: bool = True,
 ) -> Any:
-    """Give a ruled table: first row the head, figures to the right, and the last row bold when it is a total."""
-    from reportlab.lib.colors import HexColor, white
-    from reportlab.platypus import Table, TableStyle
-
+    """Return a ruled table: header first, figures aligned right, and a total in bold last."""
     last = len(rows) - 1
     commands: list[tuple[Any, ...]] = [
         ("FONT", (0, 0), (-1, -1), "Helvetica", size),
@@ -61,16 +58,12 @@ def table(
 
 
 def gap(points: float) -> Any:
-    """Give vertical white space."""
-    from reportlab.platypus import Spacer
-
+    """Return vertical white space."""
     return Spacer(1, points)
 
 
 def fill(canvas: Any, left: float, bottom: float, width: float, height: float, content: Sequence[Any]) -> None:
-    """Draw flowing content from the top of a box; all of it must fit."""
-    from reportlab.platypus import Frame
-
+    """Draw flowing content from the top of a box, which must hold all of it."""
     rest = list(content)
     box = Frame(left, bottom, width, height, leftPadding=0, rightPadding=0, topPadding=0, bottomPadding=0)
     box.addFromList(rest, canvas)
@@ -80,8 +73,6 @@ def fill(canvas: Any, left: float, bottom: float, width: float, height: float, c
 
 def bar(canvas: Any, left: float, bottom: float, width: float, height: float, colour: str) -> None:
     """Draw a filled rectangle."""
-    from reportlab.lib.colors import HexColor
-
     canvas.setFillColor(HexColor(colour))
     canvas.rect(left, bottom, width, height, stroke=0, fill=1)
 
@@ -91,8 +82,6 @@ def line_of_text(
     right: bool = False,
 ) -> None:  # fmt: skip
     """Draw one line of text with its baseline at ``y``, beginning or ending at ``x``."""
-    from reportlab.lib.colors import HexColor
-
     canvas.setFillColor(HexColor(colour))
     canvas.setFont(font, size)
     (canvas.drawRightString if right else canvas.drawString)(x, y, text)

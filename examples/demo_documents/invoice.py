@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from colqwen3_retrievers.demo.drawing import GREY, NAVY, bar, fill, gap, heading, line_of_text, paragraph, table
+from reportlab.pdfgen.canvas import Canvas
+
+from examples.demo_documents.drawing import GREY, NAVY, bar, fill, gap, heading, line_of_text, paragraph, table
 
 _WIDTH, _HEIGHT, _MARGIN = 595.28, 841.89, 60.0
 _BOX = _WIDTH - 2 * _MARGIN
@@ -23,8 +25,6 @@ _VAT_PERCENT = 20
 
 def write(path: Path) -> None:
     """Write the invoice."""
-    from reportlab.pdfgen.canvas import Canvas
-
     canvas = Canvas(str(path), pagesize=(_WIDTH, _HEIGHT), invariant=1)
     canvas.setTitle("Invoice HB-20871")
     _letterhead(canvas, 1)

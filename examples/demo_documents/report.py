@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from colqwen3_retrievers.demo.drawing import GREY, NAVY, TEAL, bar, fill, gap, heading, line_of_text, paragraph, table
+from reportlab.pdfgen.canvas import Canvas
+
+from examples.demo_documents.drawing import GREY, NAVY, TEAL, bar, fill, gap, heading, line_of_text, paragraph, table
 
 _WIDTH, _HEIGHT, _MARGIN = 595.28, 841.89, 64.0
 _BOX = _WIDTH - 2 * _MARGIN
@@ -13,8 +15,6 @@ _BOX = _WIDTH - 2 * _MARGIN
 
 def write(path: Path) -> None:
     """Write the report."""
-    from reportlab.pdfgen.canvas import Canvas
-
     canvas = Canvas(str(path), pagesize=(_WIDTH, _HEIGHT), invariant=1)
     canvas.setTitle("Halden Marsh Instruments: Annual Report 2024")
     canvas.setAuthor("Halden Marsh Instruments plc")

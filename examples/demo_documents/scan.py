@@ -7,7 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from colqwen3_retrievers.demo.drawing import fill, gap, line_of_text, paragraph
+import numpy as np
+from PIL import Image, ImageFilter
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfgen.canvas import Canvas
+
+from colqwen3_retrievers.pages.loading import load_pages
+from examples.demo_documents.drawing import fill, gap, line_of_text, paragraph
 
 _WIDTH, _HEIGHT, _MARGIN = 595.28, 841.89, 78.0
 _PIXELS = 1240 * 1754  # A4 at 150 dots an inch
@@ -37,14 +43,11 @@ SCAN_TEXT: tuple[tuple[str, ...], ...] = (
         "Yours sincerely,", "Winifred Hosking", "Secretary to the trustees",
     ),
 )  # fmt: skip
-"""What is printed on each page, in order."""
+"""The lines printed on each page, in order."""
 
 
 def write(path: Path) -> None:
     """Write the scan."""
-    from reportlab.lib.utils import ImageReader
-    from reportlab.pdfgen.canvas import Canvas
-
     canvas = Canvas(str(path), pagesize=(_WIDTH, _HEIGHT), invariant=1)
     canvas.setTitle("Letter of 11 October 1987 (scan)")
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +61,6 @@ def write(path: Path) -> None:
 
 def _type(path: Path) -> None:
     """Write the letter as an ordinary PDF."""
-    from reportlab.pdfgen.canvas import Canvas
-
     canvas = Canvas(str(path), pagesize=(_WIDTH, _HEIGHT), invariant=1)
     width = _WIDTH - 2 * _MARGIN
     (name, address, date, *body), (again, folio, *rest) = SCAN_TEXT
@@ -85,12 +86,7 @@ def _lines(texts: list[str]) -> list[Any]:
 
 
 def _scanned(typed: Path) -> list[bytes]:
-    """Give each page as the JPEG of a flatbed scanner: crooked, grey paper, uneven light, noise."""
-    import numpy as np
-    from PIL import Image, ImageFilter
-
-    from colqwen3_retrievers.pages.loading import load_pages
-
+    """Return each page as the JPEG of a flatbed scanner: crooked, grey paper, uneven light, noise."""
     noise = np.random.default_rng(1987)
     files = []
     for page in load_pages(typed, max_pixels=_PIXELS):
