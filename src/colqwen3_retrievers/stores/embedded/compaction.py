@@ -8,16 +8,16 @@ Readers that hold a map of an old file go on with it; those that open it too lat
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ConfigError, StoreError
-from colqwen3_retrievers.stores.embedded.catalogue import Catalogue, Int64, Segment, read_segments
+from colqwen3_retrievers.stores.embedded.catalogue import Catalogue, Segment, read_segments
 from colqwen3_retrievers.stores.embedded.files import StoreFiles, file_names
-from colqwen3_retrievers.stores.embedded.row_files import Float16
+from colqwen3_retrievers.stores.embedded.row_files import Float16, chunks
 from colqwen3_retrievers.vectors.codes import PageCode, page_code
 
 DEAD_SHARE: Final = 0.3
@@ -87,9 +87,9 @@ class Compactor:
             self._files.codes.create(codes)
             mapped = self._files.tokens.rows(segment.name, segment.rows)
             written = 0
-            for part in _runs(mapped, starts, rows):
-                self._files.tokens.append(tokens, written, part)
-                written += len(part)
+            for _, packed in chunks(mapped, starts, rows, chunk_bytes=_COPIED_AT_ONCE):
+                self._files.tokens.append(tokens, written, packed.vectors)
+                written += len(packed.vectors)
             code_places, code_rows = self._write_codes(codes, segment, places, mapped)
             moves = zip((np.cumsum(rows) - rows).tolist(), code_places, keys.tolist(), strict=True)
             with self._catalogue.writing() as connection:
@@ -152,17 +152,3 @@ class Compactor:
         if pending:
             self._files.codes.append(name, written, np.concatenate(pending))
         return code_places, written + size
-
-
-def _runs(rows: Float16, starts: Int64, lengths: Int64) -> Iterator[Float16]:
-    """Yield pages' rows in order, adjacent ones together, some megabytes at a time."""
-    most = max(1, _COPIED_AT_ONCE // (rows.itemsize * rows.shape[1]))
-    begin = end = -1
-    for start, count in zip(starts.tolist(), lengths.tolist(), strict=True):
-        if start != end or end - begin >= most:
-            if end > begin:
-                yield rows[begin:end]
-            begin = start
-        end = start + count
-    if end > begin:
-        yield rows[begin:end]

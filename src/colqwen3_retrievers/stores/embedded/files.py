@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from colqwen3_retrievers.vectors.codes import QueryCodes, code_row_bytes
 from colqwen3_retrievers.vectors.kernels import default_kernel, default_scan
 from colqwen3_retrievers.vectors.kernels.scan import CodeScan, bit_scan
 from colqwen3_retrievers.vectors.late_interaction import Kernel, maxsim
-from colqwen3_retrievers.vectors.multi_vector import Float32, PackedEmbeddings
+from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector, PackedEmbeddings
 
 DAMAGED: Final = "are not what was written (their checksum differs): the disk or a copy of the folder is at fault"
 
@@ -66,15 +67,16 @@ class StoreFiles:
         self._scan = scan
         self._verified: dict[str, NDArray[np.bool_]] = {}  # by file and key; entries only ever become true
 
-    def check(self, segment: Segment) -> None:
+    def check(self, segments: Mapping[int, Segment]) -> None:
         """Check that the committed rows are there; a missing code file is no error, for codes can be made again.
 
         Raises:
-            StoreError: a file is cut, or the token file is missing.
+            StoreError: a file is cut, or a token file is missing.
         """
-        self.tokens.check(segment.name, segment.rows)
-        if self.codes.exists(segment.codes):
-            self.codes.check(segment.codes, segment.code_rows)
+        for segment in segments.values():
+            self.tokens.check(segment.name, segment.rows)
+            if self.codes.exists(segment.codes):
+                self.codes.check(segment.codes, segment.code_rows)
 
     def discard_uncommitted(self, segments: Mapping[int, Segment]) -> None:
         """Cut off rows that were never committed and remove files that no segment names. Only the writer may."""
@@ -101,8 +103,8 @@ class StoreFiles:
         self.tokens.keep_maps(())
         self.codes.keep_maps(())
 
-    def page(self, page_id: str, place: Place, segments: Mapping[int, Segment]) -> Float16:
-        """Return a page's token embeddings after comparing them with their checksum.
+    def multi_vector(self, page_id: str, place: Place, segments: Mapping[int, Segment]) -> MultiVector:
+        """Return a page's multi-vector after comparing its token embeddings with their checksum.
 
         Raises:
             StoreError: they are not what was written; it names the file and the page.
@@ -111,7 +113,7 @@ class StoreFiles:
         rows: Float16 = self.tokens.rows(segment.name, segment.rows)[place.start : place.start + place.rows]
         if zlib.crc32(rows.data) != place.crc32:
             raise self._damaged(segment.name, "token embeddings", page_id)
-        return rows
+        return MultiVector.from_layout(rows, json.loads(place.shape))
 
     def scores(
         self, connection: Connection, queries: PackedEmbeddings, extents: Extents, segments: Mapping[int, Segment]

@@ -164,10 +164,10 @@ class EmbeddedStore:
                     raise StoreMismatchError(f"{self.location}: {name} is {stored} in the index, {given} asked for")
             self._files = StoreFiles(self.folder, self.info.dim, kernel, scan, self.code_bits)
             resources.callback(self._files.close)
-            segments = self._reading(self._checked_segments)
+            self._reading(lambda connection: self._files.check(read_segments(connection)))
             self._compactor = compaction.Compactor(self._catalogue, self._files, self.code_factor)
             if not read_only:
-                self._files.discard_uncommitted(segments)
+                self._discard_uncommitted()
             self._finalizer = weakref.finalize(self, resources.pop_all().close)
 
     @property
@@ -242,7 +242,10 @@ class EmbeddedStore:
             if not vectors:
                 return [record for record, _ in rows]
             segments = self._segments(connection)
-            return [self._with_vectors(record, place, segments) for record, place in rows]
+            return [
+                Record(record.page, self._files.multi_vector(record.page.id, place, segments), record.image)
+                for record, place in rows
+            ]
 
         return self._reading(read)
 
@@ -355,12 +358,6 @@ class EmbeddedStore:
         self._files.keep_maps(segments)
         return segments
 
-    def _checked_segments(self, connection: Connection) -> dict[int, Segment]:
-        segments = read_segments(connection)
-        for segment in segments.values():
-            self._files.check(segment)
-        return segments
-
     def _find(
         self,
         connection: Connection,
@@ -382,10 +379,6 @@ class EmbeddedStore:
                 hits = two_stage(connection, self._files, part, extents, segments, k, group_by)
             matches += [[Match(table.by_key(connection, key), score) for score, key in row] for row in hits]
         return matches
-
-    def _with_vectors(self, record: Record, place: table.Place, segments: dict[int, Segment]) -> Record:
-        rows = self._files.page(record.page.id, place, segments)
-        return Record(record.page, MultiVector.from_layout(rows, json.loads(place.shape)), record.image)
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -418,10 +411,13 @@ class EmbeddedStore:
                 yield
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error says more
-                    with self._catalogue.reading() as connection:
-                        segments = read_segments(connection)
-                    self._files.discard_uncommitted(segments)
+                    self._discard_uncommitted()
                 raise
+
+    def _discard_uncommitted(self) -> None:
+        with self._catalogue.reading() as connection:
+            segments = read_segments(connection)
+        self._files.discard_uncommitted(segments)
 
 
 def default_code_factor(info: EncoderInfo, code_bits: int = 8) -> int:

@@ -21,6 +21,8 @@ _NUMBERS = ("grpc", "timeout")
 _PAUSES = (0.2, 0.6, 1.8, 5.4)  # seconds before the second, third... try; each shortened at random by up to a half
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _REFUSED = (401, 403)
+_BUSY_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # of gRPC
+_REFUSED_CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _LONGEST_MESSAGE = 300
 
 
@@ -242,33 +244,34 @@ class Connection:
 
     def _mapped(self, exc: Exception) -> tuple[StoreError, float | None]:
         """Return an exception of the client as one of ours, and how many seconds the server asks to wait."""
-        status = getattr(exc, "status_code", None)
-        code = _grpc_code(exc)
-        if getattr(exc, "retry_after_s", None) is not None:
-            return StoreUnavailableError(f"{self.location}: too busy: {exc}"), float(exc.retry_after_s)  # type: ignore[attr-defined]  # checked in the condition
-        if status is not None:
-            message = _server_message(exc)
-            if status in _REFUSED:
-                return StoreError(f"{self.location}: the API key was refused ({status}): {message}"), None
-            kind = StoreUnavailableError if status in _BUSY else StoreError
-            return kind(f"{self.location}: the server answered {status}: {message}"), None
-        if code is not None:
-            details = _short(exc.details() or "")  # type: ignore[attr-defined]  # gRPC errors with a code have details
-            if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-                return StoreError(f"{self.location}: the API key was refused: {details}"), None
-            busy = code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")
-            return (StoreUnavailableError if busy else StoreError)(f"{self.location}: {code}: {details}"), None
+        status, code = getattr(exc, "status_code", None), _grpc_code(exc)
         source = getattr(exc, "source", None)  # what qdrant-client wraps
-        if source is not None:
+        pause = getattr(exc, "retry_after_s", None)
+        unavailable = True
+        if pause is not None:
+            message = f"too busy: {exc}"
+        elif status is not None:
+            text, unavailable = _server_message(exc), status in _BUSY
+            answer = f"the API key was refused ({status})" if status in _REFUSED else f"the server answered {status}"
+            message = f"{answer}: {text}"
+        elif code is not None:
+            unavailable = code in _BUSY_CODES
+            details = _short(exc.details() or "")  # type: ignore[attr-defined]  # gRPC errors with a code have details
+            message = f"{'the API key was refused' if code in _REFUSED_CODES else code}: {details}"
+        elif source is not None:
             httpx = require("qdrant", "httpx")
             if isinstance(source, httpx.TimeoutException):
-                return StoreUnavailableError(f"{self.location}: no answer in time ({type(source).__name__})"), None
-            if isinstance(source, httpx.TransportError | OSError):
-                return StoreUnavailableError(f"{self.location}: cannot be reached: {_short(str(source))}"), None
-            return StoreError(f"{self.location}: an answer that cannot be read: {_short(str(source))}"), None
-        if isinstance(exc, OSError):
-            return StoreUnavailableError(f"{self.location}: cannot be reached: {exc}"), None
-        return StoreError(f"{self.location}: {type(exc).__name__}: {_short(str(exc))}"), None
+                message = f"no answer in time ({type(source).__name__})"
+            elif isinstance(source, httpx.TransportError | OSError):
+                message = f"cannot be reached: {_short(str(source))}"
+            else:
+                message, unavailable = f"an answer that cannot be read: {_short(str(source))}", False
+        elif isinstance(exc, OSError):
+            message = f"cannot be reached: {exc}"
+        else:
+            message, unavailable = f"{type(exc).__name__}: {_short(str(exc))}", False
+        kind = StoreUnavailableError if unavailable else StoreError
+        return kind(f"{self.location}: {message}"), None if pause is None else float(pause)
 
 
 def _grpc_code(exc: BaseException | None) -> str | None:

@@ -27,6 +27,8 @@ BRIEF: Final = ["id", "group", "record", "image"]
 WHOLE: Final = [*BRIEF, "shape", "crc32"]
 """Parts of a payload to request: for an id, for a page, and for its multi-vector too."""
 
+_PAGE_FIELDS: Final = ("id", "source", "number", "label", "text", "metadata", "sha256")
+
 Float16 = NDArray[np.float16]
 
 
@@ -39,15 +41,11 @@ def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
 
     Args:
         record: with a multi-vector.
-        pool: 0 for no vector of candidates, 1 for the token embeddings themselves.
-
-    Raises:
-        InputTooLongError: more floats than a multi-vector of Qdrant may have.
+        pool: 0 for no vector for candidates, 1 for the token embeddings themselves.
     """
     models = require("qdrant", "qdrant_client.models", "qdrant-client")
     page, multi_vector = record.page, record.multi_vector
     assert multi_vector is not None  # noqa: S101 - check_records refused it otherwise
-    check_size(multi_vector, f"page {page.id!r}")
     full: Float16 = np.asarray(multi_vector).astype("<f2")
     # The nearest number of eight decimals is always rounded back to the same float16, whose steps below 1 are 6e-8 or
     # more, and is half as long in JSON.
@@ -58,7 +56,7 @@ def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
     payload = {
         "id": page.id,
         "group": f"source {page.source}" if page.source else f"id {page.id}",
-        "record": _page_to_json(page),
+        "record": json.dumps({name: getattr(page, name) for name in _PAGE_FIELDS}),
         "shape": json.dumps(multi_vector.layout()),
         "crc32": zlib.crc32(full.tobytes()),
         **filter_payload(page),
@@ -71,21 +69,22 @@ def make_point(record: Record, *, pool: int) -> tuple[Any, int]:
     return point, sum(rows.size for rows in vectors.values()) + len(json.dumps(payload)) // BYTES_A_FLOAT
 
 
-def check_size(multi_vector: Any, label: str, index: int | None = None) -> None:
+def check_size(multi_vector: Any, name: str, index: int | None = None) -> None:
     """Check that a multi-vector is not too large for Qdrant.
 
     Raises:
-        InputTooLongError: it gives the figures and what would fit; ``.index`` is ``index``.
+        InputTooLongError: it gives the figures and what would fit, with ``index`` and ``name``.
     """
     tokens, dim = np.asarray(multi_vector).shape
     if tokens * dim >= MAX_FLOATS:
         raise InputTooLongError(
-            f"{label}: {tokens:,} tokens of dim {dim} are {tokens * dim:,} floats, and Qdrant takes fewer than "
+            f"{tokens:,} tokens of dim {dim} are {tokens * dim:,} floats, and Qdrant takes fewer than "
             f"{MAX_FLOATS:,}: at most {(MAX_FLOATS - 1) // dim:,} tokens of that dim. Encode with a smaller dim, with "
             "pool_factor, or with a smaller max_visual_tokens",
             limit=(MAX_FLOATS - 1) // dim,
             actual=tokens,
             index=index,
+            name=name,
         )
 
 
@@ -140,8 +139,3 @@ def read_multi_vector(payload: Mapping[str, Any], vectors: Mapping[str, Any], lo
             "another program changed them, or the server's disk is at fault; add the page again"
         )
     return MultiVector.from_layout(rows, json.loads(payload["shape"]))
-
-
-def _page_to_json(page: Page) -> str:
-    names = ("id", "source", "number", "label", "text", "metadata", "sha256")
-    return json.dumps({name: getattr(page, name) for name in names})
