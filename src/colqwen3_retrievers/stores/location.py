@@ -14,6 +14,7 @@ from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 if TYPE_CHECKING:
     from colqwen3_retrievers.stores.qdrant.collection import QdrantOptions
 
+_SPELLING = "qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
 _QDRANT = re.compile(r"qdrants?:/|qdrant\+path:")
 
 
@@ -57,26 +58,17 @@ def open_store(
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # one slash: a Path folds "//" into "/"; one letter is a drive
         shown = re.sub(r"//?[^/@]*@", "//…@", text)  # no password in a message
         raise ConfigError(f"{shown!r}: no such store; a location is a folder or qdrant://host:6333/collection")
-    if (spelling := _misspelt(text)) is not None:
-        raise ConfigError(f"{text!r}: no folder's name; {spelling}")
+    if text == ":memory:":  # this and the next would quietly become folders of that name
+        raise ConfigError(
+            f"{text!r}: no folder's name; nothing is kept in memory; give a folder, a temporary one perhaps"
+        )
+    if re.match(r"qdrants?(\+\w+)?:", text, re.IGNORECASE):
+        raise ConfigError(f"{text!r}: no folder's name; write {_SPELLING}")
     if api_key is not None or options is not None:
         raise ConfigError(f"{text}: api_key and options are for Qdrant; this is a folder")
     from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
     return EmbeddedStore(text, info=info, read_only=read_only)
-
-
-def _misspelt(location: str) -> str | None:
-    """Return how to spell what looks like an address and would become a folder of that name, else None.
-
-    >>> _misspelt("qdrant:host/pages"), _misspelt("C:reports"), _misspelt("./qdrant:host")
-    ('write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server', None, None)
-    """
-    if location == ":memory:":
-        return "nothing is kept in memory; give a folder, a temporary one perhaps"
-    if re.match(r"qdrants?(\+\w+)?:", location, re.IGNORECASE):
-        return "write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
-    return None
 
 
 def is_qdrant(location: object) -> bool:

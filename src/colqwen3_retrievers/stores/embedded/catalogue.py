@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,11 +102,7 @@ class Extents:
 
     def take(self, index: NDArray[np.intp]) -> Extents:
         """Return the pages at these positions."""
-        return Extents(self.generation, self.layout, *(array[index] for array in self.columns()))
-
-    def columns(self) -> list[NDArray[Any]]:
-        """Return the arrays."""
-        return [getattr(self, name) for name in _COLUMNS]
+        return Extents(self.generation, self.layout, *(getattr(self, name)[index] for name in _COLUMNS))
 
 
 _COLUMNS: Final = tuple(item.name for item in fields(Extents))[2:]
@@ -270,7 +266,7 @@ class Catalogue:
             isolation_level=None,
             check_same_thread=False,  # lent to one thread at a time
         )
-        connection.text_factory = _decode
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
         register(connection)
         return connection
 
@@ -357,7 +353,9 @@ def _read_extents(connection: sqlite3.Connection, known: Extents | None) -> Exte
     if known is not None:
         gone = connection.execute("SELECT key FROM tombstones WHERE generation > ?", (known.generation,)).fetchall()
         keep = ~np.isin(known.keys, np.array(gone, dtype=np.int64).ravel())
-        columns = [np.concatenate([old[keep], new]) for old, new in zip(known.columns(), columns, strict=True)]
+        columns = [
+            np.concatenate([getattr(known, name)[keep], new]) for name, new in zip(_COLUMNS, columns, strict=True)
+        ]
     return Extents(generation, layout, *columns)
 
 
@@ -379,7 +377,3 @@ def _check_format(connection: sqlite3.Connection, folder: Path) -> None:
 def _has_log(folder: Path) -> bool:
     log = folder / f"{FILE_NAME}-wal"
     return log.exists() and log.stat().st_size > 0
-
-
-def _decode(raw: bytes) -> Any:
-    return raw.decode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.stores.embedded.catalogue import Catalogue, Segment, read_segments
 from colqwen3_retrievers.stores.embedded.files import StoreFiles, file_names
 from colqwen3_retrievers.stores.embedded.row_files import Float16, chunks
-from colqwen3_retrievers.vectors.codes import PageCode, page_code
+from colqwen3_retrievers.vectors.codes import page_code
 
 DEAD_SHARE: Final = 0.3
 """Share of dead bytes beyond which a segment is rewritten automatically."""
@@ -66,7 +66,13 @@ class Compactor:
 
     def rewrite_wasteful(self) -> int:
         """Rewrite the segments with any dead row, or any missing or damaged code; return the bytes freed."""
-        return sum(self.rewrite(segment) for segment in self._segments() if segment.dead or not self._sound(segment))
+        freed = 0
+        for segment in self._segments():
+            with self._catalogue.reading() as connection:
+                places = connection.execute(_PLACES, (segment.number,))
+                wasteful = segment.dead or any(self._sound_code(segment, place) is None for place in places)
+            freed += self.rewrite(segment) if wasteful else 0
+        return freed
 
     def rewrite(self, segment: Segment) -> int:
         """Write a segment again, without dead rows and with all its codes.
@@ -109,13 +115,6 @@ class Compactor:
         with self._catalogue.reading() as connection:
             return list(read_segments(connection).values())
 
-    def _sound(self, segment: Segment) -> bool:
-        """Return whether all codes of a segment are what was written."""
-        with self._catalogue.reading() as connection:
-            return all(
-                self._sound_code(segment, place) is not None for place in connection.execute(_PLACES, (segment.number,))
-            )
-
     def _sound_code(self, segment: Segment, place: Sequence[Any]) -> NDArray[np.int8] | None:
         """Return a page's code as it is on disk, or None when it is not what was written."""
         start, count, _, crc32 = place[3:]
@@ -124,12 +123,6 @@ class Compactor:
         except StoreError:
             return None
         return rows if zlib.crc32(rows.data) == crc32 else None
-
-    def _new_code(self, segment: Segment, mapped: Float16, start: int, count: int) -> PageCode:
-        try:
-            return page_code(mapped[start : start + count], self._code_factor, self._files.code_bits)
-        except ConfigError as exc:  # NaN or infinity, which nobody could add
-            raise StoreError(f"{self._files.folder / segment.name}: damaged from row {start}: {exc}") from exc
 
     def _write_codes(
         self, name: str, segment: Segment, places: list[tuple[Any, ...]], mapped: Float16
@@ -141,7 +134,11 @@ class Compactor:
         for place in places:
             rows, scale = self._sound_code(segment, place), place[5]
             if rows is None:
-                code = self._new_code(segment, mapped, place[1], place[2])
+                start, count = place[1:3]
+                try:
+                    code = page_code(mapped[start : start + count], self._code_factor, self._files.code_bits)
+                except ConfigError as exc:  # NaN or infinity, which nobody could add
+                    raise StoreError(f"{self._files.folder / segment.name}: damaged from row {start}: {exc}") from exc
                 rows, scale = code.rows, code.scale
             code_places.append((written + size, len(rows), scale, zlib.crc32(rows.data)))
             pending.append(rows)

@@ -100,8 +100,7 @@ class StoreFiles:
 
     def close(self) -> None:
         """Drop all maps."""
-        self.tokens.keep_maps(())
-        self.codes.keep_maps(())
+        self.keep_maps({})
 
     def multi_vector(self, page_id: str, place: Place, segments: Mapping[int, Segment]) -> MultiVector:
         """Return a page's multi-vector after comparing its token embeddings with their checksum.

@@ -96,7 +96,7 @@ class RowFiles:
             file.seek(offset)
             while left:
                 left = left[file.write(left) :]
-            data_sync(file.fileno())
+            getattr(os, "fdatasync", os.fsync)(file.fileno())
 
     def truncate(self, name: str, rows: int) -> None:
         """Cut off what lies beyond ``rows``.
@@ -192,11 +192,6 @@ def chunks(
             packed = np.concatenate([rows[a:b] for a, b in zip(starts[first:last], stops, strict=True)])
         yield slice(first, last), PackedEmbeddings(packed, offsets)
         first = last
-
-
-def data_sync(descriptor: int) -> None:
-    """Wait until a file's bytes are on disk."""
-    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -106,13 +106,9 @@ def open_collection(
         check_width(info, connection.location)
     description = _describe(connection, name)
     if description is None:
-        if read_only:
-            raise StoreError(f"{connection.location}: no index there", absent=True)
-        if info is None:
-            raise StoreError(
-                f"{connection.location}: no index there; to make one, say what encodes its pages (encoder= or info=)",
-                absent=True,
-            )
+        if read_only or info is None:
+            remedy = "" if read_only else "; to make one, say what encodes its pages (encoder= or info=)"
+            raise StoreError(f"{connection.location}: no index there{remedy}", absent=True)
         _create(connection, name, info, options)
         description = _describe(connection, name)
         if description is None:

@@ -56,7 +56,7 @@ class Compiled:
     """A filter for Qdrant.
 
     Attributes:
-        filter: a condition of ``qdrant_client.models``, or None for every page.
+        filter: a ``Filter`` of ``qdrant_client.models``, or None for every page.
         exact: whether it holds for exactly the matching pages; otherwise it may hold for others too.
     """
 
@@ -87,12 +87,15 @@ def compile_filter(tree: Filter | None, *, substrings: bool) -> Compiled:
         MissingExtraError: qdrant-client is not installed.
 
     >>> from colqwen3_retrievers.stores.where import parse
-    >>> compile_filter(parse({"year": 2020}), substrings=True).filter.match.any
+    >>> compile_filter(parse({"year": 2020}), substrings=True).filter.must[0].match.any
     ['n:2020']
     >>> compile_filter(parse({"name": {"$gt": "m"}}), substrings=True).exact   # texts have no order in Qdrant
     False
     """
-    return _Compiler(substrings).compile(tree)
+    compiled, models = _Compiler(substrings).compile(tree), require("qdrant", "qdrant_client.models", "qdrant-client")
+    if compiled.filter is None or isinstance(compiled.filter, models.Filter):
+        return compiled
+    return Compiled(models.Filter(must=[compiled.filter]), compiled.exact)
 
 
 def filter_payload(page: Page) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class _Compiler:
             inner = self.compile(tree.part)
             if not inner.exact:  # the negation of a wider filter is too narrow, so this may be any page
                 return Compiled(None, False)
-            return Compiled(self._nothing() if inner.filter is None else self._none_of(inner.filter), True)
+            return Compiled(self._points([]) if inner.filter is None else self._none_of(inner.filter), True)
         parts = [self.compile(part) for part in tree.parts]
         exact = all(part.exact for part in parts)
         if isinstance(tree, And):
@@ -171,7 +174,7 @@ class _Compiler:
             return Compiled(self._models.Filter(must=known) if known else None, exact)
         if any(part.filter is None for part in parts):
             return Compiled(None, exact)
-        return Compiled(self._any_of([part.filter for part in parts]) if parts else self._nothing(), exact)
+        return Compiled(self._any_of([part.filter for part in parts]) if parts else self._points([]), exact)
 
     def _condition(self, condition: Condition) -> Compiled:
         key, test, values = _key(condition.name, field=condition.field), condition.test, condition.values
@@ -181,10 +184,9 @@ class _Compiler:
             return Compiled(self._none_of(self._match("full", key)), True)
         if test == "in":
             if condition.field and condition.name == "id":
-                points = [point_id(value.payload) for value in values]
-                return Compiled(self._models.HasIdCondition(has_id=points or [_NO_POINT]), True)
+                return Compiled(self._points([point_id(value.payload) for value in values]), True)
             if not values:
-                return Compiled(self._nothing(), True)
+                return Compiled(self._points([]), True)
             tokens = [_token(value) for value in values]
             return Compiled(self._field(f"equal.{key}", match=self._models.MatchAny(any=tokens)), True)
         wanted = values[0]
@@ -215,7 +217,7 @@ class _Compiler:
         path = f"rest.{key}"
         some = self._range(f"{path}.a", {"gte": -(2**32)})
         if rest is None:  # pages with a rest lie just above this whole number
-            among = {"gt": some, "gte": None, "lt": self._nothing(), "lte": self._none_of(some)}[test]
+            among = {"gt": some, "gte": None, "lt": self._points([]), "lte": self._none_of(some)}[test]
         else:
             a, b, c = rest
             same_a, same_b = ({"gte": n, "lte": n} for n in (a, b))
@@ -248,8 +250,8 @@ class _Compiler:
     def _none_of(self, part: Any) -> Any:
         return self._models.Filter(must_not=[part])
 
-    def _nothing(self) -> Any:
-        return self._models.HasIdCondition(has_id=[_NO_POINT])
+    def _points(self, points: list[str]) -> Any:
+        return self._models.HasIdCondition(has_id=points or [_NO_POINT])
 
 
 def _key(name: str, *, field: bool) -> str:

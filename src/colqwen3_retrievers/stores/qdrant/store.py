@@ -300,14 +300,14 @@ class QdrantStore:
         """
         compiled = compile_filter(tree, substrings=self._collection.substrings)
         if compiled.exact:
-            return [_as_filter(self._models, compiled.filter)]
+            return [compiled.filter]
         points = [point for point, _ in self._matching(tree)]
         return [has_ids(points[first : first + _IDS_A_FILTER]) for first in range(0, len(points), _IDS_A_FILTER)]
 
     def _matching(self, tree: Filter | None) -> Iterator[tuple[str, str]]:
         """Iterate over the pages a filter holds for, as point id and page id."""
         compiled = compile_filter(tree, substrings=self._collection.substrings)
-        for point in self._scroll(_as_filter(self._models, compiled.filter), NAMED if compiled.exact else BRIEF):
+        for point in self._scroll(compiled.filter, NAMED if compiled.exact else BRIEF):
             if compiled.exact or matches(tree, read_record(point.payload).page):
                 yield str(point.id), point.payload["id"]
 
@@ -413,7 +413,3 @@ def best(answers: list[list[Any]], limit: int, k: int, group_by: GroupBy | None)
 def _point_ids(ids: Iterable[str]) -> list[str]:
     """Return point ids, each once; an id that no page can have is left out."""
     return list(dict.fromkeys(point_id(page_id) for page_id in ids if is_unicode(page_id)))
-
-
-def _as_filter(models: Any, condition: Any) -> Any:
-    return condition if condition is None or isinstance(condition, models.Filter) else models.Filter(must=[condition])
