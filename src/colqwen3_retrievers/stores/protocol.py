@@ -1,4 +1,4 @@
-"""The interface of a store of multi-vectors: the records it holds and what every implementation guarantees.
+"""The interface of a store of multi-vectors, and what every store guarantees.
 
 A store holds what the encoder produced and returns final MaxSim scores of it; it opens no image and needs no model.
 :class:`~colqwen3_retrievers.index.page_index.PageIndex` adds an encoder and page images.
@@ -65,7 +65,7 @@ class MultiVectorStore(Protocol):
 
     @property
     def location(self) -> str:
-        """The folder or address, for messages and for opening it again; it contains no secret."""
+        """The folder or address to open it again, without any secret."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class MultiVectorStore(Protocol):
         ...
 
     def add(self, records: Iterable[Record]) -> None:
-        """Store records, each in place of the one with its id; when this returns they are durable.
+        """Store records durably, each in place of the one with its id.
 
         All or nothing: after an error, a crash or a kill, none of these records is stored and those they would have
         replaced still are.
@@ -88,7 +88,7 @@ class MultiVectorStore(Protocol):
         ...
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Delete the records with these ids, or those a filter holds for; with both, those that meet both.
+        """Delete the records that have these ids, match a filter, or both where both are given.
 
         Unknown ids are no error. Atomic like :meth:`add`.
 
@@ -140,11 +140,11 @@ class MultiVectorStore(Protocol):
         ...
 
     def ids(self, where: Where | Filter | None = None) -> list[str]:
-        """Return the ids of all records, or of those a filter holds for, in code point order."""
+        """Return the ids of all or of matching records, in code point order."""
         ...
 
     def images(self, among: Iterable[str] | None = None) -> set[str]:
-        """Return the image references of records, all or only those ``among`` some: images still in use."""
+        """Return the image references in use, all or only those ``among`` some."""
         ...
 
     def is_empty(self) -> bool:
@@ -247,7 +247,7 @@ def check_text(value: Any, label: str) -> None:
 
 
 def check_ids(ids: Iterable[str]) -> list[str]:
-    """Return ids as a list; a single text is an error, for its letters would be taken for ids.
+    """Return ids as a list; a single text is an error, not a list of letters.
 
     Raises:
         ConfigError: not a list of texts.

@@ -1,4 +1,4 @@
-"""The filter language of every store: parsed once into a small frozen tree, with a reference evaluation in Python.
+"""The filter language of every store, with a reference evaluation in Python.
 
 ::
 
@@ -77,9 +77,10 @@ _INT64 = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a known kind: str, int or float, bool, the scalar elements of a list, or None for an object.
+    """One value of a known kind.
 
-    ``size`` counts all items of a list or an object, including those that filters cannot match.
+    ``payload`` is a str, int, float or bool, the scalar elements of a list, or None for an object. ``size`` counts all
+    items of a list or an object, including those that filters cannot match.
     """
 
     kind: Kind
@@ -150,7 +151,7 @@ def parse(where: Where | Filter | None) -> Filter | None:
 
 
 def matches(where: Where | Filter | None, page: Page) -> bool:
-    """Return whether a filter holds for a page: the reference for the evaluation of every store.
+    """Return whether a filter holds for a page: the reference for every store.
 
     >>> page = Page(source="a.pdf", number=3, metadata={"year": 2021, "tags": ["tax"], "author": {"name": "Ada"}})
     >>> matches({"year": {"$gte": 2020}, "tags": {"$contains": "tax"}, "author.name": "Ada"}, page)
@@ -237,7 +238,7 @@ def _operator(key: str, operator: str, value: object, depth: int) -> Filter:
 
 
 def _among(key: str, label: str, items: tuple[object, ...]) -> Filter:
-    """Return the filter for equality with one of ``items``; a null among them matches a missing name."""
+    """Return the filter for one of ``items``, where null matches a missing name."""
     values = tuple(_value(item, label, key) for item in items if item is not None)
     tree: Filter = _condition(key, "in", *values)
     if len(values) == len(items):
@@ -284,7 +285,7 @@ def _count(tree: Filter) -> int:
 
 
 def metadata_names(where: Where | Filter | None) -> list[str]:
-    """Return the metadata names in a filter, sorted, to tell a misspelt name from a value that no page has.
+    """Return the metadata names in a filter, sorted, to find misspelt ones.
 
     >>> metadata_names({"page": 3, "$or": [{"yeer": 2020}, {"metadata.page": 1}, {"yeer": 2021}]})
     ['page', 'yeer']
@@ -324,22 +325,22 @@ def _passes(condition: Condition, value: Value | None) -> bool:
         return value is not None
     if test == "in":
         return value in condition.values
-    wanted = condition.values[0]
+    operand = condition.values[0]
     if test == "contains" and value.kind == "list":
-        return wanted in value.payload
-    if value.kind != wanted.kind:
+        return operand in value.payload
+    if value.kind != operand.kind:
         return False
     if test in ORDER:
-        return bool(ORDER[test](value.payload, wanted.payload))
+        return bool(ORDER[test](value.payload, operand.payload))
     if value.kind != "text":  # $contains of a number or boolean that is not a list
         return False
     if test == "itext":
-        return wanted.payload.casefold() in value.payload.casefold()
-    return wanted.payload in value.payload
+        return operand.payload.casefold() in value.payload.casefold()
+    return operand.payload in value.payload
 
 
 def rename_fields(where: object, names: Mapping[str, str]) -> Any:
-    """Return a filter with fields renamed, for an interface whose results name page fields otherwise.
+    """Return a filter with its fields renamed.
 
     Args:
         where: a filter, checked later; operators and values stay.
@@ -362,9 +363,10 @@ def rename_fields(where: object, names: Mapping[str, str]) -> Any:
 
 
 def facts(metadata: Mapping[str, Any]) -> dict[str, Value]:
-    """Flatten metadata: dotted name -> value, nothing for null. Stores index it, and :func:`matches` reads it.
+    """Flatten metadata to values by dotted name, nothing for null.
 
-    A list has its texts, numbers and booleans; an object has its size, and its members have dotted names.
+    Stores index them, and :func:`matches` reads them. A list has its texts, numbers and booleans; an object has its
+    size, and its members have dotted names.
 
     >>> facts({"a": {"b": 1, "c": None}, "d": ["x", None]})["d"].payload
     (Value(kind='text', payload='x', size=0),)
@@ -391,7 +393,7 @@ def facts(metadata: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def scalar(item: object) -> Value | None:
-    """Return a text, number or boolean with its kind, None for anything else (null, NaN, objects).
+    """Return a text, number or boolean with its kind, None for anything else.
 
     >>> scalar(True), scalar(2**70).payload, scalar(float("nan"))
     (Value(kind='boolean', payload=True, size=0), 1.1805916207174113e+21, None)
@@ -414,7 +416,7 @@ def scalar(item: object) -> Value | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: it has no half of a surrogate pair.
+    """Return whether a text is valid, without half of a surrogate pair.
 
     >>> is_unicode("日本"), is_unicode(chr(0xD800))
     (True, False)

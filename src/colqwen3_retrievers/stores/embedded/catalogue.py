@@ -83,7 +83,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extents:
-    """Where the pages of one generation are stored, ordered by key: arrays of one length.
+    """Where the pages of a generation are stored, as arrays ordered by key.
 
     All are int64 but ``code_scales``, which is float64.
     """
@@ -110,7 +110,7 @@ _SELECTED: Final = "key, segment, start, rows, crc32, code_start, code_rows, cod
 
 
 class Catalogue:
-    """Connections to one catalogue: one for writing, and one for each thread that is reading.
+    """Connections to one catalogue: one for writing, one for each reading thread.
 
     Args:
         folder: the index folder; the catalogue in it must exist.
@@ -145,7 +145,7 @@ class Catalogue:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection in a read transaction: everything read through it is of one moment.
+        """Lend a connection in a read transaction, which sees one moment.
 
         Raises:
             StoreError: closed, used after a fork, or an error of SQLite.
@@ -166,9 +166,9 @@ class Catalogue:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Lend the writing connection in a transaction, committed at the end or rolled back on any error.
+        """Lend the writing connection in a transaction.
 
-        The caller must be the only thread that writes.
+        It is committed at the end, or rolled back on any error. The caller must be the only thread that writes.
         """
         with self._mapped():
             self._check_open()
@@ -185,7 +185,7 @@ class Catalogue:
                 raise
 
     def extents(self, connection: sqlite3.Connection) -> Extents:
-        """Return where the pages are stored, as of the connection's transaction or a later one.
+        """Return where the pages are stored, as of the transaction or later.
 
         The first call reads all of it, later ones what changed since.
 
@@ -194,22 +194,22 @@ class Catalogue:
                 thread has already read a later state.
         """
         with self._lock:
-            known = self._extents
+            previous = self._extents
         generation, layout = _read_counters(connection)
-        while known is not None and generation < known.generation:
+        while previous is not None and generation < previous.generation:
             connection.rollback()
             connection.execute("BEGIN")
             generation, layout = _read_counters(connection)
-        if known is not None and (generation, layout) == (known.generation, known.layout):
-            return known
-        fresh = _read_extents(connection, known if known is not None and known.layout == layout else None)
+        if previous is not None and (generation, layout) == (previous.generation, previous.layout):
+            return previous
+        fresh = _read_extents(connection, previous if previous is not None and previous.layout == layout else None)
         with self._lock:
             if self._extents is None or self._extents.generation < fresh.generation:
                 self._extents = fresh
         return fresh
 
     def vacuum(self) -> None:
-        """Shrink the file where deleted rows take a quarter of it or more. Only between writes.
+        """Shrink the file when a quarter of it is free. Only between writes.
 
         Raises:
             StoreError: the disk has no room for a second copy.
@@ -284,7 +284,7 @@ class Catalogue:
 
 
 def create(folder: Path, info: str, token_type: str, names: tuple[str, str], code: tuple[int, int]) -> None:
-    """Create the catalogue of a new index, under another name first so that it appears whole.
+    """Create the catalogue of a new index, which appears whole.
 
     Args:
         folder: where; the caller holds the writer's lock.
@@ -334,15 +334,15 @@ def read_segments(connection: sqlite3.Connection) -> dict[int, Segment]:
 
 
 def _read_counters(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return the generation, which every write raises, and the layout, which compaction does."""
+    """Return the generation, raised by writes, and the layout, by compaction."""
     generation, layout = connection.execute("SELECT generation, layout FROM state").fetchone()
     return generation, layout
 
 
-def _read_extents(connection: sqlite3.Connection, known: Extents | None) -> Extents:
-    """Read where the pages are stored; given an earlier state of the same layout, only what changed."""
+def _read_extents(connection: sqlite3.Connection, previous: Extents | None) -> Extents:
+    """Read where the pages are stored, only changes since a previous state."""
     generation, layout = _read_counters(connection)
-    after = int(known.keys[-1]) if known is not None and len(known.keys) else 0
+    after = int(previous.keys[-1]) if previous is not None and len(previous.keys) else 0
     sql = f"SELECT {_SELECTED} FROM pages WHERE key > ? ORDER BY key"  # noqa: S608 - a constant
     cursor = connection.execute(sql, (after,))
     blocks = [np.empty((0, len(_COLUMNS)))]
@@ -350,11 +350,11 @@ def _read_extents(connection: sqlite3.Connection, known: Extents | None) -> Exte
         blocks.append(np.array(rows, dtype=np.float64))  # holds whole numbers up to 2**53
     *integers, scales = np.concatenate(blocks).T
     columns = [*(column.astype(np.int64) for column in integers), scales.copy()]
-    if known is not None:
-        gone = connection.execute("SELECT key FROM tombstones WHERE generation > ?", (known.generation,)).fetchall()
-        keep = ~np.isin(known.keys, np.array(gone, dtype=np.int64).ravel())
+    if previous is not None:
+        gone = connection.execute("SELECT key FROM tombstones WHERE generation > ?", (previous.generation,)).fetchall()
+        keep = ~np.isin(previous.keys, np.array(gone, dtype=np.int64).ravel())
         columns = [
-            np.concatenate([getattr(known, name)[keep], new]) for name, new in zip(_COLUMNS, columns, strict=True)
+            np.concatenate([getattr(previous, name)[keep], new]) for name, new in zip(_COLUMNS, columns, strict=True)
         ]
     return Extents(generation, layout, *columns)
 

@@ -1,4 +1,4 @@
-"""Rewriting an embedded store's files without dead rows, and with codes that are missing or damaged made again.
+"""Rewriting an embedded store's files without dead rows, and with sound codes.
 
 A segment is written into new files under new names; one transaction makes them the segment's, and only then the old
 files are removed. A process killed in between leaves new files that no segment names, which the next writer removes.
@@ -53,7 +53,7 @@ class Compactor:
         self._code_factor = code_factor
 
     def rewrite_due(self) -> None:
-        """Rewrite the segments in which enough rows are dead, and one whose code file is gone."""
+        """Rewrite segments with enough dead rows, and one whose code file is gone."""
         segments = self._segments()
         uncoded = [segment for segment in segments if not self._files.codes.exists(segment.codes)]
         due = uncoded[:1]  # one with each write, for the codes of a full segment take minutes
@@ -65,7 +65,7 @@ class Compactor:
             self.rewrite(segment)
 
     def rewrite_wasteful(self) -> int:
-        """Rewrite the segments with any dead row, or any missing or damaged code; return the bytes freed."""
+        """Rewrite segments with any dead row or unsound code; return the bytes freed."""
         freed = 0
         for segment in self._segments():
             with self._catalogue.reading() as connection:
@@ -127,7 +127,7 @@ class Compactor:
     def _write_codes(
         self, name: str, segment: Segment, places: list[tuple[Any, ...]], mapped: Float16
     ) -> tuple[list[tuple[int, int, float, int]], int]:
-        """Write all codes of a segment's pages, sound ones as they are; return their places and the rows written."""
+        """Write a segment's codes, sound ones as they are; return places and row count."""
         code_places: list[tuple[int, int, float, int]] = []
         pending: list[NDArray[np.int8]] = []
         written = size = 0

@@ -1,4 +1,4 @@
-"""The token and code files of an embedded store: verified reads, scores, and the best of them."""
+"""The token and code files of an embedded store: verified reads and scores."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class StoreFiles:
         self._verified: dict[str, NDArray[np.bool_]] = {}  # by file and key; entries only ever become true
 
     def check(self, segments: Mapping[int, Segment]) -> None:
-        """Check that the committed rows are there; a missing code file is no error, for codes can be made again.
+        """Check that the committed rows exist; a missing code file is no error.
 
         Raises:
             StoreError: a file is cut, or a token file is missing.
@@ -79,7 +79,7 @@ class StoreFiles:
                 self.codes.check(segment.codes, segment.code_rows)
 
     def discard_uncommitted(self, segments: Mapping[int, Segment]) -> None:
-        """Cut off rows that were never committed and remove files that no segment names. Only the writer may."""
+        """Cut off uncommitted rows and remove files that no segment names."""
         for segment in segments.values():
             self.tokens.truncate(segment.name, segment.rows)
             if self.codes.exists(segment.codes):
@@ -103,7 +103,7 @@ class StoreFiles:
         self.keep_maps({})
 
     def multi_vector(self, page_id: str, place: Place, segments: Mapping[int, Segment]) -> MultiVector:
-        """Return a page's multi-vector after comparing its token embeddings with their checksum.
+        """Return a page's multi-vector, its vectors compared with their checksum.
 
         Raises:
             StoreError: they are not what was written; it names the file and the page.
@@ -139,7 +139,7 @@ class StoreFiles:
     def code_scores(
         self, connection: Connection, queries: QueryCodes, extents: Extents, segments: Mapping[int, Segment]
     ) -> Float32:
-        """Estimate the score of every page of ``extents`` against every query, from its code.
+        """Estimate the score of each page of ``extents`` and query, from codes.
 
         Returns:
             float32 (n_queries, n_pages).

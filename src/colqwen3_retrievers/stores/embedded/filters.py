@@ -1,7 +1,8 @@
-"""Filters as SQL over the embedded store's catalogue, with every name and value a bound parameter.
+"""Filters as SQL over the embedded store's catalogue.
 
-The tables are those of :mod:`~colqwen3_retrievers.stores.embedded.catalogue`; the statement's page is called ``p``. No
-expression here can be NULL, so ``NOT`` means what it means in :func:`~colqwen3_retrievers.stores.where.matches`.
+Every name and value is a bound parameter. The tables are those of
+:mod:`~colqwen3_retrievers.stores.embedded.catalogue`; the statement's page is called ``p``. No expression here can be
+NULL, so ``NOT`` means what it means in :func:`~colqwen3_retrievers.stores.where.matches`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def compile_filter(tree: Filter | None) -> Sql:
 
 
 def fact_rows(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str, str | int | float | bytes, int]]:
-    """Iterate over a page's metadata as rows ``(name, kind, value, place)`` of ``facts``.
+    """Iterate over metadata as rows ``(name, kind, value, place)`` of ``facts``.
 
     ``place`` is 0 for the value itself, the size of a list or an object, and from 1 for a list's elements.
 
@@ -63,12 +64,12 @@ def register(connection: sqlite3.Connection) -> None:
 
 
 def text_bytes(text: str) -> str | bytes:
-    """Return a text as SQLite takes it: bytes, to be cast, when it has half a surrogate pair."""
+    """Return a text for SQLite: bytes, to be cast, when it is not valid Unicode."""
     return text if is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
 
 def _join(parts: Sequence[Sql], tree: And | Or) -> Sql:
-    """Join in halves: SQLite limits the depth of an expression, and a chain of ANDs is as deep as it is long."""
+    """Join in halves, because SQLite limits the depth of an expression."""
     if not parts:
         return ("1" if isinstance(tree, And) else "0"), []
     if len(parts) == 1:
@@ -79,7 +80,7 @@ def _join(parts: Sequence[Sql], tree: And | Or) -> Sql:
 
 
 def _field(condition: Condition) -> Sql:
-    """Compile a test of one of the page's own columns, whose name is from the fixed list of fields."""
+    """Compile a test of a column, whose name is from the fixed list of fields."""
     test, values = condition.test, [value.payload for value in condition.values]
     if condition.name == "text":
         if test == "exists":

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock on a file, which the system drops when its process ends, however it ends."""
+"""One writer at a time: a file lock that the system drops with its process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOCKED_BYTE = 1 << 30  # past the text that names the holder, which others must
 
 
 class WriterLock:
-    """The right to write into a folder, held until :meth:`release` or the end of the process.
+    """The right to write, held until :meth:`release` or the end of the process.
 
     A forked child shares the open file but not the right: its :meth:`release` only closes its copy.
 

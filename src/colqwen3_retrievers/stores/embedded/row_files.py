@@ -1,4 +1,4 @@
-"""Token embeddings (float16) and pages' codes (int8) in append-only files, read through memory maps.
+"""Token embeddings and codes in append-only files, read through memory maps.
 
 A file is rows of one width and nothing else: row ``n`` starts at byte ``n * row_bytes``. The catalogue records how many
 rows are committed; whatever follows them was never committed.
@@ -34,11 +34,13 @@ Float16 = NDArray[np.float16]
 
 
 class FileGoneError(StoreError):
-    """A file that the catalogue names is missing: damage, or a compaction in the meantime."""
+    """A file that the catalogue names is missing: damaged or compacted."""
 
 
 class RowFiles:
-    """The files of one folder that hold rows of one kind, by name. Many threads may read, one may write.
+    """The files of one folder that hold rows of one kind, by name.
+
+    Many threads may read, one may write.
 
     Args:
         folder: where they are.
@@ -90,12 +92,12 @@ class RowFiles:
         Raises:
             StoreError: the disk is full, or another fault of it.
         """
-        left = np.ascontiguousarray(rows, dtype=self._dtype).data.cast("B")
+        pending = np.ascontiguousarray(rows, dtype=self._dtype).data.cast("B")
         offset = start * self.row_bytes
         with self._naming(name), open(self._folder / name, "r+b", buffering=0) as file:  # noqa: PTH123 - Path.open buffers
             file.seek(offset)
-            while left:
-                left = left[file.write(left) :]
+            while pending:
+                pending = pending[file.write(pending) :]
             getattr(os, "fdatasync", os.fsync)(file.fileno())
 
     def truncate(self, name: str, rows: int) -> None:
@@ -141,7 +143,7 @@ class RowFiles:
             return mapped
 
     def keep_maps(self, names: Container[str]) -> None:
-        """Drop the maps of all other files; each lives on until the last array of it is gone."""
+        """Drop the maps of all other files; arrays of them stay valid."""
         with self._lock:
             for name in [name for name in self._maps if name not in names]:
                 del self._maps[name]

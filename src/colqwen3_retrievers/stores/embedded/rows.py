@@ -25,7 +25,7 @@ _SELECT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The layout of a page's multi-vector as JSON, and where its token embeddings are stored, with their checksum."""
+    """A multi-vector's layout as JSON, and where its vectors are, with their checksum."""
 
     shape: str
     segment: int
@@ -37,7 +37,7 @@ class Place:
 def insert(
     connection: sqlite3.Connection, record: Record, segment: int, start: int, rows: Float16, code: PageCode, at: int
 ) -> None:
-    """Write a record whose token embeddings start at row ``start`` of ``segment`` and its code at row ``at``."""
+    """Write a record with vectors at row ``start`` of ``segment``, its code at ``at``."""
     page, multi_vector = record.page, record.multi_vector
     assert multi_vector is not None  # noqa: S101 - check_records refused it otherwise
     columns = {
@@ -61,7 +61,7 @@ def insert(
 
 
 def remove(connection: sqlite3.Connection, keys: list[int]) -> None:
-    """Remove pages by key, with their contents and facts, and leave a tombstone of each."""
+    """Remove pages by key, and leave a tombstone of each."""
     (generation,) = connection.execute("SELECT generation FROM state").fetchone()
     connection.executemany(
         "INSERT INTO tombstones SELECT key, ?, segment FROM pages WHERE key = ?", [(generation, key) for key in keys]
@@ -81,7 +81,7 @@ def keys_of(connection: sqlite3.Connection, ids: list[str]) -> list[int]:
 
 
 def by_id(connection: sqlite3.Connection, ids: list[str]) -> Iterator[tuple[Record, Place]]:
-    """Iterate over the records of the ids in the store, in their order, and where their embeddings are stored.
+    """Iterate over the records of these ids, in their order, with their places.
 
     Raises:
         StoreError: what the catalogue records about a page is not what was written.
@@ -116,7 +116,7 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 
 def _checksum(values: tuple[Any, ...]) -> int:
-    """Return the checksum of texts, numbers and None, of each with its kind and length."""
+    """Return the checksum of texts, numbers and None, with their lengths."""
     checksum = 0
     for value in values:
         raw = str(value).encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The embedded store: a folder on a local disk, with nothing to install and nothing to run.
+"""The embedded store: a folder on a local disk.
 
 ::
 
@@ -85,10 +85,11 @@ T = TypeVar("T")
 
 
 class EmbeddedStore:
-    """Multi-vectors in a folder; a :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
+    """Multi-vectors in a folder.
 
-    Scores are MaxSim in float32 over the stored float16 token embeddings. Beyond 500 pages a search looks for
-    candidates first and may miss a page; ``exact=True`` never does.
+    A :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`. Scores are MaxSim in float32 over the stored
+    float16 token embeddings. Beyond 500 pages a search looks for candidates first and may miss a page; ``exact=True``
+    never does.
 
     Args:
         folder: a store's folder, or a new or empty one.
@@ -213,7 +214,7 @@ class EmbeddedStore:
         return len(keys)
 
     def compact(self) -> int:
-        """Rewrite the files without what replaced and deleted pages left, with missing codes made again.
+        """Rewrite the files without the bytes of replaced and deleted pages.
 
         It happens automatically when 30 % of a file, and 8 MB, are dead. Readers may go on reading meanwhile. It needs
         room for a second copy of a segment (at most 1 GB).
@@ -302,7 +303,7 @@ class EmbeddedStore:
             return connection.execute("SELECT 1 FROM pages LIMIT 1").fetchone() is None
 
     def close(self) -> None:
-        """Release the files and the right to write; calls in progress finish first or fail cleanly."""
+        """Release the files and the right to write; running calls finish or fail."""
         with self._write_lock:
             self._finalizer()
 
@@ -341,7 +342,7 @@ class EmbeddedStore:
         return EncoderInfo.from_dict(json.loads(info)), code_factor, code_bits
 
     def _reading(self, read: Callable[[Connection], T]) -> T:
-        """Read in one transaction, and again when another process's compaction removed a file meanwhile."""
+        """Read in one transaction, and again when a compaction removed a file."""
         layouts: set[int] = set()
         while True:
             with self._catalogue.reading() as connection:
@@ -385,7 +386,7 @@ class EmbeddedStore:
             raise StoreError(f"{self.folder}: opened with read_only=True")
 
     def _last_segment(self, connection: Connection) -> Segment:
-        """Return the segment to append to: a new one when the last is full, or its code file is gone."""
+        """Return the last segment, or a new one when it is full or has no code file."""
         last = list(read_segments(connection).values())[-1]
         full = last.rows * self._files.tokens.row_bytes >= compaction.SEGMENT_BYTES
         if not full and self._files.codes.exists(last.codes):
@@ -396,7 +397,7 @@ class EmbeddedStore:
         return add_segment(connection, last.number + 1, names)
 
     def _tidy(self) -> None:
-        """Compact what is due after a write, which is committed: a failure is logged and tried again next time."""
+        """Compact what is due after a committed write; log a failure."""
         with self._write_lock:
             try:
                 self._compactor.rewrite_due()
@@ -405,7 +406,7 @@ class EmbeddedStore:
 
     @contextlib.contextmanager
     def _undoing_files(self) -> Iterator[None]:
-        """Be the only thread that writes, and cut off what was appended when it is not committed."""
+        """Hold the write lock, and cut off appended rows on an error."""
         with self._write_lock:
             try:
                 yield
@@ -421,7 +422,7 @@ class EmbeddedStore:
 
 
 def default_code_factor(info: EncoderInfo, code_bits: int = 8) -> int:
-    """Return the tokens for each row of a code, fewer where the encoder pools pages already.
+    """Return the tokens for each row of a code, fewer for pooled pages.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> import dataclasses

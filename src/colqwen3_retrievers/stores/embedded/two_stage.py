@@ -1,4 +1,4 @@
-"""Two-stage search: every page's code is scanned, and pages that may be among the best are scored exactly.
+"""Two-stage search: all codes are scanned, and likely pages scored exactly.
 
 The first stage estimates MaxSim from codes (:mod:`~colqwen3_retrievers.vectors.codes`). The second scores the
 candidates from their token embeddings, which also measures how far the estimates of this query are off. While the best

@@ -153,7 +153,7 @@ def vectors_config(dim: int, *, pool: int, graph: int) -> dict[str, Any]:
 
 
 def pool_of(info: EncoderInfo, options: QdrantOptions) -> int:
-    """Return how many token embeddings are pooled into one of the vector for candidates.
+    """Return how many token embeddings are pooled into one for candidates.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> pool_of(info, QdrantOptions()), pool_of(info, QdrantOptions(pool=6))
@@ -269,7 +269,7 @@ _IGNORED = ("shards", "replicas", "write_consistency")  # the client's local mod
 
 
 def _compare(location: str, label: str, expected: Any, actual: Any) -> None:
-    """Compare two configurations field by field; a field that is None in the expected one may be anything."""
+    """Compare configurations by field; None in the expected one matches anything."""
     for name in type(expected).model_fields:
         value, stored = getattr(expected, name), getattr(actual, name, None)
         if value is None or name in _PLACEMENT:

@@ -152,7 +152,7 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
 
 
 def _checked_key(given: object) -> str | None:
-    """Return the key; one that cannot be sent is an error here, because a transport's error would quote it."""
+    """Return the key, checked here because a transport's error would show it."""
     key = given or os.environ.get(API_KEY_VARIABLE) or None
     if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
         name = "api_key" if given else API_KEY_VARIABLE
@@ -231,7 +231,7 @@ class Connection:
         )  # fmt: skip
 
     def exists_already(self, exc: StoreError) -> bool:
-        """Return whether an error says that a collection could not be created because it exists."""
+        """Return whether an error says that a collection exists already."""
         cause = exc.__cause__
         return "already exists" in str(exc) or getattr(cause, "status_code", None) == 409
 
@@ -243,7 +243,7 @@ class Connection:
                 self._finalizer()
 
     def _mapped(self, exc: Exception) -> tuple[StoreError, float | None]:
-        """Return an exception of the client as one of ours, and how many seconds the server asks to wait."""
+        """Return an exception of the client as ours, and the seconds to wait."""
         status, code = getattr(exc, "status_code", None), _grpc_code(exc)
         source = getattr(exc, "source", None)  # what qdrant-client wraps
         pause = getattr(exc, "retry_after_s", None)

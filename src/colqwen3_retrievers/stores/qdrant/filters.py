@@ -1,4 +1,4 @@
-"""Filters compiled to Qdrant conditions, and the payload of each page that these conditions match.
+"""Filters as Qdrant conditions, and the payload that they match.
 
 Qdrant matches keywords, ranges of 64-bit floats and parts of texts, and may lose the last bit of a float it stores (its
 engine read 9007199254740991.0 back as ...990.0). The language of :mod:`~colqwen3_retrievers.stores.where` has three
@@ -65,7 +65,7 @@ class Compiled:
 
 
 def point_id(page_id: str) -> str:
-    """Return the id of a page's point: a UUID of version 5, the same for the same page.
+    """Return the id of a page's point, a UUID of version 5.
 
     Raises:
         UnicodeEncodeError: half a surrogate pair, which no stored id has.
@@ -131,7 +131,7 @@ def filter_payload(page: Page) -> dict[str, Any]:
 
 
 def index_paths(names: Iterable[str]) -> dict[str, str]:
-    """Return the payload indexes of a collection: path -> kind, for the page's own fields and metadata names.
+    """Return the payload indexes of a collection, as kinds by path.
 
     >>> index_paths(["year"])["number.m_year"]
     'integer'
@@ -170,8 +170,8 @@ class _Compiler:
         parts = [self.compile(part) for part in tree.parts]
         exact = all(part.exact for part in parts)
         if isinstance(tree, And):
-            known = [part.filter for part in parts if part.filter is not None]
-            return Compiled(self._models.Filter(must=known) if known else None, exact)
+            conditions = [part.filter for part in parts if part.filter is not None]
+            return Compiled(self._models.Filter(must=conditions) if conditions else None, exact)
         if any(part.filter is None for part in parts):
             return Compiled(None, exact)
         return Compiled(self._any_of([part.filter for part in parts]) if parts else self._points([]), exact)
@@ -189,19 +189,19 @@ class _Compiler:
                 return Compiled(self._points([]), True)
             tokens = [_token(value) for value in values]
             return Compiled(self._field(f"equal.{key}", match=self._models.MatchAny(any=tokens)), True)
-        wanted = values[0]
+        operand = values[0]
         if test == "contains":
-            element = self._field(f"items.{key}", match=self._models.MatchAny(any=[_token(wanted)]))
-            if wanted.kind != "text":
+            element = self._field(f"items.{key}", match=self._models.MatchAny(any=[_token(operand)]))
+            if operand.kind != "text":
                 return Compiled(element, True)
-            inside = self._inside(key, "text", wanted.payload)
+            inside = self._inside(key, "text", operand.payload)
             return Compiled(self._any_of([element, inside.filter]), inside.exact)
         if test == "text":
-            return self._inside(key, "text", wanted.payload)
+            return self._inside(key, "text", operand.payload)
         if test == "itext":
-            return self._inside(key, "folded", wanted.payload.casefold())
-        if wanted.kind == "number":
-            return Compiled(self._ordered(key, test, wanted.payload), True)
+            return self._inside(key, "folded", operand.payload.casefold())
+        if operand.kind == "number":
+            return Compiled(self._ordered(key, test, operand.payload), True)
         return Compiled(self._match("names", f"{key}:text"), False)
 
     def _inside(self, key: str, part: str, wanted: str) -> Compiled:
@@ -211,7 +211,7 @@ class _Compiler:
         return Compiled(self._field(f"{part}.{key}", match=self._models.MatchSubstring(substring=wanted)), True)
 
     def _ordered(self, key: str, test: str, value: float) -> Any:
-        """Compare whole parts, and the rest where they are equal; a page without a rest is a whole number."""
+        """Compare whole parts, then the rests; a page without a rest is whole."""
         whole, rest = _split(value)
         strict = "gt" if test.startswith("g") else "lt"
         path = f"rest.{key}"
@@ -280,7 +280,7 @@ def _token(value: Value) -> str:
 
 
 def _split(number: float) -> tuple[int, tuple[int, int, int] | None]:
-    """Split a number into a whole one and the rest, integers that floats hold, in the order of numbers.
+    """Split a number into integers that floats hold and that keep its order.
 
     Returns:
         The whole number at or below it, within 2**53; and None when that is all of it. Otherwise two halves of its

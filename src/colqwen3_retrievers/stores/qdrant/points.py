@@ -89,7 +89,7 @@ def check_size(multi_vector: Any, name: str, index: int | None = None) -> None:
 
 
 def requests(points: Iterable[tuple[Any, int]], most: int = POINTS_A_REQUEST) -> Iterator[list[Any]]:
-    """Cut points or searches, each with its size in floats, into lists that fit into one request.
+    """Cut points or searches, with sizes in floats, into lists for one request.
 
     >>> [len(batch) for batch in requests(iter([("a", 900_000), ("b", 100_000), ("c", 100_000)]))]
     [2, 1]

@@ -1,4 +1,4 @@
-"""The distributed store: multi-vectors in a Qdrant collection, for many pages, many writers and many readers.
+"""The distributed store: a Qdrant collection, for many writers and readers.
 
 One point a page, with two named vectors: all token embeddings in float16 without a graph, which give the scores, and
 pooled ones searched as int8, which find the candidates. A search is one request: candidates first, then MaxSim of these
@@ -63,7 +63,9 @@ _QUERIES_A_REQUEST: Final = 32
 
 
 class QdrantStore:
-    """Multi-vectors in a Qdrant collection; a :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
+    """Multi-vectors in a Qdrant collection.
+
+    A :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
 
     Args:
         location: an address as :func:`~colqwen3_retrievers.stores.qdrant.connection.parse_address` reads it, or the
@@ -134,7 +136,9 @@ class QdrantStore:
             raise
 
     def add(self, records: Iterable[Record]) -> None:
-        """Store records, each in place of the one with its id; see the protocol, and this module for what is atomic.
+        """Store records, each in place of the one with its id; see the protocol.
+
+        A point is written whole; see this module for what else is atomic.
 
         Raises:
             InputTooLongError: one with more floats than Qdrant takes; ``.index`` is its position, and none is stored.
@@ -157,7 +161,7 @@ class QdrantStore:
             stored += len(batch)
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Delete records; see the protocol. The count is of the moment before, for others may delete them too."""
+        """Delete records; see the protocol. The count is of the moment before."""
         self._check_writable()
         named, tree = check_deletion(ids, where)
         if tree is None:
@@ -247,9 +251,10 @@ class QdrantStore:
         return {point.payload["image"] for condition in filters for point in self._scroll(condition, ["image"])}
 
     def is_empty(self) -> bool:
-        """Return whether there are no records; one request at most, and none once it is known to have some.
+        """Return whether there are no records, with one request at most.
 
-        Records that another handle deletes afterwards go unnoticed; see the protocol.
+        Nothing is sent once it is known to have some. Records that another handle deletes afterwards go unnoticed; see
+        the protocol.
         """
         self._call.check_open()
         if not self._has_records:
@@ -284,7 +289,7 @@ class QdrantStore:
             raise StoreError(f"{self.location}: opened with read_only=True")
 
     def _update(self, method: str, **arguments: Any) -> None:
-        """Write and wait until it is done. ``medium``: one replica decides the order of two writers of one page."""
+        """Write and wait; with ``medium`` one replica orders the writers of a page."""
         result = self._call(
             method, collection_name=self._name, wait=True, ordering=self._models.WriteOrdering.MEDIUM, **arguments
         )
@@ -342,7 +347,7 @@ class QdrantStore:
 def make_request(
     rows: NDArray[np.floating[Any]], condition: Any, limit: int, *, prefetch: int | None, plain: bool
 ) -> Any:
-    """Return the request for the best pages: candidates by their pooled vectors, then MaxSim of these.
+    """Return the request for candidates by pooled vectors, then MaxSim of these.
 
     Args:
         rows: the query, (n_tokens, dim).
@@ -378,14 +383,14 @@ def make_request(
 
 
 def weigh(search: Any) -> int:
-    """Return the size of a request of :func:`make_request` as a number of floats, for :func:`requests`."""
+    """Return the size of a request of :func:`make_request` as a number of floats."""
     rows, condition = search.query, search.filter
     floats = len(rows) * len(rows[0]) + (0 if condition is None else len(condition.model_dump_json()) // BYTES_A_FLOAT)
     return floats if search.prefetch is None else 2 * floats
 
 
 def best(answers: list[list[Any]], limit: int, k: int, group_by: GroupBy | None) -> list[Match] | None:
-    """Return the ``k`` best of the answers to one query, or None when more points are needed to decide.
+    """Return the ``k`` best answers to one query, or None when it needs more.
 
     What an answer leaves out scores no more than its last point, and may score as much: equal scores are ordered by id,
     so all of them are needed before one is chosen.

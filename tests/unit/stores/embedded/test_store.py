@@ -365,6 +365,29 @@ def test_a_code_file_may_be_removed_but_not_cut(tmp_path: Path) -> None:
     EmbeddedStore(tmp_path).close()
 
 
+def test_code_files_that_are_gone_are_made_again_one_with_each_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SEGMENT_BYTES", 10 * 30 * DIM * 2)
+    monkeypatch.setattr(embedded, "EXACT_PAGES", 0)
+    with EmbeddedStore(tmp_path, info=INFO) as store:
+        for n in range(35):
+            store.add([record(n)])
+        right = ids(store.search([content(2)], 9, exact=True)[0])
+    for path in tmp_path.glob("codes-*"):
+        path.unlink()
+    with EmbeddedStore(tmp_path) as store:
+        for n in range(3):
+            assert ids(store.search([content(2)], 9)[0]) == right
+            store.add([record(n)])
+            names = sorted(path.name for path in tmp_path.glob("codes-*"))
+            assert len(names) == 2 + n and names[-1] == "codes-000005.i8"  # a segment of its own, beside those made
+        store.compact()
+        assert len(list(tmp_path.glob("codes-*"))) == 5
+        assert set(ids(store.search([content(2)], 35)[0])) == {f"p{n:04d}" for n in range(35)}
+        assert everything(store) == expected({f"p{n:04d}": n for n in range(35)})
+
+
 def test_damaged_token_embeddings_are_named_by_a_search(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path, info=INFO) as store:
         store.add([record(n) for n in range(20)])
