@@ -26,7 +26,8 @@ import numpy as np
 import pytest
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
-from colqwen3_retrievers.stores.embedded import compaction, two_stage
+from colqwen3_retrievers.stores.embedded import compaction
+from colqwen3_retrievers.stores.embedded import store as embedded
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.vectors.kernels.scan import numpy_scan
@@ -105,10 +106,7 @@ def held(store: EmbeddedStore) -> Model:
 
 def small_files() -> None:
     """Let files be rewritten and begun anew within a few turns."""
-    compaction.DEAD_BYTES, compaction.SEGMENT_BYTES, two_stage.EXACT_PAGES = 2000, 12_000, 10
-    from colqwen3_retrievers.stores.embedded import reader as embedded_reader
-
-    embedded_reader.EXACT_PAGES = 10
+    compaction.DEAD_BYTES, compaction.SEGMENT_BYTES, embedded.EXACT_PAGES = 2000, 12_000, 10
 
 
 def child(folder: Path, first: int, said: int, inside: mmap.mmap) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from colqwen3_retrievers.models.families import get_family
 from colqwen3_retrievers.stores.qdrant.collection import MAX_FLOATS, QdrantOptions
-from colqwen3_retrievers.stores.qdrant.search import FEWEST_CANDIDATES
+from colqwen3_retrievers.stores.qdrant.store import FEWEST_CANDIDATES
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "growing.py"
 

@@ -1,1 +1,1 @@
-"""Where multi-vectors live: the store protocol, the filter language, and the stores, one folder each."""
+"""Stores of multi-vectors: protocol, filter language, and a folder for each."""

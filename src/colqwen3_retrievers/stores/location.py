@@ -14,6 +14,7 @@ from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 if TYPE_CHECKING:
     from colqwen3_retrievers.stores.qdrant.collection import QdrantOptions
 
+_SPELLING = "qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
 _QDRANT = re.compile(r"qdrants?:/|qdrant\+path:")
 
 
@@ -25,19 +26,20 @@ def open_store(
     api_key: str | None = None,
     options: QdrantOptions | None = None,
 ) -> MultiVectorStore:
-    """Open a store by its location, making it when it is new and ``info`` is given.
+    """Open a store by its location, creating it when it is new and ``info`` is given.
 
     Args:
         location: a folder; ``qdrant://host:6333/collection``, or ``qdrants://`` over TLS; or
-            ``qdrant+path:folder/collection`` to try Qdrant's ways without a server.
-        info: what makes the multi-vectors: ``encoder.info``. Needed for a new store, compared with an existing one.
-        read_only: nothing is made and nothing can be added or deleted. A folder is then opened beside another writer;
-            Qdrant takes many writers as it is.
+            ``qdrant+path:folder/collection`` to try Qdrant without a server.
+        info: of the encoder that makes the multi-vectors, ``encoder.info``. Required for a new store; compared with an
+            existing one.
+        read_only: nothing is created, added or deleted. A folder is then opened beside another writer; Qdrant has many
+            writers anyway.
         api_key: of a Qdrant server; None reads ``QDRANT_API_KEY``.
         options: :class:`~colqwen3_retrievers.stores.qdrant.collection.QdrantOptions`: shards, replicas, timeouts.
 
     Raises:
-        ConfigError: a location that names no kind of store, a misspelt address (``./`` in front makes it a folder), or
+        ConfigError: a location of no known store, a misspelt address (``./`` in front makes it a folder), or
             ``api_key`` or ``options`` for a folder.
         StoreError: see :class:`~colqwen3_retrievers.stores.embedded.store.EmbeddedStore` and
             :class:`~colqwen3_retrievers.stores.qdrant.store.QdrantStore`.
@@ -54,10 +56,14 @@ def open_store(
 
         return QdrantStore(text, info=info, read_only=read_only, api_key=api_key, options=options)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # one slash: a Path folds "//" into "/"; one letter is a drive
-        shown = re.sub(r"//?[^/@]*@", "//…@", text)  # a password has no place in a message
+        shown = re.sub(r"//?[^/@]*@", "//…@", text)  # no password in a message
         raise ConfigError(f"{shown!r}: no such store; a location is a folder or qdrant://host:6333/collection")
-    if (spelling := _misspelt(text)) is not None:
-        raise ConfigError(f"{text!r}: no folder's name; {spelling}")
+    if text == ":memory:":  # this and the next would quietly become folders of that name
+        raise ConfigError(
+            f"{text!r}: no folder's name; nothing is kept in memory; give a folder, a temporary one perhaps"
+        )
+    if re.match(r"qdrants?(\+\w+)?:", text, re.IGNORECASE):
+        raise ConfigError(f"{text!r}: no folder's name; write {_SPELLING}")
     if api_key is not None or options is not None:
         raise ConfigError(f"{text}: api_key and options are for Qdrant; this is a folder")
     from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
@@ -65,21 +71,8 @@ def open_store(
     return EmbeddedStore(text, info=info, read_only=read_only)
 
 
-def _misspelt(location: str) -> str | None:
-    """Say how to spell what looks like an address, and would quietly become a folder of that name.
-
-    >>> _misspelt("qdrant:host/pages"), _misspelt("C:reports"), _misspelt("./qdrant:host")
-    ('write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server', None, None)
-    """
-    if location == ":memory:":
-        return "nothing is kept in memory; give a folder, a temporary one perhaps"
-    if re.match(r"qdrants?(\+\w+)?:", location, re.IGNORECASE):
-        return "write qdrant://host:6333/collection, or qdrant+path:folder/collection to try without a server"
-    return None
-
-
 def is_qdrant(location: object) -> bool:
-    """Tell whether a location is a Qdrant collection's.
+    """Return whether a location is that of a Qdrant collection.
 
     >>> is_qdrant("qdrant://host:6333/pages"), is_qdrant("my-index")
     (True, False)

@@ -1,7 +1,7 @@
-"""What a store of multi-vectors is: the records it keeps and what it promises, whatever engine lies behind.
+"""The interface of a store of multi-vectors, and what every store guarantees.
 
-A store holds what the encoder made and gives back final MaxSim scores of what it holds; it opens no picture and needs
-no model. :class:`~colqwen3_retrievers.index.page_index.PageIndex` puts an encoder and page images around it.
+A store holds what the encoder produced and returns final MaxSim scores of it; it opens no image and needs no model.
+:class:`~colqwen3_retrievers.index.page_index.PageIndex` adds an encoder and page images.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreMismatchError
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.stores.where import Filter, Where
-from colqwen3_retrievers.vectors.multi_vector import COMPARED, EncoderInfo, MultiVector
+from colqwen3_retrievers.stores.where import Filter, Where, is_unicode, parse
+from colqwen3_retrievers.vectors.multi_vector import COMPARED, EncoderInfo, MultiVector, PackedEmbeddings
 
 GroupBy = Literal["source"]
-"""What hits may be grouped by."""
+"""Names of what hits may be grouped by."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One page as a store keeps it.
+    """One page as a store holds it.
 
     Attributes:
-        page: id, source, number, label, text, metadata and sha256; a picture it may carry is not kept by the store.
-        multi_vector: its token embeddings, with slices, grid and clusters; None where they were not asked for.
-        image: where the page's picture is kept: a text the store hands back unread; None when there is none.
+        page: id, source, number, label, text, metadata and sha256; an image it may have is not stored.
+        multi_vector: its token embeddings, with slices, grid and clusters; None where they were not requested.
+        image: a reference to the page's image, which the store returns as it is; None when there is none.
     """
 
     page: Page
@@ -51,20 +52,20 @@ class Match:
 
 @runtime_checkable
 class MultiVectorStore(Protocol):
-    """What every store does. Calls may come from several threads at once.
+    """What every store does. Several threads may call it at once.
 
-    Every method but :meth:`close` raises StoreError once the store is closed, and StoreUnavailableError when whatever
-    lies behind cannot be reached.
+    Every method but :meth:`close` raises StoreError once the store is closed, and StoreUnavailableError when its server
+    or folder cannot be reached.
     """
 
     @property
     def info(self) -> EncoderInfo:
-        """What shaped the multi-vectors it holds, as it was when the store was made."""
+        """What shaped the multi-vectors it holds, as of the creation of the store."""
         ...
 
     @property
     def location(self) -> str:
-        """The folder or address, for messages and for opening it again; it holds no secret."""
+        """The folder or address to open it again, without any secret."""
         ...
 
     @property
@@ -73,10 +74,10 @@ class MultiVectorStore(Protocol):
         ...
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep records, each in place of the one with its id; when this returns they are durable.
+        """Store records durably, each in place of the one with its id.
 
-        All of the call or nothing of it: after an error, a crash or a kill, none of these records is there and the ones
-        they would have replaced still are.
+        All or nothing: after an error, a crash or a kill, none of these records is stored and those they would have
+        replaced still are.
 
         Raises:
             ConfigError: two records with one id, or one without multi-vector.
@@ -87,12 +88,12 @@ class MultiVectorStore(Protocol):
         ...
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Forget the records with these ids, or those a filter holds for; with both, those that meet both.
+        """Delete the records that have these ids, match a filter, or both where both are given.
 
-        Ids that are not there are no error. Atomic like :meth:`add`.
+        Unknown ids are no error. Atomic like :meth:`add`.
 
         Returns:
-            How many records there were.
+            The number of records deleted.
 
         Raises:
             ConfigError: neither is given, or a filter that holds for every page.
@@ -100,10 +101,10 @@ class MultiVectorStore(Protocol):
         ...
 
     def get(self, ids: Iterable[str], *, vectors: bool = False) -> list[Record]:
-        """Give records by id, in the order asked for; ids that are not there are left out.
+        """Return records by id, in the order of ``ids``; unknown ids are left out.
 
         Args:
-            ids: as often as they are listed.
+            ids: an id listed twice gives its record twice.
             vectors: whether to read the multi-vectors too.
 
         Raises:
@@ -120,17 +121,17 @@ class MultiVectorStore(Protocol):
         exact: bool = False,
         group_by: GroupBy | None = None,
     ) -> list[list[Match]]:
-        """Find the ``k`` best records for each query.
+        """Return the ``k`` best records for each query.
 
         Args:
             queries: multi-vectors or float arrays (n_tokens, dim).
             k: most matches a query, at least 1.
-            where: only among these.
+            where: searches only among these records.
             exact: False allows a store to score candidates only: it may miss a record, and never changes a score.
             group_by: ``"source"`` keeps the best record of each source; records without a source stand alone.
 
         Returns:
-            For each query its matches, best first, equal scores by id.
+            The matches of each query, best first, equal scores by id.
 
         Raises:
             ConfigError: ``k`` below 1, an unknown ``group_by``, or a bad filter.
@@ -139,11 +140,11 @@ class MultiVectorStore(Protocol):
         ...
 
     def ids(self, where: Where | Filter | None = None) -> list[str]:
-        """Give the ids of all records, or of those a filter holds for, in code point order."""
+        """Return the ids of all or of matching records, in code point order."""
         ...
 
     def images(self, among: Iterable[str] | None = None) -> set[str]:
-        """Give the image references records hold, all or only those among some: what may not be removed."""
+        """Return the image references in use, all or only those ``among`` some."""
         ...
 
     def is_empty(self) -> bool:
@@ -155,20 +156,20 @@ class MultiVectorStore(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Count the records."""
+        """Return the number of records."""
         ...
 
     def __contains__(self, id: object) -> bool:
-        """Whether there is a record with this id."""
+        """Return whether there is a record with this id."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections; a second call does nothing."""
+        """Release files and connections; a second call does nothing."""
         ...
 
 
 def check_info(stored: EncoderInfo, given: EncoderInfo, location: str) -> None:
-    """Refuse an encoder whose multi-vectors cannot be compared with the stored ones. The model's name does not matter.
+    """Check that an encoder's multi-vectors can be compared with the stored ones.
 
     Raises:
         StoreMismatchError: naming each field of :data:`~colqwen3_retrievers.vectors.multi_vector.COMPARED` that
@@ -190,7 +191,9 @@ def check_info(stored: EncoderInfo, given: EncoderInfo, location: str) -> None:
 
 
 def check_addable(stored: EncoderInfo, given: EncoderInfo | None, location: str) -> None:
-    """Refuse adding with another bound of visual tokens: such pages can be searched, but not mixed.
+    """Check that pages are added with the stored bound of visual tokens.
+
+    An encoder with another bound may search, but pages of different resolutions are not mixed.
 
     Raises:
         StoreMismatchError: naming both bounds.
@@ -203,7 +206,7 @@ def check_addable(stored: EncoderInfo, given: EncoderInfo | None, location: str)
 
 
 def check_records(records: Iterable[Record], dim: int) -> list[Record]:
-    """Check what is about to be added, before anything is written.
+    """Return the records to add as a list, checked before anything is written.
 
     Raises:
         ConfigError: an id twice, an id, source or label that is not valid Unicode, a number beyond 64 bits, or no
@@ -230,7 +233,7 @@ def check_records(records: Iterable[Record], dim: int) -> list[Record]:
 
 
 def check_text(value: Any, label: str) -> None:
-    """Refuse what is not a text that can be written as UTF-8; None passes.
+    """Check that a value is None or a text that can be written as UTF-8.
 
     Raises:
         ConfigError: it names ``label``.
@@ -239,14 +242,12 @@ def check_text(value: Any, label: str) -> None:
         return
     if not isinstance(value, str):
         raise ConfigError(f"{label}: expected a text, got {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        raise ConfigError(f"{label}: not valid Unicode: {value!r}") from exc
+    if not is_unicode(value):
+        raise ConfigError(f"{label}: not valid Unicode: {value!r}")
 
 
 def check_ids(ids: Iterable[str]) -> list[str]:
-    """Check a list of ids; a single text is refused, for its letters would be taken for ids.
+    """Return ids as a list; a single text is an error, not a list of letters.
 
     Raises:
         ConfigError: not a list of texts.
@@ -268,17 +269,40 @@ def check_ids(ids: Iterable[str]) -> list[str]:
 
 
 def check_search(k: object, group_by: object) -> int:
-    """Check ``k`` and ``group_by``.
+    """Check ``k`` and ``group_by``, and return ``k`` as an int.
 
     Raises:
-        ConfigError: it names the one at fault.
+        ConfigError: it names the wrong one.
 
     >>> check_search(0, None)
     Traceback (most recent call last):
     colqwen3_retrievers.errors.ConfigError: k: expected a whole number from 1, got 0
     """
-    if isinstance(k, bool) or not hasattr(k, "__index__") or k.__index__() < 1:
-        raise ConfigError(f"k: expected a whole number from 1, got {k!r}")
     if group_by not in (None, "source"):
         raise ConfigError(f"group_by: expected None or 'source', got {group_by!r}")
-    return int(k.__index__())
+    return whole_number(k, "k", least=1)
+
+
+def check_deletion(ids: Iterable[str] | None, where: Where | Filter | None) -> tuple[list[str] | None, Filter | None]:
+    """Return the ids and the parsed filter of a deletion; each may be None, not both.
+
+    Raises:
+        ConfigError: neither is given, or one is wrong.
+    """
+    names, tree = None if ids is None else check_ids(ids), parse(where)
+    if names is None and tree is None:
+        raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
+    return names, tree
+
+
+def pack_queries(queries: Sequence[MultiVector | ArrayLike], dim: int, location: str) -> PackedEmbeddings:
+    """Pack queries for a store whose token embeddings have ``dim`` components.
+
+    Raises:
+        ConfigError: one is not a multi-vector, or there is none.
+        DimensionError: they have another dim.
+    """
+    packed = PackedEmbeddings.pack(queries)
+    if packed.dim != dim:
+        raise DimensionError(f"{location}: query", expected=dim, actual=packed.dim)
+    return packed

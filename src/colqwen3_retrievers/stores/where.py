@@ -1,4 +1,4 @@
-"""The filter language of every store: parsed once into a small frozen tree, with one reference meaning in Python.
+"""The filter language of every store, with a reference evaluation in Python.
 
 ::
 
@@ -8,7 +8,7 @@
     {"$or": [{"tags": {"$contains": "tax"}}, {"$not": {"author.name": "Ada"}}]}
 
 **Names.** ``id``, ``source``, ``number``, ``label``, ``sha256`` and ``text`` are the page's own fields; ``page`` is
-``number`` by the name that results and both frameworks give it. Any other name is a metadata key, a dot going into
+``number`` under the name that results and both frameworks use. Any other name is a metadata key, a dot going into
 nested objects (``author.name``). ``metadata.`` in front always means metadata, so ``metadata.page`` reaches a metadata
 key called ``page``. When a key itself contains a dot, the key nearest to the surface wins.
 
@@ -19,7 +19,7 @@ by code point, so ISO dates compare as dates. ``None`` and a missing name are th
 =================  ===========================================================================  ======================
 operator           holds when                                                                   LlamaIndex
 =================  ===========================================================================  ======================
-``$eq`` ``$ne``    the value is (not) this one; ``None`` asks for a missing one                 EQ, NE
+``$eq`` ``$ne``    the value is (not) this one; ``None`` matches a missing one                  EQ, NE
 ``$gt`` ``$gte``
 ``$lt`` ``$lte``   it is of the same kind and so ordered; numbers and texts only                GT, GTE, LT, LTE
 ``$in`` ``$nin``   it is (not) one of these                                                     IN, NIN
@@ -28,7 +28,7 @@ operator           holds when                                                   
 ``$text``          it is a text with this text inside                                           TEXT_MATCH
 ``$itext``         the same, whatever the case                                                  TEXT_MATCH_INSENSITIVE
 ``$empty``         (``True``) it is missing, ``""``, ``[]`` or ``{}``; ``False`` the contrary   IS_EMPTY
-``$exists``        (``True``) it is there and not null; ``False`` the contrary
+``$exists``        (``True``) it is present and not null; ``False`` the contrary
 ``$not``           ``{"$not": filter}`` or ``{name: {"$not": {operator: ...}}}``                NOT: ``$not``, ``$or``
 ``$and`` ``$or``   all, at least one, of a list of filters                                      AND, OR
 =================  ===========================================================================  ======================
@@ -38,26 +38,30 @@ Every filter is true or false of a page, never unknown: ``$ne`` and ``$nin`` hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.pages.page import Page
-from colqwen3_retrievers.stores.values import Value, facts, scalar
 
 Where = Mapping[str, Any]
 """A filter as users write it."""
 
 FIELDS: Final = {"id": "text", "source": "text", "number": "number", "label": "text", "sha256": "text", "text": "text"}
-"""The page's own fields that can be asked for, and the kind of each."""
+"""The page's own fields a filter can name, and the kind of each."""
 
 ALIASES: Final = {"page": "number"}
 """Other names of these fields."""
 
 OPERATORS: Final = ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$any", "$all", "$text",
                     "$itext", "$empty", "$exists", "$not")  # fmt: skip
-"""What may stand under a name."""
+"""Operators on a name."""
 
 MAX_DEPTH: Final = 32
 """Deepest nesting of ``$and``, ``$or`` and ``$not``."""
@@ -66,11 +70,27 @@ MAX_VALUES: Final = 10_000
 """Most values in one filter, all operators together."""
 
 Test = Literal["in", "gt", "gte", "lt", "lte", "contains", "text", "itext", "empty", "exists"]
+Kind = Literal["text", "number", "boolean", "list", "object"]
+
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a known kind.
+
+    ``payload`` is a str, int, float or bool, the scalar elements of a list, or None for an object. ``size`` counts all
+    items of a list or an object, including those that filters cannot match.
+    """
+
+    kind: Kind
+    payload: Any
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One name put to one test; ``field`` tells the page's own fields from metadata names."""
+    """One test of one name; ``field`` tells the page's own fields from metadata names."""
 
     name: str
     field: bool
@@ -100,14 +120,14 @@ class Not:
 
 
 Filter = Condition | And | Or | Not
-"""A parsed filter: what stores compile."""
+"""A parsed filter, which stores compile."""
 
 
 def parse(where: Where | Filter | None) -> Filter | None:
-    """Check a filter and turn it into a tree.
+    """Parse a filter.
 
     Args:
-        where: as in this module's table; an already parsed tree is given back; None and ``{}`` mean every page.
+        where: as in this module's table; an already parsed tree is returned as it is; None and ``{}`` mean every page.
 
     Returns:
         The tree, or None for every page.
@@ -131,7 +151,7 @@ def parse(where: Where | Filter | None) -> Filter | None:
 
 
 def matches(where: Where | Filter | None, page: Page) -> bool:
-    """Tell whether a filter holds for a page: the meaning every store's own evaluation is tested against.
+    """Return whether a filter holds for a page: the reference for every store.
 
     >>> page = Page(source="a.pdf", number=3, metadata={"year": 2021, "tags": ["tax"], "author": {"name": "Ada"}})
     >>> matches({"year": {"$gte": 2020}, "tags": {"$contains": "tax"}, "author.name": "Ada"}, page)
@@ -167,8 +187,8 @@ def _filter(where: object, depth: int) -> Filter:
 
 
 def _named(key: str, value: object, depth: int) -> Filter:
-    """Read everything that stands under one name."""
-    _valid_text(key, f"where: {_short(key)}")
+    """Parse the value or operators of one name."""
+    _check_text(key, f"where: {_short(key)}")
     if not isinstance(value, Mapping):
         return _operator(key, "$eq", value, depth)
     if not value:
@@ -192,8 +212,8 @@ def _operator(key: str, operator: str, value: object, depth: int) -> Filter:
     if operator in ("$empty", "$exists"):
         if not isinstance(value, bool):
             raise ConfigError(f"{label}: expected True or False, got {_short(value)}")
-        asked = _condition(key, "empty" if operator == "$empty" else "exists")
-        return asked if value else Not(asked)
+        condition = _condition(key, "empty" if operator == "$empty" else "exists")
+        return condition if value else Not(condition)
     if operator in ("$in", "$nin", "$any", "$all"):
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
             raise ConfigError(f"{label}: expected a list, got {_short(value)}")
@@ -218,7 +238,7 @@ def _operator(key: str, operator: str, value: object, depth: int) -> Filter:
 
 
 def _among(key: str, label: str, items: tuple[object, ...]) -> Filter:
-    """Equality with one of ``items``; a null among them asks for a missing name."""
+    """Return the filter for one of ``items``, where null matches a missing name."""
     values = tuple(_value(item, label, key) for item in items if item is not None)
     tree: Filter = _condition(key, "in", *values)
     if len(values) == len(items):
@@ -241,18 +261,16 @@ def _value(item: object, label: str, key: str, *, contains: bool = False) -> Val
     if value is None:
         raise ConfigError(f"{label}: expected a text, a number or a boolean, got {_short(item)}")
     if value.kind == "text":
-        _valid_text(value.payload, label)
+        _check_text(value.payload, label)
     kind = FIELDS.get(ALIASES.get(key, key))
     if kind is not None and (value.kind != kind or (contains and kind != "text")):
         raise ConfigError(f"{label}: {key} is a {kind}, got {_short(item)}")
     return value
 
 
-def _valid_text(text: str, label: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        raise ConfigError(f"{label}: not valid Unicode: {_short(text)}") from exc
+def _check_text(text: str, label: str) -> None:
+    if not is_unicode(text):
+        raise ConfigError(f"{label}: not valid Unicode: {_short(text)}")
 
 
 def _short(item: object) -> str:
@@ -267,27 +285,25 @@ def _count(tree: Filter) -> int:
 
 
 def metadata_names(where: Where | Filter | None) -> list[str]:
-    """List the metadata names a filter asks for, to tell a name that no page has from a value that none has.
+    """Return the metadata names in a filter, sorted, to find misspelt ones.
 
     >>> metadata_names({"page": 3, "$or": [{"yeer": 2020}, {"metadata.page": 1}, {"yeer": 2021}]})
     ['page', 'yeer']
     """
     tree = parse(where)
-    parts: tuple[Filter, ...] = () if tree is None else (tree,)
-    found: set[str] = set()
+    names: set[str] = set()
+    parts = [] if tree is None else [tree]
     while parts:
-        found |= {part.name for part in parts if isinstance(part, Condition) and not part.field}
-        deeper = ((part.part,) if isinstance(part, Not) else getattr(part, "parts", ()) for part in parts)
-        parts = tuple(part for some in deeper for part in some)
-    return sorted(found)
+        part = parts.pop()
+        if isinstance(part, Condition):
+            names |= set() if part.field else {part.name}
+        else:
+            parts.extend((part.part,) if isinstance(part, Not) else part.parts)
+    return sorted(names)
 
 
-_ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "gt": lambda a, b: bool(a > b),
-    "gte": lambda a, b: bool(a >= b),
-    "lt": lambda a, b: bool(a < b),
-    "lte": lambda a, b: bool(a <= b),
-}
+ORDER: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
+"""Tests of order, as functions of a value and a bound."""
 
 
 def _holds(tree: Filter, page: Page, known: Mapping[str, Value]) -> bool:
@@ -309,26 +325,26 @@ def _passes(condition: Condition, value: Value | None) -> bool:
         return value is not None
     if test == "in":
         return value in condition.values
-    asked = condition.values[0]
+    operand = condition.values[0]
     if test == "contains" and value.kind == "list":
-        return asked in value.payload
-    if value.kind != asked.kind:
+        return operand in value.payload
+    if value.kind != operand.kind:
         return False
-    if test in _ORDER:
-        return _ORDER[test](value.payload, asked.payload)
+    if test in ORDER:
+        return bool(ORDER[test](value.payload, operand.payload))
     if value.kind != "text":  # $contains of a number or boolean that is not a list
         return False
     if test == "itext":
-        return asked.payload.casefold() in value.payload.casefold()
-    return asked.payload in value.payload
+        return operand.payload.casefold() in value.payload.casefold()
+    return operand.payload in value.payload
 
 
 def rename_fields(where: object, names: Mapping[str, str]) -> Any:
-    """Say a filter with other names: for a surface whose results name page fields otherwise.
+    """Return a filter with its fields renamed.
 
     Args:
         where: a filter, checked later; operators and values stay.
-        names: a field's name there -> its name here. ``metadata.`` before a name keeps it as it is.
+        names: by each name in the filter, the field's name here; a name with ``metadata.`` in front stays.
 
     >>> rename_fields({"page": 2, "$or": [{"page": {"$gt": 5}}, {"metadata.page": 1}]}, {"page": "number"})
     {'number': 2, '$or': [{'number': {'$gt': 5}}, {'metadata.page': 1}]}
@@ -344,3 +360,69 @@ def rename_fields(where: object, names: Mapping[str, str]) -> Any:
         else:
             renamed[names.get(key, key)] = value
     return renamed
+
+
+def facts(metadata: Mapping[str, Any]) -> dict[str, Value]:
+    """Flatten metadata to values by dotted name, nothing for null.
+
+    Stores index them, and :func:`matches` reads them. A list has its texts, numbers and booleans; an object has its
+    size, and its members have dotted names.
+
+    >>> facts({"a": {"b": 1, "c": None}, "d": ["x", None]})["d"].payload
+    (Value(kind='text', payload='x', size=0),)
+    >>> sorted(facts({"a": {"b": 1, "c": None}, "a.b": 2}).items())[1]
+    ('a.b', Value(kind='number', payload=2, size=0))
+    """
+    values: dict[str, Value] = {}
+    level = [("", metadata)]
+    while level:  # level by level, so that the key nearest to the surface is met first
+        deeper = []
+        for prefix, mapping in level:
+            for key, item in mapping.items():
+                name = prefix + key
+                if isinstance(item, Mapping):
+                    deeper.append((f"{name}.", item))
+                    values.setdefault(name, Value("object", None, len(item)))
+                elif isinstance(item, list | tuple):
+                    elements = tuple(value for element in item if (value := scalar(element)) is not None)
+                    values.setdefault(name, Value("list", elements, len(item)))
+                elif (value := scalar(item)) is not None:
+                    values.setdefault(name, value)
+        level = deeper
+    return values
+
+
+def scalar(item: object) -> Value | None:
+    """Return a text, number or boolean with its kind, None for anything else.
+
+    >>> scalar(True), scalar(2**70).payload, scalar(float("nan"))
+    (Value(kind='boolean', payload=True, size=0), 1.1805916207174113e+21, None)
+    """
+    if isinstance(item, str):
+        return Value("text", str(item))
+    if isinstance(item, bool):
+        return Value("boolean", item)
+    if isinstance(item, numbers.Integral):
+        whole = int(item)
+        if -_INT64 <= whole < _INT64:
+            return Value("number", whole)
+        try:
+            return Value("number", float(whole))
+        except OverflowError:
+            return Value("number", math.inf if whole > 0 else -math.inf)
+    if isinstance(item, float | np.floating) and not math.isnan(item):
+        return Value("number", float(item))
+    return None
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text is valid, without half of a surrogate pair.
+
+    >>> is_unicode("日本"), is_unicode(chr(0xD800))
+    (True, False)
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

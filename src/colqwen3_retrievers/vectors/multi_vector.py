@@ -116,6 +116,46 @@ class MultiVector:
         """Components of each token embedding."""
         return int(self.vectors.shape[1])
 
+    def layout(self) -> dict[str, Any]:
+        """Return everything but the vectors as JSON values, for :meth:`from_layout`.
+
+        >>> mv = MultiVector(np.eye(2, dtype=np.float32), visual=slice(0, 2), grid=(1, 2))
+        >>> mv.layout()["visual"], mv.layout()["grid"], mv.layout()["clusters"]
+        ([0, 2, None], [1, 2], None)
+        """
+        return {
+            "content": _bounds(self.content),
+            "visual": None if self.visual is None else _bounds(self.visual),
+            "tokens": None if self.tokens is None else list(self.tokens),
+            "grid": None if self.grid is None else [int(side) for side in self.grid],
+            "clusters": None if self.clusters is None else self.clusters.tolist(),
+        }
+
+    @classmethod
+    def from_layout(cls, vectors: ArrayLike, layout: Mapping[str, Any]) -> MultiVector:
+        """Return the multi-vector of these vectors and what :meth:`layout` returned.
+
+        Args:
+            vectors: float (n_tokens, dim), unit rows.
+            layout: of the same multi-vector.
+
+        Raises:
+            ConfigError: the two do not belong together.
+
+        >>> mv = MultiVector(np.eye(2, dtype=np.float32), tokens=("a", "b"))
+        >>> MultiVector.from_layout(mv.vectors, mv.layout()).tokens
+        ('a', 'b')
+        """
+        visual, tokens, grid, clusters = (layout[name] for name in ("visual", "tokens", "grid", "clusters"))
+        return cls(
+            np.asarray(vectors, dtype=np.float32),
+            content=slice(*layout["content"]),
+            visual=None if visual is None else slice(*visual),
+            tokens=None if tokens is None else tuple(tokens),
+            grid=None if grid is None else (grid[0], grid[1]),
+            clusters=None if clusters is None else np.asarray(clusters, dtype=np.int32),
+        )
+
     @property
     def user_tokens(self) -> NDArray[np.int64]:
         """Indices of the user's own tokens, int64, ascending: the visual ones and those of the text.
@@ -139,6 +179,10 @@ class MultiVector:
         if dtype is not None and np.dtype(dtype) != self.vectors.dtype:
             return self.vectors.astype(dtype)
         return self.vectors.copy() if copy else self.vectors
+
+
+def _bounds(part: slice) -> list[int | None]:
+    return [None if bound is None else int(bound) for bound in (part.start, part.stop, part.step)]
 
 
 class PackedEmbeddings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -123,23 +121,3 @@ def test_kinds_are_never_mixed(tmp_path: Path) -> None:
     EmbeddedStore(tmp_path / "bytes", info=INFO).close()
     with pytest.raises(StoreMismatchError, match="code_bits is 8 in the index, 1 asked for"):
         EmbeddedStore(tmp_path / "bytes", code_bits=1)
-
-
-def test_an_index_of_version_2_is_read_and_becomes_current(tmp_path: Path) -> None:
-    folder = tmp_path / "old"
-    with EmbeddedStore(folder, info=INFO) as store:
-        store.add(record(seed) for seed in range(600))
-        right = names(store, [tokens(3)])
-    with contextlib.closing(sqlite3.connect(folder / "catalogue.sqlite", isolation_level=None)) as connection:
-        connection.execute("ALTER TABLE state DROP COLUMN code_bits")
-        connection.execute("PRAGMA user_version = 2")
-    with EmbeddedStore(folder, read_only=True) as beside:
-        assert names(beside, [tokens(3)]) == right
-        with EmbeddedStore(folder) as store:
-            assert names(store, [tokens(3)]) == right
-            store.add([record(900)])
-        assert names(beside, [tokens(3)]) == right
-        assert "p0900" in beside
-    with contextlib.closing(sqlite3.connect(folder / "catalogue.sqlite")) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
-        assert connection.execute("SELECT code_factor, code_bits FROM state").fetchone() == (3, 8)

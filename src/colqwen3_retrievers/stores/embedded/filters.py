@@ -1,7 +1,8 @@
-"""Filters as SQL over the embedded store's catalogue: two-valued, every name and value a bound parameter.
+"""Filters as SQL over the embedded store's catalogue.
 
-Tables as in :mod:`~colqwen3_retrievers.stores.embedded.catalogue`; the statement's page is called ``p``. No expression
-here can be NULL, so that ``NOT`` means what it means in :func:`~colqwen3_retrievers.stores.where.matches`.
+Every name and value is a bound parameter. The tables are those of
+:mod:`~colqwen3_retrievers.stores.embedded.catalogue`; the statement's page is called ``p``. No expression here can be
+NULL, so ``NOT`` means what it means in :func:`~colqwen3_retrievers.stores.where.matches`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from colqwen3_retrievers.stores.values import Value, facts
-from colqwen3_retrievers.stores.where import And, Condition, Filter, Not, Or
+from colqwen3_retrievers.stores.where import And, Condition, Filter, Not, Or, Value, facts, is_unicode
 
 KINDS: Final = {"text": "t", "number": "n", "boolean": "b", "list": "l", "object": "o"}
-"""Kind letters in ``facts``; elements of a list carry the capital letter."""
+"""Letters of kinds in ``facts``, capital for the elements of a list."""
 
 _COMPARISON: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 Sql = tuple[str, list[Any]]
@@ -42,34 +42,34 @@ def compile_filter(tree: Filter | None) -> Sql:
 
 
 def fact_rows(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str, str | int | float | bytes, int]]:
-    """Give a page's metadata as rows ``(name, kind, value, place)`` of ``facts``.
+    """Iterate over metadata as rows ``(name, kind, value, place)`` of ``facts``.
 
-    ``place`` is 0 for the value itself, which for a list or an object is its size, and from 1 for a list's elements.
+    ``place`` is 0 for the value itself, the size of a list or an object, and from 1 for a list's elements.
 
     >>> list(fact_rows({"year": 2020, "tags": ["a", True]}))
     [('year', 'n', 2020, 0), ('tags', 'l', 2, 0), ('tags', 'T', 'a', 1), ('tags', 'B', 1, 2)]
     """
     for name, value in facts(metadata).items():
-        if not _valid(name):
+        if not is_unicode(name):
             continue  # no filter can name it
-        yield name, KINDS[value.kind], value.size if value.kind in ("list", "object") else _stored(value), 0
+        yield name, KINDS[value.kind], value.size if value.kind in ("list", "object") else _bound(value), 0
         if value.kind == "list":
             for place, element in enumerate(dict.fromkeys(value.payload), start=1):
-                yield name, KINDS[element.kind].upper(), _stored(element), place
+                yield name, KINDS[element.kind].upper(), _bound(element), place
 
 
 def register(connection: sqlite3.Connection) -> None:
-    """Give a connection the function the compiled SQL calls."""
+    """Register the function that compiled SQL calls with a connection."""
     connection.create_function("folded", 1, _folded, deterministic=True)
 
 
 def text_bytes(text: str) -> str | bytes:
-    """Give a text as SQLite can take it: bytes, to be cast, when it holds half a surrogate pair."""
-    return text if _valid(text) else text.encode("utf-8", "surrogatepass")
+    """Return a text for SQLite: bytes, to be cast, when it is not valid Unicode."""
+    return text if is_unicode(text) else text.encode("utf-8", "surrogatepass")
 
 
 def _join(parts: Sequence[Sql], tree: And | Or) -> Sql:
-    """Join in halves: SQLite bounds the depth of an expression, and a chain of ANDs is as deep as it is long."""
+    """Join in halves, because SQLite limits the depth of an expression."""
     if not parts:
         return ("1" if isinstance(tree, And) else "0"), []
     if len(parts) == 1:
@@ -80,7 +80,7 @@ def _join(parts: Sequence[Sql], tree: And | Or) -> Sql:
 
 
 def _field(condition: Condition) -> Sql:
-    """One of the page's own columns. Its name comes from the closed list of fields, never from the user."""
+    """Compile a test of a column, whose name is from the fixed list of fields."""
     test, values = condition.test, [value.payload for value in condition.values]
     if condition.name == "text":
         if test == "exists":
@@ -103,7 +103,7 @@ def _field(condition: Condition) -> Sql:
 
 
 def _scalar(condition: Condition, column: str) -> Sql:
-    """Test a value that is there and is of the kind asked for."""
+    """Compile a test of a value that is present and of the right kind."""
     test, values = condition.test, [_bound(value) for value in condition.values]
     if test == "in":
         return f"{column} IN ({', '.join('?' * len(values))})", values
@@ -115,13 +115,13 @@ def _scalar(condition: Condition, column: str) -> Sql:
 
 
 def _metadata(condition: Condition) -> Sql:
-    found = "p.key IN (SELECT key FROM facts WHERE name = ?"
+    having = "p.key IN (SELECT key FROM facts WHERE name = ?"
     test = condition.test
     if test == "exists":
-        return f"{found} AND place = 0)", [condition.name]
+        return f"{having} AND place = 0)", [condition.name]
     if test == "empty":
         full = "place = 0 AND NOT (kind = 't' AND value = '') AND NOT (kind IN ('l', 'o') AND value = 0)"
-        return f"NOT {found} AND {full})", [condition.name]
+        return f"NOT {having} AND {full})", [condition.name]
     by_kind: dict[str, list[Value]] = {}
     for value in condition.values:
         by_kind.setdefault(KINDS[value.kind], []).append(value)
@@ -137,27 +137,14 @@ def _metadata(condition: Condition) -> Sql:
     if not options:
         return "0", []
     either = " OR ".join(f"({sql})" for sql, _ in options)
-    return f"{found} AND ({either}))", [condition.name, *(item for _, parameters in options for item in parameters)]
+    return f"{having} AND ({either}))", [condition.name, *(item for _, parameters in options for item in parameters)]
 
 
-def _stored(value: Value) -> str | int | float | bytes:
+def _bound(value: Value) -> str | int | float | bytes:
     if value.kind == "text":
         return text_bytes(value.payload)
     bound: int | float = int(value.payload) if value.kind == "boolean" else value.payload
     return bound
-
-
-def _bound(value: Value) -> str | int | float:
-    bound: str | int | float = int(value.payload) if value.kind == "boolean" else value.payload
-    return bound
-
-
-def _valid(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _folded(raw: bytes) -> bytes:

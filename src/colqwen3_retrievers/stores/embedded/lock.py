@@ -1,4 +1,4 @@
-"""One writer at a time: a lock on a file that the system drops when its process ends, however it ends."""
+"""One writer at a time: a file lock that the system drops with its process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from colqwen3_retrievers.errors import StoreError, StoreUnavailableError
 
@@ -32,21 +31,21 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-_LOCKED_BYTE = 1 << 30  # past the text that says who, which others must be able to read
+_LOCKED_BYTE = 1 << 30  # past the text that names the holder, which others must be able to read
 
 
 class WriterLock:
-    """The right to write into a folder, held until :meth:`release` or the end of the process.
+    """The right to write, held until :meth:`release` or the end of the process.
 
     A forked child shares the open file but not the right: its :meth:`release` only closes its copy.
 
     Args:
-        folder: the folder; ``writer.lock`` in it is made when missing, and never removed, for removing a lock file
+        folder: the folder; ``writer.lock`` in it is created when missing and never removed, for removing a lock file
             lets two writers in.
 
     Raises:
-        StoreUnavailableError: somebody else holds it, in this process or another; the message says who.
-        StoreError: the folder cannot be written to or its file system knows no locks.
+        StoreUnavailableError: another writer holds it, in this process or another; the message says who.
+        StoreError: the folder cannot be written to, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,19 +66,19 @@ class WriterLock:
         except OSError as exc:
             os.close(self._descriptor)
             raise StoreError(f"{folder}: its file system gives no lock: {exc.strerror}") from exc
-        told = {
+        holder = {
             "pid": self._pid,
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(told).encode(), 0) if hasattr(os, "pwrite") else None
-        except OSError:  # a full disk must not keep anybody from opening, perhaps in order to delete
+            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0) if hasattr(os, "pwrite") else None
+        except OSError:  # a full disk must not prevent opening, perhaps in order to delete
             pass
 
     def release(self) -> None:
-        """Give the right back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
@@ -90,8 +89,8 @@ class WriterLock:
 
 def _holder(path: Path) -> str:
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
-        mine = told["pid"] == os.getpid() and told["host"] == socket.gethostname()
-        return f"process {told['pid']}{' (this one)' if mine else ''} on {told['host']} since {told['since']}"
+        holder = json.loads(path.read_bytes())
+        own = holder["pid"] == os.getpid() and holder["host"] == socket.gethostname()
+        return f"process {holder['pid']}{' (this one)' if own else ''} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "an unknown process"

@@ -1,7 +1,7 @@
-"""Rows on disk: token embeddings (float16) and pages' codes (int8) in append-only files, read through memory maps.
+"""Token embeddings and codes in append-only files, read through memory maps.
 
-A file is rows of one width and nothing else, so row ``n`` lies at byte ``n * row_bytes``. How many rows count is
-written in the catalogue; what lies beyond was never committed.
+A file is rows of one width and nothing else: row ``n`` starts at byte ``n * row_bytes``. The catalogue records how many
+rows are committed; whatever follows them was never committed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 ROW_TYPE = np.dtype("<f2")
-"""What a component is on disk."""
+"""Type of a component on disk."""
 
 CODE_TYPE = np.dtype("i1")
-"""What a component of a code is on disk."""
+"""Type of a code's component on disk."""
 
 CHUNK_BYTES = 32 * 2**20
 """Most bytes of token embeddings handed to a kernel at once, unless one page is larger; kernels cut further."""
@@ -34,14 +34,16 @@ Float16 = NDArray[np.float16]
 
 
 class FileGoneError(StoreError):
-    """A file the catalogue named is not there: damage, or a compaction that has come between."""
+    """A file that the catalogue names is missing: damaged or compacted."""
 
 
 class RowFiles:
-    """The files of one folder that hold rows of one kind, by name. Reading is safe from several threads; one may write.
+    """The files of one folder that hold rows of one kind, by name.
+
+    Many threads may read, one may write.
 
     Args:
-        folder: where they lie.
+        folder: where they are.
         width: components of a row.
         dtype: of a component.
     """
@@ -55,10 +57,10 @@ class RowFiles:
         self._lock = threading.Lock()
 
     def create(self, name: str) -> None:
-        """Make an empty file, durably.
+        """Create an empty file, durably.
 
         Raises:
-            StoreError: it cannot be made.
+            StoreError: it cannot be created.
         """
         with self._naming(name):
             descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -69,11 +71,11 @@ class RowFiles:
         sync_folder(self._folder)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         return (self._folder / name).exists()
 
     def remove(self, name: str) -> None:
-        """Remove a file that nothing names any more; maps of it live on. Where a system refuses, it stays."""
+        """Remove a file, whose maps stay readable; where the system refuses, it stays."""
         with self._lock:
             self._maps.pop(name, None)
         with contextlib.suppress(OSError):
@@ -84,21 +86,19 @@ class RowFiles:
 
         Args:
             name: the file.
-            start: the first row that is not committed; whatever lies there is overwritten.
-            rows: (n, width); none at all is nothing to do.
+            start: the first row that is not committed; whatever is there is overwritten.
+            rows: (n, width).
 
         Raises:
             StoreError: the disk is full, or another fault of it.
         """
-        if not len(rows):
-            return
-        left = np.ascontiguousarray(rows, dtype=self._dtype).data.cast("B")
+        pending = np.ascontiguousarray(rows, dtype=self._dtype).data.cast("B")
         offset = start * self.row_bytes
         with self._naming(name), open(self._folder / name, "r+b", buffering=0) as file:  # noqa: PTH123 - Path.open buffers
             file.seek(offset)
-            while left:
-                left = left[file.write(left) :]
-            data_sync(file.fileno())
+            while pending:
+                pending = pending[file.write(pending) :]
+            getattr(os, "fdatasync", os.fsync)(file.fileno())
 
     def truncate(self, name: str, rows: int) -> None:
         """Cut off what lies beyond ``rows``.
@@ -111,7 +111,7 @@ class RowFiles:
                 os.truncate(self._folder / name, rows * self.row_bytes)
 
     def check(self, name: str, rows: int) -> None:
-        """Make sure that the committed rows are there.
+        """Check that the committed rows are there.
 
         Raises:
             StoreError: the file is missing or shorter than ``rows``.
@@ -125,7 +125,7 @@ class RowFiles:
             )
 
     def rows(self, name: str, count: int) -> NDArray[Any]:
-        """Give the first rows of a file without reading them: (at least ``count``, width), read-only.
+        """Map the first rows of a file: (at least ``count``, width), read-only.
 
         Raises:
             StoreError: the file is missing or shorter.
@@ -142,16 +142,11 @@ class RowFiles:
                 self._maps[name] = mapped
             return mapped
 
-    def keep(self, names: Container[str]) -> None:
-        """Let go of the maps of other files."""
+    def keep_maps(self, names: Container[str]) -> None:
+        """Drop the maps of all other files; arrays of them stay valid."""
         with self._lock:
             for name in [name for name in self._maps if name not in names]:
                 del self._maps[name]
-
-    def close(self) -> None:
-        """Let go of the maps; each lives on until the last array of it is gone."""
-        with self._lock:
-            self._maps.clear()
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -168,7 +163,7 @@ def chunks(
 ) -> Iterator[tuple[slice, PackedEmbeddings]]:
     """Pack pages of one file into chunks a kernel can work on.
 
-    Pages that lie side by side are handed on where they lie; others are gathered.
+    Adjacent pages are passed on without a copy; others are gathered.
 
     Args:
         rows: float16 (n_rows, dim).
@@ -201,13 +196,8 @@ def chunks(
         first = last
 
 
-def data_sync(descriptor: int) -> None:
-    """Wait until a file's bytes are on disk."""
-    getattr(os, "fdatasync", os.fsync)(descriptor)
-
-
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder's names are on disk, where the system can say so."""
+    """Wait until a folder's names are on disk, where the system can wait for it."""
     if os.name != "posix":  # pragma: no cover - a folder cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)

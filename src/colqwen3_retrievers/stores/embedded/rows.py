@@ -9,56 +9,50 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from colqwen3_retrievers.errors import StoreError
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.embedded.filters import fact_rows, text_bytes
 from colqwen3_retrievers.stores.embedded.row_files import Float16
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.vectors.codes import PageCode
-from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
-_RECORD: Final = "p.key, p.id, p.source, p.number, p.label, p.sha256, p.image, c.metadata, c.text, c.shape, c.clusters"
-_PLACE: Final = "p.segment, p.start, p.rows, p.crc32"
-_COLUMNS: Final = f"{_RECORD}, c.crc32, {_PLACE}"
+_RECORD: Final = "p.id, p.source, p.number, p.label, p.sha256, p.image, c.metadata, c.text, c.shape"
+_SELECT: Final = (
+    f"SELECT {_RECORD}, c.crc32, p.segment, p.start, p.rows, p.crc32 "  # noqa: S608 - constants
+    "FROM pages AS p JOIN contents AS c USING (key) WHERE "
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a page's token embeddings lie, their checksum, and what else makes a multi-vector of them."""
+    """A multi-vector's layout as JSON, and where its vectors are, with their checksum."""
 
+    shape: str
     segment: int
     start: int
     rows: int
     crc32: int
-    shape: str
-    clusters: bytes | None
 
 
 def insert(
     connection: sqlite3.Connection, record: Record, segment: int, start: int, rows: Float16, code: PageCode, at: int
 ) -> None:
-    """Write one record whose token embeddings lie at row ``start`` of ``segment``, its code at row ``at``."""
+    """Write a record with vectors at row ``start`` of ``segment``, its code at ``at``."""
     page, multi_vector = record.page, record.multi_vector
     assert multi_vector is not None  # noqa: S101 - check_records refused it otherwise
-    values = (
-        *(segment, start, len(rows), zlib.crc32(rows.data)),
-        *(page.id, page.source, page.number, page.label, page.sha256, record.image),
-        *(at, len(code.rows), code.scale, zlib.crc32(code.rows.data)),
-    )
-    columns = "segment, start, rows, crc32, id, source, number, label, sha256, image"
-    marks = ", ".join("?" * len(values))
-    key = connection.execute(
-        f"INSERT INTO pages ({columns}, code_start, code_rows, code_scale, code_crc32) VALUES ({marks})",  # noqa: S608 - constants
-        values,
-    ).lastrowid
-    clusters = None if multi_vector.clusters is None else multi_vector.clusters.astype("<i4").tobytes()
-    metadata, shape = json.dumps(page.metadata), _shape(multi_vector)
-    said = (page.id, page.source, page.number, page.label, page.sha256, record.image, metadata, page.text, shape)
+    columns = {
+        "segment": segment, "start": start, "rows": len(rows), "crc32": zlib.crc32(rows.data),
+        "id": page.id, "source": page.source, "number": page.number, "label": page.label, "sha256": page.sha256,
+        "image": record.image, "code_start": at, "code_rows": len(code.rows), "code_scale": code.scale,
+        "code_crc32": zlib.crc32(code.rows.data),
+    }  # fmt: skip
+    sql = f"INSERT INTO pages ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - constants
+    key = connection.execute(sql, tuple(columns.values())).lastrowid
+    metadata, shape = json.dumps(page.metadata), json.dumps(multi_vector.layout())
+    recorded = (page.id, page.source, page.number, page.label, page.sha256, record.image, metadata, page.text, shape)
     connection.execute(
-        "INSERT INTO contents VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?)",
-        (key, metadata, text_bytes(page.text), shape, clusters, _checksum((*said, clusters))),
+        "INSERT INTO contents VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
+        (key, metadata, text_bytes(page.text), shape, _checksum(recorded)),
     )
     connection.executemany(
         "INSERT INTO facts VALUES (?1, ?2, ?3, CASE typeof(?4) WHEN 'blob' THEN CAST(?4 AS TEXT) ELSE ?4 END, ?5)",
@@ -67,11 +61,10 @@ def insert(
 
 
 def remove(connection: sqlite3.Connection, keys: list[int]) -> None:
-    """Forget pages by key and leave a tombstone of each; their contents and facts go with them."""
+    """Remove pages by key, and leave a tombstone of each."""
     (generation,) = connection.execute("SELECT generation FROM state").fetchone()
     connection.executemany(
-        "INSERT INTO tombstones SELECT key, ?, segment, start, rows FROM pages WHERE key = ?",
-        [(generation, key) for key in keys],
+        "INSERT INTO tombstones SELECT key, ?, segment FROM pages WHERE key = ?", [(generation, key) for key in keys]
     )
     connection.executemany(
         "UPDATE segments SET dead = dead + p.rows FROM (SELECT segment, rows FROM pages WHERE key = ?) AS p "
@@ -82,89 +75,50 @@ def remove(connection: sqlite3.Connection, keys: list[int]) -> None:
 
 
 def keys_of(connection: sqlite3.Connection, ids: list[str]) -> list[int]:
-    """Give the keys of the ids that are there, in their order, each once."""
-    found = (_one(connection, "SELECT key FROM pages WHERE id = ?", item) for item in dict.fromkeys(ids))
-    return [row[0] for row in found if row is not None]
+    """Return the keys of the ids in the store, in their order, each once."""
+    rows = (_first_row(connection, "SELECT key FROM pages WHERE id = ?", item) for item in dict.fromkeys(ids))
+    return [row[0] for row in rows if row is not None]
 
 
 def by_id(connection: sqlite3.Connection, ids: list[str]) -> Iterator[tuple[Record, Place]]:
-    """Give the records of the ids that are there, in their order, and where their token embeddings lie.
+    """Iterate over the records of these ids, in their order, with their places.
 
     Raises:
-        StoreError: what the catalogue says of a page is not what was written.
+        StoreError: what the catalogue records about a page is not what was written.
     """
-    sql = f"SELECT {_COLUMNS} FROM pages AS p JOIN contents AS c USING (key) WHERE p.id = ?"  # noqa: S608 - constants
     for item in ids:
-        row = _one(connection, sql, item)
+        row = _first_row(connection, f"{_SELECT} p.id = ?", item)
         if row is not None:
-            yield _record(row), Place(*row[12:], *row[9:11])
+            yield _record(row), Place(row[8], *row[10:])
 
 
 def by_key(connection: sqlite3.Connection, key: int) -> Record:
-    """Give the record of a key that is there; raises as :func:`by_id`."""
-    sql = f"SELECT {_COLUMNS} FROM pages AS p JOIN contents AS c USING (key) WHERE p.key = ?"  # noqa: S608 - constants
-    return _record(connection.execute(sql, (key,)).fetchone())
+    """Return the record of a key in the store; raises as :func:`by_id`."""
+    return _record(connection.execute(f"{_SELECT} p.key = ?", (key,)).fetchone())
 
 
-def multi_vector(rows: Float16, place: Place) -> MultiVector:
-    """Make a multi-vector of its stored rows, float32 copies of them."""
-    shape = json.loads(place.shape)
-    return MultiVector(
-        rows.astype(np.float32),
-        content=slice(*shape["content"]),
-        visual=None if shape["visual"] is None else slice(*shape["visual"]),
-        tokens=None if shape["tokens"] is None else tuple(shape["tokens"]),
-        grid=None if shape["grid"] is None else (shape["grid"][0], shape["grid"][1]),
-        clusters=None if place.clusters is None else np.frombuffer(place.clusters, dtype="<i4").astype(np.int32),
-    )
-
-
-def _one(connection: sqlite3.Connection, sql: str, item: str) -> Any:
+def _first_row(connection: sqlite3.Connection, sql: str, item: str) -> Any:
     try:
         return connection.execute(sql, (item,)).fetchone()
-    except UnicodeEncodeError:  # half a surrogate pair: no id can be that
+    except UnicodeEncodeError:  # half a surrogate pair, which no id has
         return None
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    page_id, source, number, label, sha256, image, metadata, text = row[1:9]
-    if row[11] is not None and row[11] != _checksum(row[1:11]):
+    page_id, source, number, label, sha256, image, metadata, text = row[:8]
+    if row[9] != _checksum(row[:9]):
         raise StoreError(
             f"what the catalogue says of {page_id!r} is not what was written (its checksum differs): the disk or a "
             "copy of the folder is at fault; add the page again"
         )
-    page = Page(
-        id=page_id,
-        source=source,
-        number=number,
-        label=label,
-        text=text,
-        metadata=json.loads(metadata),
-        sha256=sha256,
-    )
+    page = Page(page_id, source, number, label, text=text, metadata=json.loads(metadata), sha256=sha256)
     return Record(page, None, image)
 
 
-def _shape(made: MultiVector) -> str:
-    return json.dumps(
-        {
-            "content": _cut(made.content),
-            "visual": None if made.visual is None else _cut(made.visual),
-            "grid": None if made.grid is None else [int(side) for side in made.grid],
-            "tokens": made.tokens,
-        }
-    )
-
-
-def _checksum(said: tuple[Any, ...]) -> int:
-    """Checksum of all that is said about a page: texts, numbers, bytes and None, told apart and with their lengths."""
-    sum_of_all = 0
-    for value in said:
-        kind = "n" if value is None else "b" if isinstance(value, bytes) else "t"
-        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        sum_of_all = zlib.crc32(raw, zlib.crc32(f"{kind}{len(raw)}".encode(), sum_of_all))
-    return sum_of_all
-
-
-def _cut(part: slice) -> list[int | None]:
-    return [None if bound is None else int(bound) for bound in (part.start, part.stop, part.step)]
+def _checksum(values: tuple[Any, ...]) -> int:
+    """Return the checksum of texts, numbers and None, with their lengths."""
+    checksum = 0
+    for value in values:
+        raw = str(value).encode("utf-8", "surrogatepass")
+        checksum = zlib.crc32(raw, zlib.crc32(f"{'n' if value is None else 't'}{len(raw)}".encode(), checksum))
+    return checksum

@@ -1,23 +1,23 @@
-"""The embedded store: a folder on a local disk, with nothing to install and nothing to run.
+"""The embedded store: a folder on a local disk.
 
 ::
 
     my-index/
-      catalogue.sqlite       what is committed: ids, metadata, where token embeddings lie (and its -wal and -shm)
+      catalogue.sqlite       what is committed: ids, metadata, where token embeddings are (and its -wal and -shm)
       tokens-000001.f16      token embeddings, appended, float16
-      codes-000001.i8        pages' codes, by which candidates are found, appended; made again when missing
+      codes-000001.i8        pages' codes, which find candidates, appended; made again when missing
       writer.lock            who writes
       images/                page images, kept by PageIndex
 
-**Commit.** Token embeddings and codes are appended and synced first, then one SQLite transaction makes them count. A
-process that dies in between leaves bytes nobody counts; the next writer cuts them off. Replaced and deleted pages leave
-their bytes behind until 30 % of a file are dead, and then it is rewritten: see
+**Commit.** Token embeddings and codes are appended and synced first, then one SQLite transaction commits them. A
+process that dies in between leaves uncommitted bytes, which the next writer cuts off. Replaced and deleted pages leave
+their bytes until 30 % of a file are dead, and then it is rewritten: see
 :mod:`~colqwen3_retrievers.stores.embedded.compaction`.
 
 **Search.** Up to 500 pages, or with ``exact=True``, every page is scored; beyond, see
 :mod:`~colqwen3_retrievers.stores.embedded.two_stage`. A filter is applied first: only pages it holds for are read.
 
-**Who may do what.** One writer, held by a lock the system drops when the process ends; any number of readers, in this
+**Concurrency.** One writer, held by a lock the system drops when the process ends; any number of readers, in this
 process and others, each seeing one consistent state per call.
 """
 
@@ -29,13 +29,15 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
 from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.stores.embedded import compaction
@@ -43,59 +45,75 @@ from colqwen3_retrievers.stores.embedded import rows as table
 from colqwen3_retrievers.stores.embedded.catalogue import (
     FILE_NAME,
     Catalogue,
+    Extents,
     Segment,
+    add_segment,
     create,
     read_segments,
     select_keys,
 )
-from colqwen3_retrievers.stores.embedded.files import StoreFiles
+from colqwen3_retrievers.stores.embedded.files import StoreFiles, best, file_names
 from colqwen3_retrievers.stores.embedded.lock import WriterLock
-from colqwen3_retrievers.stores.embedded.reader import EmbeddedReader
-from colqwen3_retrievers.stores.embedded.row_files import ROW_TYPE
+from colqwen3_retrievers.stores.embedded.row_files import ROW_TYPE, FileGoneError
+from colqwen3_retrievers.stores.embedded.two_stage import EXACT_PAGES, two_stage
 from colqwen3_retrievers.stores.protocol import (
+    GroupBy,
+    Match,
     Record,
     check_addable,
+    check_deletion,
     check_ids,
     check_info,
     check_records,
+    check_search,
+    pack_queries,
 )
 from colqwen3_retrievers.stores.where import Filter, Where, parse
 from colqwen3_retrievers.vectors.codes import CODE_BITS, page_code
 from colqwen3_retrievers.vectors.kernels.scan import CodeScan
 from colqwen3_retrievers.vectors.late_interaction import Kernel
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector, PackedEmbeddings
 
-FIRST_SEGMENT, FIRST_CODES = compaction.file_names(1)
+FIRST_SEGMENT, FIRST_CODES = file_names(1)
 CODE_FACTOR: Final = 3
-"""Original tokens for each row of a page's code, where nothing else is asked for."""
+"""Default number of original tokens for each row of a page's code."""
 
-_CODED_WITH_A_WRITE = 64  # pages without codes that get one with every write: a second or two
+_MAX_SCORES = 2**24  # scores in memory at once, 64 MB: more queries than that allows are searched for in turns
+_ATTEMPTS = 8  # readings that may find a file removed by a compaction before it is an error
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class EmbeddedStore(EmbeddedReader):
-    """Multi-vectors in a folder; a :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
+class EmbeddedStore:
+    """Multi-vectors in a folder.
 
-    Scores are MaxSim in float32 over the stored float16 token embeddings. Beyond 500 pages a search looks for
-    candidates first and may miss a page; ``exact=True`` never does.
+    A :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`. Scores are MaxSim in float32 over the stored
+    float16 token embeddings. Beyond 500 pages a search looks for candidates first and may miss a page; ``exact=True``
+    never does.
 
     Args:
         folder: a store's folder, or a new or empty one.
-        info: what made the multi-vectors. Needed for a new store; compared with an existing one.
-        read_only: opens beside another writer, and on ground that cannot be written to.
-        kernel: what computes MaxSim; None takes :func:`colqwen3_retrievers.vectors.kernels.default_kernel` when
-            searching.
-        scan: what scans codes; None takes :func:`colqwen3_retrievers.vectors.kernels.default_scan` when searching.
-        code_factor: tokens for each row of the codes of a new store: 3 by default, less where pages come pooled
-            already; 6 halves the memory a search needs and looks at more candidates. None takes what the store has.
+        info: of the encoder that makes the multi-vectors. Required for a new store; compared with an existing one.
+        read_only: opens beside another writer, and where nothing can be written.
+        kernel: computes MaxSim; None takes :func:`colqwen3_retrievers.vectors.kernels.default_kernel` when searching.
+        scan: scans codes; None takes :func:`colqwen3_retrievers.vectors.kernels.default_scan` when searching.
+        code_factor: tokens for each row of the codes of a new store: 3 by default, less where pages are already
+            pooled; 6 halves the memory of a search and takes more candidates. None takes what the store has.
         code_bits: of a component of the codes of a new store: 8, or 1, whose rows take an eighth of the memory, come
             one a token unless ``code_factor`` says otherwise, and find less (``benchmarks/store.md``). None takes what
             the store has, 8 for a new one.
 
+    Attributes:
+        folder: absolute, for the process may change its working directory.
+        info: what shaped the multi-vectors.
+        read_only: whether it was opened for reading only.
+        code_factor: tokens for each row of a page's code.
+        code_bits: bits of a component of a page's code, 8 or 1.
+
     Raises:
         StoreMismatchError: the store was made by another model, dim, pooling or rendering, or with another
             ``code_factor`` or ``code_bits``.
-        StoreUnavailableError: another writer has it open; the message says who.
+        StoreUnavailableError: another writer has it open; the message names it.
         StoreError: not a store, a format this release does not know, or a token file that was cut.
 
     Example:
@@ -123,50 +141,50 @@ class EmbeddedStore(EmbeddedReader):
     ) -> None:
         if code_bits not in (None, *CODE_BITS):
             raise ConfigError(f"code_bits: expected 8 or 1, got {code_bits!r}")
-        if code_factor is not None and (isinstance(code_factor, bool) or code_factor < 1):
-            raise ConfigError(f"code_factor: expected a whole number from 1, got {code_factor!r}")
-        self._folder = user_path(folder).absolute()  # the process may change its folder, the store may not
-        self._read_only = read_only
+        if code_factor is not None:
+            code_factor = whole_number(code_factor, "code_factor", least=1)
+        self.folder = user_path(folder).absolute()
+        self.read_only = read_only
         self._given = info
         self._write_lock = threading.RLock()
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as resources:
             if not read_only:
-                _make_room(self._folder, info)
-                opened.callback(WriterLock(self._folder).release)
-                if info is not None and not (self._folder / FILE_NAME).exists():
+                _prepare_folder(self.folder, info)
+                resources.callback(WriterLock(self.folder).release)
+                if info is not None and not (self.folder / FILE_NAME).exists():
                     self._create(info, code_factor or default_code_factor(info, code_bits or 8), code_bits or 8)
-            if not (self._folder / FILE_NAME).is_file():
-                raise StoreError(f"{self._folder}: no index there", absent=True)
-            self._catalogue = Catalogue(self._folder, read_only=read_only)
-            opened.callback(self._catalogue.close)
-            self._info, factor, bits = self._read_state()
+            if not (self.folder / FILE_NAME).is_file():
+                raise StoreError(f"{self.folder}: no index there", absent=True)
+            self._catalogue = Catalogue(self.folder, read_only=read_only)
+            resources.callback(self._catalogue.close)
+            self.info, self.code_factor, self.code_bits = self._read_state()
             if info is not None:
-                check_info(self._info, info, self.location)
-            for name, asked, stored in (("code_factor", code_factor, factor), ("code_bits", code_bits, bits)):
-                if asked not in (None, stored):
-                    raise StoreMismatchError(f"{self.location}: {name} is {stored} in the index, {asked} asked for")
-            self._code_factor, self._code_bits = factor, bits
-            self._files = StoreFiles(self._folder, self._info.dim, kernel, scan, bits)
-            opened.callback(self._files.close)
-            segments = self._reading(self._checked_segments)
-            self._compactor = compaction.Compactor(self._catalogue, self._files, factor, bits)
+                check_info(self.info, info, self.location)
+            for name, given in (("code_factor", code_factor), ("code_bits", code_bits)):
+                if given not in (None, stored := getattr(self, name)):
+                    raise StoreMismatchError(f"{self.location}: {name} is {stored} in the index, {given} asked for")
+            self._files = StoreFiles(self.folder, self.info.dim, kernel, scan, self.code_bits)
+            resources.callback(self._files.close)
+            self._reading(lambda connection: self._files.check(read_segments(connection)))
+            self._compactor = compaction.Compactor(self._catalogue, self._files, self.code_factor)
             if not read_only:
-                with self._naming():
-                    self._files.truncate(segments)
-                    compaction.remove_orphans(self._folder, list(segments.values()))
-                self._compactor.forget_missing_codes()
-            self._finalizer = weakref.finalize(self, opened.pop_all().close)
+                self._discard_uncommitted()
+            self._finalizer = weakref.finalize(self, resources.pop_all().close)
+
+    @property
+    def location(self) -> str:
+        """The folder as a text."""
+        return str(self.folder)
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep records, each in place of the one with its id; see the protocol."""
-        check_addable(self._info, self._given, self.location)
-        checked = check_records(records, self._info.dim)
+        """Store records, each in place of the one with its id; see the protocol."""
+        check_addable(self.info, self._given, self.location)
+        checked = check_records(records, self.info.dim)
         arrays = [np.asarray(record.multi_vector).astype(ROW_TYPE) for record in checked]
         if not arrays:
             return
-        if self._read_only:
-            raise StoreError(f"{self._folder}: opened with read_only=True")
-        codes = [page_code(array, self._code_factor, self._code_bits) for array in arrays]
+        self._check_writable()
+        codes = [page_code(array, self.code_factor, self.code_bits) for array in arrays]
         with self._undoing_files(), self._catalogue.writing() as connection:
             segment = self._last_segment(connection)
             self._files.tokens.append(segment.name, segment.rows, np.concatenate(arrays))
@@ -181,112 +199,230 @@ class EmbeddedStore(EmbeddedReader):
         self._tidy()
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Forget records; see the protocol."""
-        named = None if ids is None else check_ids(ids)
-        tree = parse(where)
-        if named is None and tree is None:
-            raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
+        """Delete records; see the protocol."""
+        named, tree = check_deletion(ids, where)
+        self._check_writable()
         with self._write_lock, self._catalogue.writing() as connection:
-            keys = select_keys(connection, tree).tolist() if tree is not None else None
-            if named is not None:
-                meant = table.keys_of(connection, named)
-                among = None if keys is None else set(keys)
-                keys = [key for key in meant if among is None or key in among]
-            assert keys is not None  # noqa: S101 - one of the two was given
+            if named is None:
+                keys = select_keys(connection, tree).tolist()
+            else:
+                keys = table.keys_of(connection, named)
+                matching = None if tree is None else set(select_keys(connection, tree).tolist())
+                keys = [key for key in keys if matching is None or key in matching]
             table.remove(connection, keys)
         self._tidy()
         return len(keys)
 
     def compact(self) -> int:
-        """Rewrite the files without what replaced and deleted pages left behind, and make codes that are missing.
+        """Rewrite the files without the bytes of replaced and deleted pages.
 
-        It happens by itself when 30 % of a file, and 8 MB, are dead. Readers may go on reading meanwhile. The room for
-        a second copy of a segment (at most 1 GB) is needed while it lasts.
+        It happens automatically when 30 % of a file, and 8 MB, are dead. Readers may go on reading meanwhile. It needs
+        room for a second copy of a segment (at most 1 GB).
 
         Returns:
-            The bytes of token embeddings that became free.
+            The bytes of token embeddings freed.
 
         Raises:
-            StoreError: read-only, closed, or the disk is full; what was there is there.
+            StoreError: read-only, closed, or the disk is full; everything is as before.
 
         >>> EmbeddedStore("my-index").compact()                                               # doctest: +SKIP
         104857600
         """
-        if self._read_only:
-            raise StoreError(f"{self._folder}: opened with read_only=True")
+        self._check_writable()
         with self._write_lock:
-            freed = sum(self._compactor.rewrite(segment) for segment in self._compactor.wasteful())
+            freed = self._compactor.rewrite_wasteful()
             self._catalogue.vacuum()
         return freed
 
+    def get(self, ids: Iterable[str], *, vectors: bool = False) -> list[Record]:
+        """Return records by id; see the protocol."""
+        names = check_ids(ids)
+
+        def read(connection: Connection) -> list[Record]:
+            rows = table.by_id(connection, names)
+            if not vectors:
+                return [record for record, _ in rows]
+            segments = self._segments(connection)
+            return [
+                Record(record.page, self._files.multi_vector(record.page.id, place, segments), record.image)
+                for record, place in rows
+            ]
+
+        return self._reading(read)
+
+    def search(
+        self,
+        queries: Sequence[MultiVector | ArrayLike],
+        k: int,
+        *,
+        where: Where | Filter | None = None,
+        exact: bool = False,
+        group_by: GroupBy | None = None,
+    ) -> list[list[Match]]:
+        """Return the ``k`` best records for each query; see the protocol."""
+        k = check_search(k, group_by)
+        tree = parse(where)
+        if len(queries) == 0:
+            return []
+        packed = pack_queries(queries, self.info.dim, self.location)
+
+        def find(connection: Connection, exact: bool) -> list[list[Match]]:
+            extents = self._catalogue.extents(connection)
+            if tree is not None:
+                extents = extents.take(np.searchsorted(extents.keys, select_keys(connection, tree)))
+            if not len(extents.keys):
+                return [[] for _ in queries]
+            return self._find(connection, packed, extents, k, group_by, exact or len(extents.keys) <= EXACT_PAGES)
+
+        try:
+            return self._reading(lambda connection: find(connection, exact))
+        except FileGoneError:  # a code file was removed: token embeddings are enough
+            return self._reading(lambda connection: find(connection, True))
+
+    def ids(self, where: Where | Filter | None = None) -> list[str]:
+        """Return ids in code point order; see the protocol."""
+        tree = parse(where)
+        with self._catalogue.reading() as connection:
+            if tree is None:
+                return [row[0] for row in connection.execute("SELECT id FROM pages ORDER BY id")]
+            keys = select_keys(connection, tree).tolist()
+            sql = "SELECT id FROM pages WHERE key = ?"
+            return sorted(connection.execute(sql, (key,)).fetchone()[0] for key in keys)
+
+    def images(self, among: Iterable[str] | None = None) -> set[str]:
+        """Return the image references in use; see the protocol."""
+        with self._catalogue.reading() as connection:
+            if among is None:
+                return {row[0] for row in connection.execute("SELECT image FROM pages WHERE image IS NOT NULL")}
+            sql = "SELECT 1 FROM pages WHERE image = ?"
+            return {item for item in set(among) if connection.execute(sql, (item,)).fetchone()}
+
+    def is_empty(self) -> bool:
+        """Return whether there are no records."""
+        with self._catalogue.reading() as connection:
+            return connection.execute("SELECT 1 FROM pages LIMIT 1").fetchone() is None
+
     def close(self) -> None:
-        """Let go of the files and of the right to write; calls under way finish first or fail cleanly."""
+        """Release the files and the right to write; running calls finish or fail."""
         with self._write_lock:
             self._finalizer()
 
+    def __len__(self) -> int:
+        with self._catalogue.reading() as connection:
+            return int(connection.execute("SELECT count(*) FROM pages").fetchone()[0])
+
+    def __contains__(self, id: object) -> bool:
+        with self._catalogue.reading() as connection:
+            return isinstance(id, str) and bool(table.keys_of(connection, [id]))
+
     def __enter__(self) -> Self:
-        """Give itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
         self.close()
 
+    def __repr__(self) -> str:
+        return f"EmbeddedStore({self.location!r}{', read_only=True' if self.read_only else ''})"
+
     def _create(self, info: EncoderInfo, code_factor: int, code_bits: int) -> None:
-        files = StoreFiles(self._folder, info.dim, None, None, code_bits)
+        files = StoreFiles(self.folder, info.dim, None, None, code_bits)
         files.tokens.create(FIRST_SEGMENT)
         files.codes.create(FIRST_CODES)
-        told = json.dumps(info.to_dict())
-        create(self._folder, told, ROW_TYPE.str, (FIRST_SEGMENT, FIRST_CODES), (code_factor, code_bits))
+        encoder = json.dumps(info.to_dict())
+        create(self.folder, encoder, ROW_TYPE.str, (FIRST_SEGMENT, FIRST_CODES), (code_factor, code_bits))
+
+    def _read_state(self) -> tuple[EncoderInfo, int, int]:
+        with self._catalogue.reading() as connection:
+            sql = "SELECT info, token_type, code_factor, code_bits FROM state"
+            info, token_type, code_factor, code_bits = connection.execute(sql).fetchone()
+        if token_type != ROW_TYPE.str:
+            raise StoreError(
+                f"{self.folder}: token embeddings of type {token_type!r}; this release reads {ROW_TYPE.str!r}"
+            )
+        return EncoderInfo.from_dict(json.loads(info)), code_factor, code_bits
+
+    def _reading(self, read: Callable[[Connection], T]) -> T:
+        """Read in one transaction, and again when a compaction removed a file."""
+        layouts: set[int] = set()
+        while True:
+            with self._catalogue.reading() as connection:
+                try:
+                    return read(connection)
+                except FileGoneError:
+                    (layout,) = connection.execute("SELECT layout FROM state").fetchone()
+                    if layout in layouts or len(layouts) == _ATTEMPTS:
+                        raise
+                    layouts.add(layout)
+
+    def _segments(self, connection: Connection) -> dict[int, Segment]:
+        segments = read_segments(connection)
+        self._files.keep_maps(segments)
+        return segments
+
+    def _find(
+        self,
+        connection: Connection,
+        queries: PackedEmbeddings,
+        extents: Extents,
+        k: int,
+        group_by: GroupBy | None,
+        exact: bool,
+    ) -> list[list[Match]]:
+        segments = self._segments(connection)
+        turn = max(1, _MAX_SCORES // len(extents.keys))
+        matches: list[list[Match]] = []
+        for first in range(0, len(queries), turn):
+            part = PackedEmbeddings.pack([queries[i] for i in range(first, min(first + turn, len(queries)))])
+            if exact:
+                scores = self._files.scores(connection, part, extents, segments)
+                hits = [best(connection, extents.keys, row, k, group_by) for row in scores]
+            else:
+                hits = two_stage(connection, self._files, part, extents, segments, k, group_by)
+            matches += [[Match(table.by_key(connection, key), score) for score, key in row] for row in hits]
+        return matches
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise StoreError(f"{self.folder}: opened with read_only=True")
 
     def _last_segment(self, connection: Connection) -> Segment:
-        """Give the segment to append to, a new one when the last is full."""
+        """Return the last segment, or a new one when it is full or has no code file."""
         last = list(read_segments(connection).values())[-1]
-        if last.rows * self._files.tokens.row_bytes >= compaction.SEGMENT_BYTES:
-            tokens, codes = compaction.file_names(last.number + 1)
-            self._files.tokens.create(tokens)
-            self._files.codes.create(codes)
-            last = Segment(last.number + 1, tokens, 0, 0, codes, 0)
-            sql = "INSERT INTO segments (segment, name, rows, codes) VALUES (?, ?, 0, ?)"
-            connection.execute(sql, (last.number, tokens, codes))
-        elif not self._files.codes.exists(last.codes):
-            self._files.codes.create(last.codes)
-        return last
+        full = last.rows * self._files.tokens.row_bytes >= compaction.SEGMENT_BYTES
+        if not full and self._files.codes.exists(last.codes):
+            return last
+        names = file_names(last.number + 1)
+        self._files.tokens.create(names[0])
+        self._files.codes.create(names[1])
+        return add_segment(connection, last.number + 1, names)
 
     def _tidy(self) -> None:
-        """Do what a write may leave to do. The write has come to its commit: what fails here waits for the next one."""
+        """Compact what is due after a committed write; log a failure."""
         with self._write_lock:
             try:
-                for segment in self._compactor.due():
-                    self._compactor.rewrite(segment)
-                self._compactor.code_some(_CODED_WITH_A_WRITE)
+                self._compactor.rewrite_due()
             except StoreError as exc:
-                _log.warning("%s: not compacted, which will be tried again: %s", self._folder, exc)
+                _log.warning("%s: not compacted, which will be tried again: %s", self.folder, exc)
 
     @contextlib.contextmanager
     def _undoing_files(self) -> Iterator[None]:
-        """Be the only thread that writes, and cut off what was appended when it does not come to a commit."""
+        """Hold the write lock, and cut off appended rows on an error."""
         with self._write_lock:
             try:
                 yield
             except BaseException:
-                with contextlib.suppress(Exception):  # the error that brought us here says more
-                    with self._catalogue.reading() as connection:
-                        segments = read_segments(connection)
-                    self._files.truncate(segments)
-                    compaction.remove_orphans(self._folder, list(segments.values()))
+                with contextlib.suppress(Exception):  # the first error says more
+                    self._discard_uncommitted()
                 raise
 
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise StoreError(f"{self._folder}: {exc.strerror or exc}") from exc
+    def _discard_uncommitted(self) -> None:
+        with self._catalogue.reading() as connection:
+            segments = read_segments(connection)
+        self._files.discard_uncommitted(segments)
 
 
 def default_code_factor(info: EncoderInfo, code_bits: int = 8) -> int:
-    """Tokens for each row of a code, so that pooled pages are not pooled beyond what finds them.
+    """Return the tokens for each row of a code, fewer for pooled pages.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> import dataclasses
@@ -298,8 +434,8 @@ def default_code_factor(info: EncoderInfo, code_bits: int = 8) -> int:
     return max(1, CODE_FACTOR // info.pool_factor) if code_bits == 8 else 1
 
 
-def _make_room(folder: Path, info: EncoderInfo | None) -> None:
-    """Make sure that a store is there, or that one may be made there."""
+def _prepare_folder(folder: Path, info: EncoderInfo | None) -> None:
+    """Check that there is a store, or make the folder of a new one."""
     if (folder / FILE_NAME).exists():
         return
     try:

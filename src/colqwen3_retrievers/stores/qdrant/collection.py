@@ -1,4 +1,4 @@
-"""The collection an index lives in: how it is made, what of it is checked, and what cannot be kept in it."""
+"""The Qdrant collection of an index: its configuration, its checks and its limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError, require
 from colqwen3_retrievers.stores.qdrant.connection import Connection
 from colqwen3_retrievers.stores.qdrant.filters import index_paths
@@ -14,13 +15,13 @@ from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
 FORMAT_VERSION: Final = 1
 MAX_FLOATS: Final = 1_048_576
-"""A multi-vector of so many floats or more is refused by Qdrant, whatever their type (1,024 x 1,024)."""
+"""Qdrant refuses a multi-vector of so many floats or more, whatever their type (1,024 x 1,024)."""
 
 FULL: Final = "full"
-"""The vector that scores: all token embeddings in float16, without a graph."""
+"""The vector for scores: all token embeddings in float16, without a graph."""
 
 POOLED: Final = "pooled"
-"""The vector that finds candidates: pooled token embeddings, searched as int8."""
+"""The vector for candidates: pooled token embeddings, searched as int8."""
 
 _KEY = "colqwen3_retrievers"
 _PROMPT_TOKENS = 64  # more than any family's prompt around an image
@@ -29,25 +30,25 @@ _TOKENS_A_CANDIDATE = 3  # original tokens for each pooled one: the most that lo
 
 @dataclass(frozen=True, slots=True)
 class QdrantOptions:
-    """How an index is kept in Qdrant and how it is talked to.
+    """How an index is stored in Qdrant and accessed.
 
-    The first group is settled when a collection is made; later it is read from the collection, and giving another value
-    than it has is an error.
+    ``shards`` to ``graph`` are fixed when a collection is created; to give another value for an existing one is an
+    error.
 
     Attributes:
-        shards: parts the collection is cut into, which nodes search side by side; None leaves it to the server.
+        shards: parts of the collection, which nodes search in parallel; None leaves it to the server.
         replicas: copies of each shard; None leaves it to the server (1).
         write_consistency: replicas that must have a write before it is acknowledged; None leaves it to the server (1).
-        pool: original tokens for each pooled one of the vector that finds candidates; 0 keeps no such vector, so that
-            every search scores every page. None chooses: 3, less what the encoder pools already.
+        pool: original tokens for each pooled one of the vector for candidates; 0 stores no such vector, so that every
+            search scores every page. None takes 3, less what the encoder pools already.
         graph: links a page in an HNSW graph over the pooled vectors; 0 scans them all, which misses nothing.
-        metadata: metadata names that get an index, so that filters on them are fast.
+        metadata: metadata names to index, so that filters on them are fast.
         timeout: seconds a call may take.
         attempts: how often a call is tried when the server cannot be reached or is too busy.
-        candidates: pages scored exactly for each one asked for, and never fewer than twenty times that.
+        candidates: pages scored exactly for each requested one, and never fewer than twenty times that.
 
     Raises:
-        ConfigError: a number that makes no sense; it is named.
+        ConfigError: a number out of range, or wrong names; it is named.
 
     >>> QdrantOptions(shards=0)
     Traceback (most recent call last):
@@ -65,16 +66,10 @@ class QdrantOptions:
     candidates: int = 5
 
     def __post_init__(self) -> None:
-        """Check the numbers and names."""
-        for name, least in (
-            ("shards", 1), ("replicas", 1), ("write_consistency", 1), ("pool", 0), ("graph", 0), ("timeout", 1),
-            ("attempts", 1), ("candidates", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is None and name not in ("timeout", "attempts", "candidates"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected a whole number from {least}, got {value!r}")
+        for name in ("shards", "replicas", "write_consistency", "pool", "graph", "timeout", "attempts", "candidates"):
+            value, optional = getattr(self, name), name not in ("timeout", "attempts", "candidates")
+            if value is not None or not optional:
+                whole_number(value, name, least=0 if name in ("pool", "graph") else 1)
         if isinstance(self.metadata, str) or not all(isinstance(name, str) and name for name in self.metadata):
             raise ConfigError(f"metadata: expected a list of metadata names, got {self.metadata!r}")
         object.__setattr__(self, "metadata", tuple(self.metadata))
@@ -82,12 +77,12 @@ class QdrantOptions:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What is known of an open collection.
+    """An open collection.
 
     Attributes:
-        info: what makes the multi-vectors.
-        pool: original tokens for each of the pooled vector's; 0 when there is none.
-        substrings: whether the server can look for parts of texts.
+        info: what shaped the multi-vectors.
+        pool: original tokens for each pooled one; 0 when there is no pooled vector.
+        substrings: whether the server can match parts of texts.
     """
 
     info: EncoderInfo
@@ -98,48 +93,44 @@ class Collection:
 def open_collection(
     connection: Connection, name: str, info: EncoderInfo | None, options: QdrantOptions, *, read_only: bool
 ) -> Collection:
-    """Read a collection, making it when it is not there and may be made.
+    """Open a collection, creating it when it does not exist.
 
-    Two processes may make it at once: one of them does, the other reads what it made.
+    Two processes may create it at once: one of them does, the other opens it.
 
     Raises:
-        StoreMismatchError: it is not as this library makes them; the field is named.
-        StoreError: it is not there and may not be made, or another program's, or the server is too old.
-        MissingExtraError: pages will have to be pooled, and scipy is not installed.
+        StoreMismatchError: it is not configured as by this library; the field is named.
+        StoreError: it does not exist and cannot be created, or is another program's, or the server is too old.
+        MissingExtraError: pages have to be pooled, and scipy is not installed.
     """
     if info is not None:
         check_width(info, connection.location)
-    found = _read(connection, name)
-    if found is None:
-        if read_only:
-            raise StoreError(f"{connection.location}: no index there", absent=True)
-        if info is None:
-            raise StoreError(
-                f"{connection.location}: no index there; to make one, say what encodes its pages (encoder= or info=)",
-                absent=True,
-            )
-        _make(connection, name, info, options)
-        found = _read(connection, name)
-        if found is None:
-            raise StoreError(f"{connection.location}: made, and gone again")
-    collection = _check(connection, found, options)
+    description = _describe(connection, name)
+    if description is None:
+        if read_only or info is None:
+            remedy = "" if read_only else "; to make one, say what encodes its pages (encoder= or info=)"
+            raise StoreError(f"{connection.location}: no index there{remedy}", absent=True)
+        _create(connection, name, info, options)
+        description = _describe(connection, name)
+        if description is None:
+            raise StoreError(f"{connection.location}: deleted by another program as soon as it was created")
+    collection = _check(connection, description, options)
     if not read_only:
         if collection.pool > 1:
             require("pooling", "scipy.cluster.hierarchy")  # now rather than after pages were encoded
-        _index(connection, name, found, options)
+        _index(connection, name, description, options)
     return collection
 
 
 def vectors_config(dim: int, *, pool: int, graph: int) -> dict[str, Any]:
-    """Give the configuration of the named vectors, as ``qdrant_client.models``.
+    """Return the configuration of the named vectors, as ``qdrant_client.models``.
 
     Both compare by the dot product, which for unit rows is the cosine; Qdrant's cosine would normalise once more on
     writing and change the stored numbers.
 
     Args:
         dim: components of each token embedding.
-        pool: 0 for no vector of candidates.
-        graph: links a page in the graph over the candidates' vectors, 0 for none.
+        pool: 0 for no vector for candidates.
+        graph: links a page in the graph over the vectors for candidates, 0 for none.
     """
     models = require("qdrant", "qdrant_client.models", "qdrant-client")
 
@@ -153,18 +144,16 @@ def vectors_config(dim: int, *, pool: int, graph: int) -> dict[str, Any]:
             **more,
         )
 
-    made = {FULL: vector(hnsw_config=models.HnswConfigDiff(m=0))}
+    vectors = {FULL: vector(hnsw_config=models.HnswConfigDiff(m=0))}
     if pool:
         int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        made[POOLED] = vector(
-            hnsw_config=models.HnswConfigDiff(m=graph),
-            quantization_config=models.ScalarQuantization(scalar=int8),
-        )
-    return made
+        quantization = models.ScalarQuantization(scalar=int8)
+        vectors[POOLED] = vector(hnsw_config=models.HnswConfigDiff(m=graph), quantization_config=quantization)
+    return vectors
 
 
 def pool_of(info: EncoderInfo, options: QdrantOptions) -> int:
-    """Give how much more pages are pooled for finding candidates than their encoder pooled them.
+    """Return how many token embeddings are pooled into one for candidates.
 
     >>> info = EncoderInfo("ab12", "tiny", "tomoro", 128, 1, 1280, False, 1)
     >>> pool_of(info, QdrantOptions()), pool_of(info, QdrantOptions(pool=6))
@@ -176,7 +165,7 @@ def pool_of(info: EncoderInfo, options: QdrantOptions) -> int:
 
 
 def check_width(info: EncoderInfo, location: str) -> None:
-    """Refuse an encoder whose largest pages would not fit into a multi-vector of Qdrant's.
+    """Check that an encoder's largest pages fit into a multi-vector of Qdrant.
 
     Raises:
         ConfigError: it gives the figures and what would fit.
@@ -201,7 +190,7 @@ def check_width(info: EncoderInfo, location: str) -> None:
     )
 
 
-def _read(connection: Connection, name: str) -> Any:
+def _describe(connection: Connection, name: str) -> Any:
     try:
         return connection("get_collection", collection_name=name)
     except StoreError as exc:
@@ -210,7 +199,7 @@ def _read(connection: Connection, name: str) -> Any:
         raise
 
 
-def _make(connection: Connection, name: str, info: EncoderInfo, options: QdrantOptions) -> None:
+def _create(connection: Connection, name: str, info: EncoderInfo, options: QdrantOptions) -> None:
     pool, graph = pool_of(info, options), options.graph or 0
     if pool > 1:
         try:
@@ -218,7 +207,7 @@ def _make(connection: Connection, name: str, info: EncoderInfo, options: QdrantO
         except ImportError as exc:
             exc.add_note("or give pool=0 (QdrantOptions): then every search scores every page")
             raise
-    own = {"format": FORMAT_VERSION, "info": info.to_dict(), "pool": pool, "graph": graph}
+    models = require("qdrant", "qdrant_client.models", "qdrant-client")
     try:
         connection(
             "create_collection",
@@ -228,19 +217,19 @@ def _make(connection: Connection, name: str, info: EncoderInfo, options: QdrantO
             replication_factor=options.replicas,
             write_consistency_factor=options.write_consistency,
             on_disk_payload=True,
-            # `where` takes any name. Hosted servers refuse filters on names without an index unless told otherwise.
-            strict_mode_config=require("qdrant", "qdrant_client.models", "qdrant-client").StrictModeConfig(
+            # `where` takes any name, and hosted servers refuse filters on names without an index by default.
+            strict_mode_config=models.StrictModeConfig(
                 unindexed_filtering_retrieve=True, unindexed_filtering_update=True
             ),
-            metadata={_KEY: own},
+            metadata={_KEY: {"format": FORMAT_VERSION, "info": info.to_dict(), "pool": pool, "graph": graph}},
         )
     except StoreError as exc:
-        if not connection.exists_already(exc):  # someone else was first: it is read and checked like any other
+        if not connection.exists_already(exc):  # another process was first: it is opened and checked like any other
             raise
 
 
-def _check(connection: Connection, found: Any, options: QdrantOptions) -> Collection:
-    location, config = connection.location, found.config
+def _check(connection: Connection, description: Any, options: QdrantOptions) -> Collection:
+    location, config = connection.location, description.config
     own = (config.metadata or {}).get(_KEY)
     if not isinstance(own, dict):
         raise StoreError(
@@ -259,48 +248,47 @@ def _check(connection: Connection, found: Any, options: QdrantOptions) -> Collec
         raise StoreMismatchError(
             f"{location}: vectors: expected named ones ({', '.join(expected)}), found one without a name"
         )
-    for name, wanted in expected.items():
+    for name, config_of_vector in expected.items():
         if name not in vectors:
             raise StoreMismatchError(f"{location}: vector {name!r} is missing")
-        _compare(location, f"vector {name!r}: ", wanted, vectors[name])
-    for name, asked, has in (
+        _compare(location, f"vector {name!r}: ", config_of_vector, vectors[name])
+    for name, given, stored in (
         ("pool", options.pool, pool),
         ("graph", options.graph, graph),
         ("shards", options.shards, config.params.shard_number),
         ("replicas", options.replicas, config.params.replication_factor),
         ("write_consistency", options.write_consistency, config.params.write_consistency_factor),
     ):
-        if asked is not None and has is not None and asked != has and not (connection.local and name in _IGNORED):
-            raise StoreMismatchError(f"{location}: {name} is {has} in the collection, {asked} in the options")
+        if given not in (None, stored) and stored is not None and not (connection.local and name in _IGNORED):
+            raise StoreMismatchError(f"{location}: {name} is {stored} in the collection, {given} in the options")
     return Collection(info, pool, _finds_substrings(connection))
 
 
-_PLACEMENT = ("on_disk", "always_ram")  # who runs a server may move things; newer ones call these otherwise
-_IGNORED = ("shards", "replicas", "write_consistency")  # the client's imitation has one of each, whatever it is told
+_PLACEMENT = ("on_disk", "always_ram")  # operators may change where data is; newer servers have other names for these
+_IGNORED = ("shards", "replicas", "write_consistency")  # the client's local mode always has one of each
 
 
-def _compare(location: str, label: str, wanted: Any, found: Any) -> None:
-    """Compare what was asked for with what is there, field by field; what was not asked for may be anything."""
-    for name in type(wanted).model_fields:
-        asked, has = getattr(wanted, name), getattr(found, name, None)
-        if asked is None or name in _PLACEMENT:
+def _compare(location: str, label: str, expected: Any, actual: Any) -> None:
+    """Compare configurations by field; None in the expected one matches anything."""
+    for name in type(expected).model_fields:
+        value, stored = getattr(expected, name), getattr(actual, name, None)
+        if value is None or name in _PLACEMENT:
             continue
-        if hasattr(type(asked), "model_fields"):
-            if has is None:
+        if hasattr(type(value), "model_fields"):
+            if stored is None:
                 raise StoreMismatchError(f"{location}: {label}{name} is missing")
-            _compare(location, f"{label}{name}: ", asked, has)
-        elif asked != has:
-            raise StoreMismatchError(
-                f"{location}: {label}{name} is {_plain(has)} in the collection, expected {_plain(asked)}"
-            )
+            _compare(location, f"{label}{name}: ", value, stored)
+        elif value != stored:
+            shown, wanted = (repr(getattr(item, "value", item)) for item in (stored, value))
+            raise StoreMismatchError(f"{location}: {label}{name} is {shown} in the collection, expected {wanted}")
 
 
-def _index(connection: Connection, name: str, found: Any, options: QdrantOptions) -> None:
-    """Make the payload indexes that are not there yet; a second one of a kind is no error."""
+def _index(connection: Connection, name: str, description: Any, options: QdrantOptions) -> None:
+    """Create the payload indexes that are missing; to create one twice is no error."""
     if connection.local:  # it has none, and warns of each
         return
     for path, kind in index_paths(options.metadata).items():
-        if path not in (found.payload_schema or {}):
+        if path not in (description.payload_schema or {}):
             connection("create_payload_index", collection_name=name, field_name=path, field_schema=kind, wait=True)
 
 
@@ -314,7 +302,3 @@ def _finds_substrings(connection: Connection) -> bool:
         return (int(major), int(minor)) >= (1, 20)
     except (StoreError, ValueError):
         return False
-
-
-def _plain(value: Any) -> str:
-    return repr(getattr(value, "value", value))

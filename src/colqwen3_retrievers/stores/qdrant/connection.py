@@ -1,4 +1,4 @@
-"""A connection to Qdrant: addresses, the client behind them, and calls that are repeated when that may help."""
+"""A connection to Qdrant: addresses, clients, and calls with retries."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _NUMBERS = ("grpc", "timeout")
 _PAUSES = (0.2, 0.6, 1.8, 5.4)  # seconds before the second, third... try; each shortened at random by up to a half
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _REFUSED = (401, 403)
+_BUSY_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # of gRPC
+_REFUSED_CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _LONGEST_MESSAGE = 300
 
 
@@ -35,7 +37,7 @@ class Address:
         tls: whether the connection is encrypted.
         grpc_port: of the server's gRPC interface, when that is to carry the data.
         timeout: seconds a call may take, or None for the default.
-        path: the folder of the client's own imitation of a server, or None.
+        path: the folder of the client's local mode, or None.
     """
 
     collection: str
@@ -47,7 +49,7 @@ class Address:
     path: str | None = None
 
     def __str__(self) -> str:
-        """Write it so that it can be opened again; it holds no secret.
+        """Return a location that opens it again and contains no secret.
 
         >>> str(parse_address("qdrant://[::1]/pages?grpc=6334"))
         'qdrant://[::1]:6333/pages?grpc=6334'
@@ -56,21 +58,21 @@ class Address:
             return f"qdrant+path:{self.path}/{self.collection}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         numbers = {"grpc": self.grpc_port, "timeout": self.timeout}
-        asked = "&".join(f"{name}={value}" for name, value in numbers.items() if value is not None)
-        where = f"{'qdrants' if self.tls else 'qdrant'}://{host}:{self.port}/{quote(self.collection, safe='')}"
-        return f"{where}?{asked}" if asked else where
+        query = "&".join(f"{name}={value}" for name, value in numbers.items() if value is not None)
+        address = f"{'qdrants' if self.tls else 'qdrant'}://{host}:{self.port}/{quote(self.collection, safe='')}"
+        return f"{address}?{query}" if query else address
 
 
 def parse_address(location: str) -> Address:
-    """Read the address of a collection.
+    """Parse the address of a collection.
 
     Args:
         location: ``qdrant://host[:6333]/collection``, ``qdrants://...`` over TLS, either with ``?grpc=6334`` to send
-            token embeddings by gRPC and ``timeout=seconds``; or ``qdrant+path:folder/collection`` for the imitation of
-            a server that comes with qdrant-client, which is for trying things out.
+            token embeddings by gRPC and ``timeout=seconds``; or ``qdrant+path:folder/collection`` for the local mode
+            of qdrant-client, which is for trying things out.
 
     Raises:
-        ConfigError: something else; an API key in it is not repeated in the message.
+        ConfigError: not an address; an API key in it is not shown.
 
     >>> parse_address("qdrants://search.example.com/pages").tls
     True
@@ -110,19 +112,19 @@ def parse_address(location: str) -> Address:
 
 
 def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) -> Any:
-    """Make a client; nothing is sent yet.
+    """Return a client, which has sent nothing yet.
 
     Args:
-        address: where.
+        address: of the collection.
         api_key: the server's key; None reads ``QDRANT_API_KEY``.
-        timeout: seconds a call may take when the address does not say.
+        timeout: seconds a call may take, unless the address sets it.
 
     Returns:
         A ``qdrant_client.QdrantClient``.
 
     Raises:
         MissingExtraError: qdrant-client is not installed.
-        ConfigError: a key that no header can carry; it is not shown.
+        ConfigError: a key that cannot be sent in a header; it is not shown.
         StoreUnavailableError: the folder is open already, in this process or another.
         StoreError: the folder cannot be used.
     """
@@ -150,7 +152,7 @@ def connect(address: Address, *, api_key: str | None = None, timeout: int = 60) 
 
 
 def _checked_key(given: object) -> str | None:
-    """Settle the key; one that cannot be sent is refused here, for the error of a transport would quote it."""
+    """Return the key, checked here because a transport's error would show it."""
     key = given or os.environ.get(API_KEY_VARIABLE) or None
     if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key == key.strip()):
         name = "api_key" if given else API_KEY_VARIABLE
@@ -159,10 +161,10 @@ def _checked_key(given: object) -> str | None:
 
 
 class Connection:
-    """Calls to a collection, each one tried several times where that may help.
+    """Calls to a collection, retried where that may help.
 
-    All that is called here may be repeated without harm: points are written whole and by id. One at a time through the
-    client's imitation of a server, which takes no threads.
+    All of them may be repeated, because points are written whole and by id. The client's local mode, which takes no
+    threads, gets one call at a time.
 
     Args:
         client: a ``qdrant_client.QdrantClient``.
@@ -192,8 +194,8 @@ class Connection:
         """Call a method of the client.
 
         Raises:
-            StoreUnavailableError: it could not be reached, was too busy, or did not answer in time, every time.
-            StoreError: it refused; the message is the server's. Or the connection is closed.
+            StoreUnavailableError: the server could not be reached, was too busy, or timed out, every time.
+            StoreError: the server refused, with its message; or the connection is closed.
         """
         self.check_open()
         for left in reversed(range(self._attempts)):
@@ -201,17 +203,17 @@ class Connection:
                 with self._lock:
                     return getattr(self._client, method)(**arguments)
             except Exception as exc:
-                error, pause = self._told(exc)
+                error, pause = self._mapped(exc)
                 if not left or not isinstance(error, StoreUnavailableError):
                     raise error from exc
-                tried = self._attempts - left - 1
-                usual = _PAUSES[min(tried, len(_PAUSES) - 1)] * random.uniform(0.5, 1)  # noqa: S311 - spreads load
+                turn = self._attempts - left - 1
+                usual = _PAUSES[min(turn, len(_PAUSES) - 1)] * random.uniform(0.5, 1)  # noqa: S311 - spreads load
                 if self._closed.wait(usual if pause is None else min(pause, 30.0)):
                     raise error from exc
         raise AssertionError  # the last attempt returns or raises
 
     def check_open(self) -> None:
-        """Refuse to go on after :meth:`close` or a fork.
+        """Check that it was neither closed nor inherited by a fork.
 
         Raises:
             StoreError: it says which.
@@ -222,14 +224,14 @@ class Connection:
             raise StoreError(f"{self.location}: opened before a fork; open it again in the new process")
 
     def missing(self, exc: StoreError) -> bool:
-        """Whether an error says that the collection is not there."""
+        """Return whether an error says that the collection does not exist."""
         cause = exc.__cause__
         return getattr(cause, "status_code", None) == 404 or _grpc_code(cause) == "NOT_FOUND" or (
             self.local and isinstance(cause, ValueError) and "not found" in str(cause)
         )  # fmt: skip
 
     def exists_already(self, exc: StoreError) -> bool:
-        """Whether an error says that a collection could not be made because it is there."""
+        """Return whether an error says that a collection exists already."""
         cause = exc.__cause__
         return "already exists" in str(exc) or getattr(cause, "status_code", None) == 409
 
@@ -240,35 +242,36 @@ class Connection:
             with self._lock:
                 self._finalizer()
 
-    def _told(self, exc: Exception) -> tuple[StoreError, float | None]:
-        """Say what an exception of the client means, and how long the server asks to wait."""
-        status = getattr(exc, "status_code", None)
-        code = _grpc_code(exc)
-        if getattr(exc, "retry_after_s", None) is not None:
-            return StoreUnavailableError(f"{self.location}: too busy: {exc}"), float(exc.retry_after_s)  # type: ignore[attr-defined]  # checked in the condition
-        if status is not None:
-            message = _server_message(exc)
-            if status in _REFUSED:
-                return StoreError(f"{self.location}: the API key was refused ({status}): {message}"), None
-            kind = StoreUnavailableError if status in _BUSY else StoreError
-            return kind(f"{self.location}: the server answered {status}: {message}"), None
-        if code is not None:
-            details = _short(exc.details() or "")  # type: ignore[attr-defined]  # gRPC errors with a code have details
-            if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-                return StoreError(f"{self.location}: the API key was refused: {details}"), None
-            busy = code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")
-            return (StoreUnavailableError if busy else StoreError)(f"{self.location}: {code}: {details}"), None
+    def _mapped(self, exc: Exception) -> tuple[StoreError, float | None]:
+        """Return an exception of the client as ours, and the seconds to wait."""
+        status, code = getattr(exc, "status_code", None), _grpc_code(exc)
         source = getattr(exc, "source", None)  # what qdrant-client wraps
-        if source is not None:
+        pause = getattr(exc, "retry_after_s", None)
+        unavailable = True
+        if pause is not None:
+            message = f"too busy: {exc}"
+        elif status is not None:
+            text, unavailable = _server_message(exc), status in _BUSY
+            answer = f"the API key was refused ({status})" if status in _REFUSED else f"the server answered {status}"
+            message = f"{answer}: {text}"
+        elif code is not None:
+            unavailable = code in _BUSY_CODES
+            details = _short(exc.details() or "")  # type: ignore[attr-defined]  # gRPC errors with a code have details
+            message = f"{'the API key was refused' if code in _REFUSED_CODES else code}: {details}"
+        elif source is not None:
             httpx = require("qdrant", "httpx")
             if isinstance(source, httpx.TimeoutException):
-                return StoreUnavailableError(f"{self.location}: no answer in time ({type(source).__name__})"), None
-            if isinstance(source, httpx.TransportError | OSError):
-                return StoreUnavailableError(f"{self.location}: cannot be reached: {_short(str(source))}"), None
-            return StoreError(f"{self.location}: an answer that cannot be read: {_short(str(source))}"), None
-        if isinstance(exc, OSError):
-            return StoreUnavailableError(f"{self.location}: cannot be reached: {exc}"), None
-        return StoreError(f"{self.location}: {type(exc).__name__}: {_short(str(exc))}"), None
+                message = f"no answer in time ({type(source).__name__})"
+            elif isinstance(source, httpx.TransportError | OSError):
+                message = f"cannot be reached: {_short(str(source))}"
+            else:
+                message, unavailable = f"an answer that cannot be read: {_short(str(source))}", False
+        elif isinstance(exc, OSError):
+            message = f"cannot be reached: {exc}"
+        else:
+            message, unavailable = f"{type(exc).__name__}: {_short(str(exc))}", False
+        kind = StoreUnavailableError if unavailable else StoreError
+        return kind(f"{self.location}: {message}"), None if pause is None else float(pause)
 
 
 def _grpc_code(exc: BaseException | None) -> str | None:

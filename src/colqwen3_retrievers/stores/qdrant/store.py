@@ -1,18 +1,18 @@
-"""The distributed engine: multi-vectors in a Qdrant collection, for many pages, many writers and many readers.
+"""The distributed store: a Qdrant collection, for many writers and readers.
 
 One point a page, with two named vectors: all token embeddings in float16 without a graph, which give the scores, and
-pooled ones searched as int8, which find the candidates. A search is one call: candidates first, then MaxSim of these
+pooled ones searched as int8, which find the candidates. A search is one request: candidates first, then MaxSim of these
 over all their token embeddings, both inside the server.
 
-**What differs from a folder.** Qdrant has no transactions. A point is written whole or not at all, so there is never
-half a page; but a call that adds many pages sends several requests, each of them is in force once it is acknowledged,
-and a search meanwhile may see the first pages and not the last. An ``add`` that is killed, or that loses its server for
-good, leaves some of its pages; adding the same pages again goes on from there. Two writers of one page: the later one
-wins, whole. What :meth:`QdrantStore.add` acknowledged is in the write-ahead log of as many replicas as
-``write_consistency`` asks for; a power cut is a matter of the server's disk and of replicas.
+**Differences from a folder.** Qdrant has no transactions. A point is written whole or not at all, so there is never
+half a page; but a call that adds many pages sends several requests, each effective once it is acknowledged, and a
+search meanwhile may see the first pages and not the last. An ``add`` that is killed, or that loses its server for good,
+leaves some of its pages; adding the same pages again completes it. Of two writers of one page the later one wins,
+whole. What :meth:`QdrantStore.add` acknowledged is in the write-ahead log of as many replicas as ``write_consistency``
+requires; whether it survives a power cut depends on the server's disk and on replicas.
 
 **Scores** are MaxSim of the stored float16 token embeddings, summed in float32, by the server, which rounds the query
-to float16 too: each query token's part is right within 2**-11, and the sum of 25 such tokens was, within 3.4e-4.
+to float16 too: each query token's part is exact within 2**-11, and the sum of 25 such tokens was within 3.4e-4.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Self
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from colqwen3_retrievers.errors import ConfigError, DimensionError, StoreError, StoreUnavailableError, require
+from colqwen3_retrievers.errors import StoreError, StoreUnavailableError, require
 from colqwen3_retrievers.stores.protocol import (
     GroupBy,
     Match,
     Record,
     check_addable,
+    check_deletion,
     check_ids,
     check_info,
     check_records,
     check_search,
+    pack_queries,
 )
-from colqwen3_retrievers.stores.qdrant.collection import FULL, QdrantOptions, open_collection
-from colqwen3_retrievers.stores.qdrant.connection import Address, Connection, connect, parse_address
+from colqwen3_retrievers.stores.qdrant.collection import FULL, POOLED, QdrantOptions, open_collection
+from colqwen3_retrievers.stores.qdrant.connection import Connection, connect, parse_address
 from colqwen3_retrievers.stores.qdrant.filters import compile_filter, has_ids, point_id
 from colqwen3_retrievers.stores.qdrant.points import (
     BRIEF,
+    BYTES_A_FLOAT,
     NAMED,
     WHOLE,
-    check_ours,
+    check_origin,
     check_size,
     make_point,
     read_multi_vector,
     read_record,
     requests,
 )
-from colqwen3_retrievers.stores.qdrant.search import FEWEST_CANDIDATES, best, make_request, weigh
-from colqwen3_retrievers.stores.where import Filter, Where, matches, parse
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector, PackedEmbeddings
+from colqwen3_retrievers.stores.where import Filter, Where, is_unicode, matches, parse
+from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
+
+FEWEST_CANDIDATES: Final = 100
 
 _PAGE: Final = 1_000  # points a scroll or a retrieval brings at once
 _PAGE_OF_VECTORS: Final = 8
@@ -58,23 +63,33 @@ _QUERIES_A_REQUEST: Final = 32
 
 
 class QdrantStore:
-    """Multi-vectors in a Qdrant collection; a :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
+    """Multi-vectors in a Qdrant collection.
+
+    A :class:`~colqwen3_retrievers.stores.protocol.MultiVectorStore`.
 
     Args:
-        location: an address as :func:`~.qdrant_connection.parse_address` reads it, or the name of a collection when a
-            ``client`` is given.
-        info: what made the multi-vectors. Needed to make a collection; compared with an existing one.
-        read_only: nothing is made, added or deleted through this handle.
+        location: an address as :func:`~colqwen3_retrievers.stores.qdrant.connection.parse_address` reads it, or the
+            name of a collection when a ``client`` is given.
+        info: of the encoder that makes the multi-vectors. Required to create a collection; compared with an existing
+            one.
+        read_only: nothing is created, added or deleted through this handle.
         api_key: the server's key; None reads ``QDRANT_API_KEY``. It is sent to the server and shown nowhere.
-        options: how the collection is made and talked to.
-        client: a ready ``qdrant_client.QdrantClient``, which stays open when the store is closed.
+        options: how the collection is created and accessed.
+        client: an open ``qdrant_client.QdrantClient``, which stays open when the store is closed.
+
+    Attributes:
+        info: what shaped the multi-vectors.
+        location: the address, without any key.
+        address: the address to open it by again, or None when it was given a client.
+        read_only: whether it was opened for reading only.
 
     Raises:
-        ConfigError: a bad address, or an encoder whose pages would not fit into a multi-vector of Qdrant's (fewer than
+        ConfigError: a bad address, or an encoder whose pages would not fit into a multi-vector of Qdrant (fewer than
             1,048,576 floats); the message says what would.
         StoreMismatchError: the collection was made by another model, dim, pooling or rendering, or with other options.
         StoreUnavailableError: the server cannot be reached, is too busy, or does not answer in time.
-        StoreError: no such collection and no ``info`` to make it; not one of ours; the API key was refused.
+        StoreError: no such collection and no ``info`` to create it; a collection of another program; the API key was
+            refused.
         MissingExtraError: qdrant-client is not installed, or scipy, which pools pages for finding candidates.
 
     Example:
@@ -99,101 +114,80 @@ class QdrantStore:
         client: Any = None,
     ) -> None:
         self._options = options or QdrantOptions()
-        self._read_only = read_only
+        self.read_only = read_only
         self._given = info
-        self._has_records = False  # known to have some: only then is_empty need not ask
-        self._address: Address | None = None
-        if client is None:
-            self._address = parse_address(location)
-            self._name = self._address.collection
-            client = connect(self._address, api_key=api_key, timeout=self._options.timeout)
+        self._has_records = False  # known to have some: only then is_empty sends nothing
+        self.address = None if client is not None else parse_address(location)
+        if self.address is None:
+            self._name, self.location = location, f"Qdrant collection {location!r}"
         else:
-            self._name = location
-        shown = str(self._address) if self._address is not None else f"Qdrant collection {location!r}"
-        self._call = Connection(client, shown, attempts=self._options.attempts, owned=self._address is not None)
+            self._name, self.location = self.address.collection, str(self.address)
+            client = connect(self.address, api_key=api_key, timeout=self._options.timeout)
+        attempts, owned = self._options.attempts, self.address is not None
+        self._call = Connection(client, self.location, attempts=attempts, owned=owned)
         self._models = require("qdrant", "qdrant_client.models", "qdrant-client")
         try:
             self._collection = open_collection(self._call, self._name, info, self._options, read_only=read_only)
+            self.info = self._collection.info
             if info is not None:
-                check_info(self._collection.info, info, self.location)
+                check_info(self.info, info, self.location)
         except BaseException:
             self._call.close()
             raise
 
-    @property
-    def info(self) -> EncoderInfo:
-        """What shaped the multi-vectors."""
-        return self._collection.info
-
-    @property
-    def location(self) -> str:
-        """The address, without any key."""
-        return self._call.location
-
-    @property
-    def address(self) -> Address | None:
-        """The address to open it by again, or None when it was given a client."""
-        return self._address
-
-    @property
-    def read_only(self) -> bool:
-        """Whether it was opened for reading only."""
-        return self._read_only
-
     def add(self, records: Iterable[Record]) -> None:
-        """Keep records, each in place of the one with its id; see the protocol, and this module for what is atomic.
+        """Store records, each in place of the one with its id; see the protocol.
+
+        A point is written whole; see this module for what else is atomic.
 
         Raises:
-            InputTooLongError: one with more floats than Qdrant takes; ``.index`` is its position, and none is kept.
-            StoreUnavailableError: the server was lost on the way; the message says how many records it has.
+            InputTooLongError: one with more floats than Qdrant takes; ``.index`` is its position, and none is stored.
+            StoreUnavailableError: the server was lost on the way; the message says how many records are stored.
         """
-        self._writable()
+        self._check_writable()
         check_addable(self.info, self._given, self.location)
         checked = check_records(records, self.info.dim)
         for position, record in enumerate(checked):
             check_size(record.multi_vector, f"page {record.page.id!r}", position)
         points = (make_point(record, pool=self._collection.pool) for record in checked)
-        kept = 0
+        stored = 0
         for batch in requests(points):
             try:
                 self._update("upsert", points=batch)
             except StoreError as exc:
-                if kept:
-                    exc.args = (f"{exc}; {kept} of {len(checked)} pages of this call are kept: add them again",)
+                if stored:
+                    exc.args = (f"{exc}; {stored} of {len(checked)} pages of this call are kept: add them again",)
                 raise
-            kept += len(batch)
+            stored += len(batch)
 
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
-        """Forget records; see the protocol. The count is of the moment just before, others may delete them too."""
-        self._writable()
-        named = None if ids is None else check_ids(ids)
-        tree = parse(where)
-        if named is None and tree is None:
-            raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
-        if tree is not None:
+        """Delete records; see the protocol. The count is of the moment before."""
+        self._check_writable()
+        named, tree = check_deletion(ids, where)
+        if tree is None:
+            points = [str(point.id) for point in self._retrieve(_point_ids(named or []), NAMED)]
+        else:
             points = [point for point, _ in self._matching(tree)]
             if named is not None:
-                meant = set(_points(named))
+                meant = set(_point_ids(named))
                 points = [point for point in points if point in meant]
-        else:
-            points = [str(found.id) for found in self._retrieve(_points(named or []), NAMED)]
         for first in range(0, len(points), _IDS_A_FILTER):
-            chosen = self._models.PointIdsList(points=points[first : first + _IDS_A_FILTER])
-            self._update("delete", points_selector=chosen)
+            selector = self._models.PointIdsList(points=points[first : first + _IDS_A_FILTER])
+            self._update("delete", points_selector=selector)
             self._has_records = False
         return len(points)
 
     def get(self, ids: Iterable[str], *, vectors: bool = False) -> list[Record]:
-        """Give records by id; see the protocol."""
-        asked = check_ids(ids)
-        found: dict[str, Record] = {}
-        for point in self._retrieve(_points(asked), WHOLE if vectors else BRIEF, vectors=vectors):
+        """Return records by id; see the protocol."""
+        names = check_ids(ids)
+        records: dict[str, Record] = {}
+        for point in self._retrieve(_point_ids(names), WHOLE if vectors else BRIEF, vectors=vectors):
             record = read_record(point.payload)
             if vectors:
                 multi_vector = read_multi_vector(point.payload, point.vector, self.location)
                 record = Record(record.page, multi_vector, record.image)
-            found[record.page.id] = record
-        return [found[page_id] for page_id in asked if page_id in found]
+            records[record.page.id] = record
+        return [records[page_id] for page_id in names if page_id in records]
 
     def search(
         self,
@@ -204,68 +198,63 @@ class QdrantStore:
         exact: bool = False,
         group_by: GroupBy | None = None,
     ) -> list[list[Match]]:
-        """Find the ``k`` best records for each query; see the protocol.
+        """Return the ``k`` best records for each query; see the protocol.
 
         Without ``exact``, the records scored are the best by their pooled token embeddings, at least a hundred.
         """
-        wanted = check_search(k, group_by)
+        k = check_search(k, group_by)
         tree = parse(where)
         self._call.check_open()
         if len(queries) == 0:
             return []
-        packed = PackedEmbeddings.pack(queries)
-        if packed.dim != self.info.dim:
-            raise DimensionError(f"{self.location}: query", expected=self.info.dim, actual=packed.dim)
+        packed = pack_queries(queries, self.info.dim, self.location)
         for rows in packed:
             check_size(rows, "query")
         filters, candidates = self._filters(tree), self._collection.pool > 0 and not exact
-        found: list[list[Match]] = [[] for _ in queries]
-        limit = (wanted if group_by is None else 4 * wanted) + 1
-        left = list(range(len(packed))) if filters else []
-        while left:
+        results: list[list[Match]] = [[] for _ in queries]
+        limit = (k if group_by is None else 4 * k) + 1
+        pending = list(range(len(packed))) if filters else []
+        while pending:
             prefetch = max(FEWEST_CANDIDATES, self._options.candidates * limit) if candidates else None
-            asked = [
-                make_request(packed[i], chosen, limit, prefetch=prefetch, plain=self._call.local)
-                for i in left
-                for chosen in filters
+            searches = [
+                make_request(packed[i], condition, limit, prefetch=prefetch, plain=self._call.local)
+                for i in pending
+                for condition in filters
             ]
-            answers = self._query(asked)
+            answers = self._query(searches)
             unsettled = []
-            for position, i in enumerate(left):
-                parts = answers[position * len(filters) : (position + 1) * len(filters)]
-                settled = best(parts, limit, wanted, group_by)
-                if settled is None:
+            for position, i in enumerate(pending):
+                hits = best(answers[position * len(filters) : (position + 1) * len(filters)], limit, k, group_by)
+                if hits is None:
                     unsettled.append(i)
                 else:
-                    found[i] = settled
-            left = unsettled
+                    results[i] = hits
+            pending = unsettled
             limit *= 4
-        return found
+        return results
 
     def ids(self, where: Where | Filter | None = None) -> list[str]:
-        """Give ids in code point order; see the protocol."""
+        """Return ids in code point order; see the protocol."""
         return sorted(page_id for _, page_id in self._matching(parse(where)))
 
     def images(self, among: Iterable[str] | None = None) -> set[str]:
-        """Give the image references records hold; see the protocol."""
+        """Return the image references in use; see the protocol."""
         models = self._models
-        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="image"))
-        filters = [models.Filter(must_not=[empty])]
-        if among is not None:
+        if among is None:
+            empty = models.IsEmptyCondition(is_empty=models.PayloadField(key="image"))
+            filters = [models.Filter(must_not=[empty])]
+        else:
             names = sorted(set(among))
-            filters = [
-                models.Filter(
-                    must=[models.FieldCondition(key="image", match=models.MatchAny(any=names[first : first + _PAGE]))]
-                )
-                for first in range(0, len(names), _PAGE)
-            ]
+            batches = [models.MatchAny(any=names[first : first + _PAGE]) for first in range(0, len(names), _PAGE)]
+            filters = [models.Filter(must=[models.FieldCondition(key="image", match=batch)]) for batch in batches]
         self._call.check_open()
-        return {point.payload["image"] for chosen in filters for point in self._scroll(chosen, ["image"])}
+        return {point.payload["image"] for condition in filters for point in self._scroll(condition, ["image"])}
 
     def is_empty(self) -> bool:
-        """Return whether there are no records; one request at most, and none once records are known of.
+        """Return whether there are no records, with one request at most.
 
-        Records that another handle deletes afterwards go unnoticed; see the protocol.
+        Nothing is sent once it is known to have some. Records that another handle deletes afterwards go unnoticed; see
+        the protocol.
         """
         self._call.check_open()
         if not self._has_records:
@@ -275,74 +264,66 @@ class QdrantStore:
             self._has_records = bool(points)
         return not self._has_records
 
+    def close(self) -> None:
+        """Close the connection, unless the client was given; a second call does nothing."""
+        self._call.close()
+
     def __len__(self) -> int:
-        """Count the records."""
         return int(self._call("count", collection_name=self._name, exact=True).count)
 
     def __contains__(self, id: object) -> bool:
-        """Whether there is a record with this id."""
-        return isinstance(id, str) and bool(list(self._retrieve(_points([id]), NAMED)))
-
-    def close(self) -> None:
-        """Let go of the connection, unless the client was handed in; a second call does nothing."""
-        self._call.close()
+        return isinstance(id, str) and bool(list(self._retrieve(_point_ids([id]), NAMED)))
 
     def __enter__(self) -> Self:
-        """Give itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
         self.close()
 
     def __repr__(self) -> str:
-        """Name the address; never the key."""
-        return f"QdrantStore({self.location!r}{', read_only=True' if self._read_only else ''})"
+        return f"QdrantStore({self.location!r}{', read_only=True' if self.read_only else ''})"
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _writable(self) -> None:
+    def _check_writable(self) -> None:
         self._call.check_open()
-        if self._read_only:
+        if self.read_only:
             raise StoreError(f"{self.location}: opened with read_only=True")
 
     def _update(self, method: str, **arguments: Any) -> None:
-        """Write and wait until it is done. ``medium``: one replica decides the order of two writers of one page."""
-        done = self._call(
+        """Write and wait; with ``medium`` one replica orders the writers of a page."""
+        result = self._call(
             method, collection_name=self._name, wait=True, ordering=self._models.WriteOrdering.MEDIUM, **arguments
         )
-        status = str(getattr(done.status, "value", done.status))
-        if status not in ("completed", "acknowledged"):  # "wait_timeout": noted, and not yet in force
+        status = str(getattr(result.status, "value", result.status))
+        if status not in ("completed", "acknowledged"):  # "wait_timeout": accepted, and not yet effective
             kind = StoreUnavailableError if status == "wait_timeout" else StoreError
             raise kind(f"{self.location}: {method}: the server answered {status}")
 
     def _filters(self, tree: Filter | None) -> list[Any]:
-        """Give filters of Qdrant's that together hold for just the pages meant: None for all, no filter for none."""
+        """Return Qdrant filters that together hold for exactly the matching pages.
+
+        ``[None]`` holds for all pages, an empty list for none.
+        """
         compiled = compile_filter(tree, substrings=self._collection.substrings)
         if compiled.exact:
-            return [_as_filter(self._models, compiled.filter)]
+            return [compiled.filter]
         points = [point for point, _ in self._matching(tree)]
         return [has_ids(points[first : first + _IDS_A_FILTER]) for first in range(0, len(points), _IDS_A_FILTER)]
 
     def _matching(self, tree: Filter | None) -> Iterator[tuple[str, str]]:
-        """Go through the pages a filter holds for: point id and page id."""
+        """Iterate over the pages a filter holds for, as point id and page id."""
         compiled = compile_filter(tree, substrings=self._collection.substrings)
-        chosen = _as_filter(self._models, compiled.filter)
-        if compiled.exact:
-            yield from ((str(point.id), point.payload["id"]) for point in self._scroll(chosen, NAMED))
-            return
-        for point in self._scroll(chosen, BRIEF):
-            if matches(tree, read_record(point.payload).page):
+        for point in self._scroll(compiled.filter, NAMED if compiled.exact else BRIEF):
+            if compiled.exact or matches(tree, read_record(point.payload).page):
                 yield str(point.id), point.payload["id"]
 
-    def _scroll(self, chosen: Any, parts: list[str]) -> Iterator[Any]:
+    def _scroll(self, condition: Any, parts: list[str]) -> Iterator[Any]:
         offset = None
         while True:
             points, offset = self._call(
-                "scroll", collection_name=self._name, scroll_filter=chosen, limit=_PAGE, offset=offset,
+                "scroll", collection_name=self._name, scroll_filter=condition, limit=_PAGE, offset=offset,
                 with_payload=parts, with_vectors=False,
             )  # fmt: skip
-            yield from points if parts == ["image"] else check_ours(points, self.location)
+            yield from points if parts == ["image"] else check_origin(points, self.location)
             if offset is None:
                 return
 
@@ -355,24 +336,85 @@ class QdrantStore:
                 with_payload=parts, with_vectors=[FULL] if vectors else False,
             )  # fmt: skip
 
-    def _query(self, asked: list[Any]) -> list[list[Any]]:
+    def _query(self, searches: list[Any]) -> list[list[Any]]:
         answers: list[list[Any]] = []
-        for some in requests(((request, weigh(request)) for request in asked), _QUERIES_A_REQUEST):
-            made = self._call("query_batch_points", collection_name=self._name, requests=some)
-            answers.extend(check_ours(answer.points, self.location) for answer in made)
+        for batch in requests(((search, weigh(search)) for search in searches), _QUERIES_A_REQUEST):
+            responses = self._call("query_batch_points", collection_name=self._name, requests=batch)
+            answers.extend(check_origin(response.points, self.location) for response in responses)
         return answers
 
 
-def _points(ids: Iterable[str]) -> list[str]:
-    """Point ids, each once; an id that no page can have has none."""
-    points: dict[str, None] = {}
-    for page_id in ids:
-        try:
-            points[point_id(page_id)] = None
-        except UnicodeEncodeError:
-            continue
-    return list(points)
+def make_request(
+    rows: NDArray[np.floating[Any]], condition: Any, limit: int, *, prefetch: int | None, plain: bool
+) -> Any:
+    """Return the request for candidates by pooled vectors, then MaxSim of these.
+
+    Args:
+        rows: the query, (n_tokens, dim).
+        condition: a Qdrant filter, or None.
+        limit: most points.
+        prefetch: how many candidates, at least ``limit``; None scores every page.
+        plain: whether it is for the client's local mode, which scans everything and warns of settings.
+
+    Returns:
+        A ``QueryRequest`` of ``qdrant_client.models``.
+    """
+    models = require("qdrant", "qdrant_client.models", "qdrant-client")
+    # In JSON a float32 takes twenty characters. Nine decimals are half as long, and off by a hundredth of what the
+    # server's own rounding of queries to float16 changes.
+    query = np.round(np.asarray(rows, dtype=np.float64), 9).tolist()
+    first = None
+    if prefetch is not None:
+        # The codes alone find candidates: scoring these once more by unquantised pooled vectors would read the disk for
+        # an order that the full vectors are about to make anyway.
+        codes = models.SearchParams(quantization=models.QuantizationSearchParams(rescore=False))
+        first = models.Prefetch(
+            query=query, using=POOLED, filter=condition, limit=max(limit, prefetch), params=None if plain else codes
+        )
+    return models.QueryRequest(
+        query=query,
+        using=FULL,
+        prefetch=first,
+        filter=condition,
+        limit=limit,
+        params=models.SearchParams(exact=True) if first is None and not plain else None,
+        with_payload=BRIEF,
+    )
 
 
-def _as_filter(models: Any, condition: Any) -> Any:
-    return condition if condition is None or isinstance(condition, models.Filter) else models.Filter(must=[condition])
+def weigh(search: Any) -> int:
+    """Return the size of a request of :func:`make_request` as a number of floats."""
+    rows, condition = search.query, search.filter
+    floats = len(rows) * len(rows[0]) + (0 if condition is None else len(condition.model_dump_json()) // BYTES_A_FLOAT)
+    return floats if search.prefetch is None else 2 * floats
+
+
+def best(answers: list[list[Any]], limit: int, k: int, group_by: GroupBy | None) -> list[Match] | None:
+    """Return the ``k`` best answers to one query, or None when it needs more.
+
+    What an answer leaves out scores no more than its last point, and may score as much: equal scores are ordered by id,
+    so all of them are needed before one is chosen.
+
+    Args:
+        answers: points, best first, of requests whose filters share no page.
+        limit: of each request; an answer of fewer points left nothing out.
+        k: most matches.
+        group_by: ``"source"`` takes the best point of each group.
+    """
+    left_out = max((points[-1].score for points in answers if len(points) >= limit), default=None)
+    winners: dict[str, Any] = {}
+    for point in sorted(
+        (point for points in answers for point in points), key=lambda point: (-point.score, point.payload["id"])
+    ):
+        winners.setdefault(point.payload["group" if group_by else "id"], point)
+        if len(winners) == k:
+            break
+    hits = list(winners.values())
+    if left_out is not None and (len(hits) < k or hits[-1].score <= left_out):
+        return None
+    return [Match(read_record(point.payload), float(point.score)) for point in hits]
+
+
+def _point_ids(ids: Iterable[str]) -> list[str]:
+    """Return point ids, each once; an id that no page can have is left out."""
+    return list(dict.fromkeys(point_id(page_id) for page_id in ids if is_unicode(page_id)))

@@ -1,13 +1,10 @@
-"""The embedded store beyond its contract: candidates, codes, compaction, older formats, damage."""
+"""The embedded store beyond its contract: candidates, codes, compaction, damage."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import logging
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,7 @@ import pytest
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
 from colqwen3_retrievers.stores.embedded import compaction
-from colqwen3_retrievers.stores.embedded import reader as embedded_reader
-from colqwen3_retrievers.stores.embedded.schema import APPLICATION_ID
+from colqwen3_retrievers.stores.embedded import store as embedded
 from colqwen3_retrievers.stores.embedded.store import FIRST_CODES, FIRST_SEGMENT, EmbeddedStore
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.vectors.late_interaction import numpy_kernel
@@ -254,32 +250,32 @@ def test_a_file_that_goes_between_two_steps_of_a_search_is_no_fault(
 ) -> None:
     with EmbeddedStore(tmp_path, info=INFO) as store, EmbeddedStore(tmp_path, read_only=True) as reader:
         store.add([record(n) for n in range(20)])
-        original = embedded_reader.read_segments
+        original = embedded.read_segments
 
         def compacted_meanwhile(connection: sqlite3.Connection) -> Any:
             segments = original(connection)
             store.delete([store.ids()[0]])
-            monkeypatch.setattr(embedded_reader, "read_segments", original)
+            monkeypatch.setattr(embedded, "read_segments", original)
             store.compact()
             return segments
 
-        monkeypatch.setattr(embedded_reader, "read_segments", compacted_meanwhile)
+        monkeypatch.setattr(embedded, "read_segments", compacted_meanwhile)
         assert len(reader.search([content(1)], 99)[0]) == 19
 
 
 def test_opening_while_a_file_goes_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedStore(tmp_path, info=INFO) as store:
         store.add([record(n) for n in range(20)])
-        original = embedded_reader.read_segments
+        original = embedded.read_segments
 
         def compacted_meanwhile(connection: sqlite3.Connection) -> Any:
             segments = original(connection)
-            monkeypatch.setattr(embedded_reader, "read_segments", original)
+            monkeypatch.setattr(embedded, "read_segments", original)
             store.delete(["p0003"])
             store.compact()
             return segments
 
-        monkeypatch.setattr(embedded_reader, "read_segments", compacted_meanwhile)
+        monkeypatch.setattr(embedded, "read_segments", compacted_meanwhile)
         with EmbeddedStore(tmp_path, read_only=True) as reader:
             assert len(reader.search([content(1)], 99)[0]) == 19
 
@@ -329,7 +325,7 @@ def flip(path: Path, at: int) -> None:
 
 @pytest.fixture
 def always_two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_reader, "EXACT_PAGES", 0)
+    monkeypatch.setattr(embedded, "EXACT_PAGES", 0)
 
 
 @pytest.mark.usefixtures("always_two_stages")
@@ -367,6 +363,29 @@ def test_a_code_file_may_be_removed_but_not_cut(tmp_path: Path) -> None:
         with store._catalogue.reading() as connection:
             assert connection.execute("SELECT count(*) FROM pages WHERE code_rows = 0").fetchone() == (0,)
     EmbeddedStore(tmp_path).close()
+
+
+def test_code_files_that_are_gone_are_made_again_one_with_each_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SEGMENT_BYTES", 10 * 30 * DIM * 2)
+    monkeypatch.setattr(embedded, "EXACT_PAGES", 0)
+    with EmbeddedStore(tmp_path, info=INFO) as store:
+        for n in range(35):
+            store.add([record(n)])
+        right = ids(store.search([content(2)], 9, exact=True)[0])
+    for path in tmp_path.glob("codes-*"):
+        path.unlink()
+    with EmbeddedStore(tmp_path) as store:
+        for n in range(3):
+            assert ids(store.search([content(2)], 9)[0]) == right
+            store.add([record(n)])
+            names = sorted(path.name for path in tmp_path.glob("codes-*"))
+            assert len(names) == 2 + n and names[-1] == "codes-000005.i8"  # a segment of its own, beside those made
+        store.compact()
+        assert len(list(tmp_path.glob("codes-*"))) == 5
+        assert set(ids(store.search([content(2)], 35)[0])) == {f"p{n:04d}" for n in range(35)}
+        assert everything(store) == expected({f"p{n:04d}": n for n in range(35)})
 
 
 def test_damaged_token_embeddings_are_named_by_a_search(tmp_path: Path) -> None:
@@ -413,92 +432,3 @@ def test_the_factor_of_codes_is_fixed_when_a_store_is_made(tmp_path: Path) -> No
     with EmbeddedStore(tmp_path / "pooled", info=pooled) as store:  # what comes pooled is not pooled again
         store.add([record(1)])
         assert (tmp_path / "pooled" / FIRST_CODES).stat().st_size == 32 * 32
-
-
-# -- the format before -------------------------------------------------------------------------------------------------
-
-VERSION_1 = """
-CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 1), info TEXT NOT NULL, token_type TEXT NOT NULL,
-    generation INTEGER NOT NULL, layout INTEGER NOT NULL);
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL);
-CREATE TABLE pages (key INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT NULL REFERENCES segments,
-    start INTEGER NOT NULL, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL, id TEXT NOT NULL UNIQUE,
-    source TEXT NOT NULL, number INTEGER NOT NULL, label TEXT, sha256 TEXT NOT NULL, image TEXT);
-CREATE INDEX pages_source ON pages (source, number);
-CREATE INDEX pages_sha256 ON pages (sha256);
-CREATE INDEX pages_image ON pages (image) WHERE image IS NOT NULL;
-CREATE TABLE contents (key INTEGER PRIMARY KEY REFERENCES pages ON DELETE CASCADE, metadata TEXT NOT NULL,
-    text TEXT NOT NULL, shape TEXT NOT NULL, clusters BLOB);
-CREATE TABLE facts (key INTEGER NOT NULL REFERENCES pages ON DELETE CASCADE, name TEXT NOT NULL, kind TEXT NOT NULL,
-    value, place INTEGER NOT NULL, PRIMARY KEY (key, name, place)) WITHOUT ROWID;
-CREATE INDEX facts_value ON facts (name, kind, value);
-CREATE TABLE tombstones (key INTEGER PRIMARY KEY, generation INTEGER NOT NULL, segment INTEGER NOT NULL,
-    start INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE INDEX tombstones_generation ON tombstones (generation);
-"""
-
-
-def version_1(folder: Path, seeds: range, replaced: int = 4) -> None:
-    """Write an index as the release before did; its first pages were replaced."""
-    folder.mkdir()
-    tokens = b""
-    with contextlib.closing(sqlite3.connect(folder / "catalogue.sqlite", isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
-        connection.executescript(f"BEGIN; {VERSION_1}")
-        connection.execute("INSERT INTO state VALUES (1, ?, '<f2', 3, 0)", (json.dumps(INFO.to_dict()),))
-        connection.execute("INSERT INTO segments VALUES (1, 'tokens-000001.f16', 0)")
-        for n in [*seeds[:replaced], *seeds]:
-            raw = content(n).astype("<f2").tobytes()
-            made, start = record(n).page, len(tokens) // (2 * DIM)
-            tokens += raw
-            found = connection.execute("SELECT key, start FROM pages WHERE id = ?", (made.id,)).fetchone()
-            if found:
-                connection.execute("INSERT INTO tombstones VALUES (?, 2, 1, ?, 30)", found)
-                connection.execute("DELETE FROM contents WHERE key = ?", found[:1])
-                connection.execute("DELETE FROM pages WHERE key = ?", found[:1])
-            key = connection.execute(
-                "INSERT INTO pages (segment, start, rows, crc32, id, source, number, label, sha256, image) "
-                "VALUES (1, ?, 30, ?, ?, ?, ?, NULL, ?, NULL)",
-                (start, zlib.crc32(raw), made.id, made.source, made.number, made.sha256),
-            ).lastrowid
-            shape = json.dumps({"content": [None, None, None], "visual": None, "grid": None, "tokens": None})
-            connection.execute("INSERT INTO contents VALUES (?, '{}', ?, ?, NULL)", (key, made.text, shape))
-        connection.execute("UPDATE segments SET rows = ?", (len(tokens) // (2 * DIM),))
-        connection.execute("COMMIT")
-    (folder / FIRST_SEGMENT).write_bytes(tokens)
-
-
-def test_an_index_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
-    version_1(tmp_path / "old", range(600))
-    before = (tmp_path / "old" / "catalogue.sqlite").read_bytes()
-    with EmbeddedStore(tmp_path / "old", info=INFO, read_only=True, kernel=Counting()) as store:
-        assert len(store) == 600 and everything(store) == expected({f"p{n:04d}": n for n in range(600)})
-        assert len(store.search([content(1)], 9)[0]) == 9 and counted(store) == 600
-        assert store.ids({"source": "s3.pdf"}) == [f"p{n:04d}" for n in range(3, 600, 40)]
-    assert (tmp_path / "old" / "catalogue.sqlite").read_bytes() == before
-    assert not (tmp_path / "old" / FIRST_CODES).exists()
-
-
-def test_an_index_of_version_1_becomes_current_when_it_is_written(tmp_path: Path) -> None:
-    folder = tmp_path / "old"
-    version_1(folder, range(700))
-    with EmbeddedStore(folder, read_only=True) as beside:
-        right = ids(beside.search([content(7, 9)], 20)[0])
-        with EmbeddedStore(folder, info=INFO, kernel=Counting()) as store:
-            assert ids(store.search([content(7, 9)], 20)[0]) == right and counted(store) == 700  # all are candidates
-            store.add([record(900)])
-            store.delete(["p0900"])
-            with store._catalogue.reading() as connection:
-                (bare,) = connection.execute("SELECT count(*) FROM pages WHERE code_rows = 0").fetchone()
-            assert bare == 700 - 2 * 64  # some with every write
-            assert set(right) <= set(ids(store.search([content(7, 9)], 40)[0]))
-            assert ids(beside.search([content(7, 9)], 20)[0]) == right
-            assert store.compact() == 5 * 30 * DIM * 2  # what was replaced before the format changed counts as dead
-            counted(store)
-            assert ids(store.search([content(7, 9)], 20)[0]) == right and counted(store) < 700
-        assert ids(beside.search([content(7, 9)], 20)[0]) == right
-    with EmbeddedStore(folder) as store:
-        assert everything(store) == expected({f"p{n:04d}": n for n in range(700)})
-        assert ids(store.search([content(7, 9)], 20)[0]) == right

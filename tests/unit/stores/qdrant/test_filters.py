@@ -14,8 +14,7 @@ from colqwen3_retrievers import Page
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.stores.qdrant.collection import vectors_config
 from colqwen3_retrievers.stores.qdrant.filters import compile_filter, filter_payload, index_paths, point_id
-from colqwen3_retrievers.stores.values import Value
-from colqwen3_retrievers.stores.where import Condition, Filter, matches, parse
+from colqwen3_retrievers.stores.where import Condition, Filter, Value, matches, parse
 from tests.contracts.qdrant_edge_engine import EdgeEngine
 from tests.unit.stores.test_where import any_filter, any_page
 

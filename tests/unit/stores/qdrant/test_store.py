@@ -18,8 +18,7 @@ from colqwen3_retrievers.stores.qdrant import store as qdrant
 from colqwen3_retrievers.stores.qdrant.collection import MAX_FLOATS, QdrantOptions
 from colqwen3_retrievers.stores.qdrant.filters import has_ids, point_id
 from colqwen3_retrievers.stores.qdrant.points import make_point, requests
-from colqwen3_retrievers.stores.qdrant.search import make_request, weigh
-from colqwen3_retrievers.stores.qdrant.store import QdrantStore
+from colqwen3_retrievers.stores.qdrant.store import QdrantStore, make_request, weigh
 from colqwen3_retrievers.stores.where import matches
 from tests.contracts.qdrant_server import QdrantServer, serving
 from tests.contracts.store_contract import INFO, by_loops, ids_of, record, tokens
