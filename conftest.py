@@ -42,7 +42,6 @@ NEEDS = {
     "mteb": ["tests/integration/test_eval_mteb.py"],
     "triton": ["src/colqwen3_retrievers/vectors/kernels/triton_scan.py", "tests/contracts/test_fused_kernel.py"],
     "scipy": [
-        "tests/unit/vectors/test_compression.py", "src/colqwen3_retrievers/vectors/compression.py",
         "tests/unit/evaluation/test_measures.py", "src/colqwen3_retrievers/evaluation",
         "tests/integration/test_eval.py", "tests/integration/test_eval_index.py",
     ],

@@ -46,7 +46,7 @@ class OpenedModel:
         Raises:
             CheckpointError: the checkpoint cannot be found or read.
             ConfigError: a dim it was not trained for, or more visual tokens than it reads.
-            MissingExtraError: tokenizers is not installed, or scipy, for pooling.
+            MissingExtraError: tokenizers is not installed.
         """
         checkpoint = open_checkpoint(
             settings.model,
@@ -89,8 +89,6 @@ class OpenedModel:
             include_text=settings.include_text,
             truncate=settings.truncate,
         )
-        if settings.pool_factor > 1:
-            require("pooling", "scipy.cluster")  # before a page is encoded, not after
         return cls(settings, checkpoint, info, renderer, max_pixels)
 
     def finish(self, item: EncoderInput, rows: Float32) -> MultiVector:

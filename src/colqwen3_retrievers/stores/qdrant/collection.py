@@ -100,7 +100,6 @@ def open_collection(
     Raises:
         StoreMismatchError: it is not configured as by this library; the field is named.
         StoreError: it does not exist and cannot be created, or is another program's, or the server is too old.
-        MissingExtraError: pages have to be pooled, and scipy is not installed.
     """
     if info is not None:
         check_width(info, connection.location)
@@ -115,8 +114,6 @@ def open_collection(
             raise StoreError(f"{connection.location}: deleted by another program as soon as it was created")
     collection = _check(connection, description, options)
     if not read_only:
-        if collection.pool > 1:
-            require("pooling", "scipy.cluster.hierarchy")  # now rather than after pages were encoded
         _index(connection, name, description, options)
     return collection
 
@@ -201,12 +198,6 @@ def _describe(connection: Connection, name: str) -> Any:
 
 def _create(connection: Connection, name: str, info: EncoderInfo, options: QdrantOptions) -> None:
     pool, graph = pool_of(info, options), options.graph or 0
-    if pool > 1:
-        try:
-            require("pooling", "scipy.cluster.hierarchy")
-        except ImportError as exc:
-            exc.add_note("or give pool=0 (QdrantOptions): then every search scores every page")
-            raise
     models = require("qdrant", "qdrant_client.models", "qdrant-client")
     try:
         connection(

@@ -90,7 +90,7 @@ class QdrantStore:
         StoreUnavailableError: the server cannot be reached, is too busy, or does not answer in time.
         StoreError: no such collection and no ``info`` to create it; a collection of another program; the API key was
             refused.
-        MissingExtraError: qdrant-client is not installed, or scipy, which pools pages for finding candidates.
+        MissingExtraError: qdrant-client is not installed.
 
     Example:
         >>> import numpy as np

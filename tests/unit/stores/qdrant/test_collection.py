@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page, open_store
-from colqwen3_retrievers.errors import ConfigError, InputTooLongError, MissingExtraError, StoreError, StoreMismatchError
+from colqwen3_retrievers.errors import ConfigError, InputTooLongError, StoreError, StoreMismatchError
 from colqwen3_retrievers.stores.protocol import Record
 from colqwen3_retrievers.stores.qdrant.collection import QdrantOptions, check_width, pool_of, vectors_config
 from colqwen3_retrievers.stores.qdrant.store import QdrantStore
@@ -226,21 +225,3 @@ def test_a_page_or_query_that_does_not_fit_is_refused_before_anything_is_sent(cl
 
 def test_pages_that_are_pooled_are_pooled_less() -> None:
     assert [pool_of(wide(128, pool_factor=n), QdrantOptions()) for n in (1, 2, 3, 6)] == [3, 2, 1, 1]
-
-
-def test_without_scipy_it_says_so_before_anything_is_made(
-    client: QdrantClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.cluster.hierarchy", None)
-    with pytest.raises(MissingExtraError, match="pooling") as caught:
-        QdrantStore("pages", info=INFO, client=client)
-    assert "pool=0" in "".join(caught.value.__notes__) and not client.collection_exists("pages")
-    plain = QdrantStore("pages", info=INFO, client=client, options=QdrantOptions(pool=0))
-    plain.add([record(n, f"p{n}") for n in range(5)])
-    assert len(plain.search([tokens(3)], 3)[0]) == 3
-    make_other = QdrantClient(":memory:")
-    make(make_other)
-    with pytest.raises(MissingExtraError, match="pooling"):
-        QdrantStore("pages", info=INFO, client=make_other)
-    QdrantStore("pages", info=INFO, client=make_other, read_only=True).close()  # searching pools nothing
-    make_other.close()
