@@ -37,7 +37,7 @@ CREATE TABLE entries (
 CREATE INDEX entries_used ON entries (used, size);
 CREATE TABLE contents (
     number INTEGER PRIMARY KEY REFERENCES entries (number) ON DELETE CASCADE,
-    crc32 INTEGER NOT NULL, shape TEXT NOT NULL, vectors BLOB NOT NULL, clusters BLOB
+    crc32 INTEGER NOT NULL, layout TEXT NOT NULL, vectors BLOB NOT NULL
 );
 CREATE TABLE names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, content TEXT NOT NULL);
 """
@@ -84,9 +84,7 @@ class DiskCache:
         """Return the multi-vector of a key, or None."""
 
         def read(connection: sqlite3.Connection) -> MultiVector | None:
-            sql = (
-                "SELECT number, crc32, shape, vectors, clusters FROM entries JOIN contents USING (number) WHERE key = ?"
-            )
+            sql = "SELECT number, crc32, layout, vectors FROM entries JOIN contents USING (number) WHERE key = ?"
             row = connection.execute(sql, (key,)).fetchone()
             if row is None:
                 return None
@@ -117,7 +115,7 @@ class DiskCache:
             sql = "INSERT OR IGNORE INTO entries (key, used, size) SELECT ?, ifnull(max(used), 0) + 1, ? FROM entries"
             entry = connection.execute(sql, (key, size))
             if entry.rowcount:
-                connection.execute("INSERT INTO contents VALUES (?, ?, ?, ?, ?)", (entry.lastrowid, *row))
+                connection.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", (entry.lastrowid, *row))
                 self._evict(connection)
 
         self._write(insert)
@@ -290,35 +288,20 @@ def _closer(connection: sqlite3.Connection) -> Callable[[], None]:
     return close
 
 
-def _parts(multi_vector: MultiVector) -> tuple[int, str, bytes, bytes | None]:
-    """Return a multi-vector as plain data: checksum, shape, token embeddings, clusters."""
-    content, visual, clusters = multi_vector.content, multi_vector.visual, multi_vector.clusters
-    shape = {
-        "rows": multi_vector.vectors.shape,
-        "content": (content.start, content.stop, content.step),
-        "visual": None if visual is None else (visual.start, visual.stop, visual.step),
-        "grid": multi_vector.grid,
-        "tokens": multi_vector.tokens,
-    }
-    text = json.dumps(shape, default=int)  # numpy's integers
+def _parts(multi_vector: MultiVector) -> tuple[int, str, bytes]:
+    """Return a multi-vector as plain data: checksum, layout, token embeddings."""
+    layout = json.dumps({"rows": multi_vector.vectors.shape, **multi_vector.layout()})
     vectors = np.ascontiguousarray(multi_vector.vectors, dtype="<f4").tobytes()
-    pooled = None if clusters is None else clusters.astype("<i4").tobytes()
-    return _checksum(text, vectors, pooled), text, vectors, pooled
+    return _checksum(layout, vectors), layout, vectors
 
 
-def _restored(crc32: int, text: str, vectors: bytes, clusters: bytes | None) -> MultiVector:
-    if _checksum(text, vectors, clusters) != crc32:
+def _restored(crc32: int, text: str, vectors: bytes) -> MultiVector:
+    if _checksum(text, vectors) != crc32:
         raise ValueError("its checksum differs")
-    shape: dict[str, Any] = json.loads(text)
-    return MultiVector(
-        np.frombuffer(vectors, dtype="<f4").reshape(shape["rows"]).astype(np.float32, copy=False),
-        content=slice(*shape["content"]),
-        visual=None if shape["visual"] is None else slice(*shape["visual"]),
-        tokens=None if shape["tokens"] is None else tuple(shape["tokens"]),
-        grid=None if shape["grid"] is None else (shape["grid"][0], shape["grid"][1]),
-        clusters=None if clusters is None else np.frombuffer(clusters, dtype="<i4").astype(np.int32),
-    )
+    layout: dict[str, Any] = json.loads(text)
+    rows = np.frombuffer(vectors, dtype="<f4").reshape(layout["rows"])
+    return MultiVector.from_layout(rows, layout)
 
 
-def _checksum(shape: str, vectors: bytes, clusters: bytes | None) -> int:
-    return zlib.crc32(clusters or b"", zlib.crc32(vectors, zlib.crc32(shape.encode())))
+def _checksum(layout: str, vectors: bytes) -> int:
+    return zlib.crc32(vectors, zlib.crc32(layout.encode()))

@@ -16,11 +16,12 @@ from colqwen3_retrievers.encoding.opened_model import OpenedModel
 from colqwen3_retrievers.encoding.settings import EncoderSettings
 from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES, EngineStats, ModelHandle, about
 from colqwen3_retrievers.engines.options import EngineOptions
-from colqwen3_retrievers.errors import ConfigError, require
+from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.pages.images import ImageSource
 from colqwen3_retrievers.pages.page import Page, Query, Video
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote, local_image
+from colqwen3_retrievers.progress import progress_bar
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.late_interaction import Mode, maxsim
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
@@ -340,31 +341,26 @@ class ColQwen3Encoder:
         """
         results: list[MultiVector] = []
         pending: deque[ListFuture[MultiVector]] = deque()
-        bar: Any = None
-        if show_progress:
-            total = len(source) if isinstance(source, Sized) else None
-            bar = require("torch", "tqdm").tqdm(total=total, unit=f" {unit}", disable=None)
+        total = len(source) if isinstance(source, Sized) else None
+        with progress_bar(show_progress, total, unit) as bar:
 
-        def take() -> None:
-            results.extend(pending.popleft().result())
-            if bar is not None:
-                bar.update()
+            def take() -> None:
+                results.extend(pending.popleft().result())
+                bar.update(1)
 
-        try:
-            for index, item in enumerate(items):
-                future = self._handle.new_future()
-                submit(item, index, future)
-                future.complete()
-                pending.append(future)
-                if len(pending) > IN_FLIGHT_PAGES:
+            try:
+                for index, item in enumerate(items):
+                    future = self._handle.new_future()
+                    submit(item, index, future)
+                    future.complete()
+                    pending.append(future)
+                    if len(pending) > IN_FLIGHT_PAGES:
+                        take()
+                while pending:
                     take()
-            while pending:
-                take()
-        finally:
-            for future in pending:
-                future.cancel()
-            if bar is not None:
-                bar.close()
+            finally:
+                for future in pending:
+                    future.cancel()
         return results
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError
-from colqwen3_retrievers.index.page_adder import progress_bar
 from colqwen3_retrievers.index.page_images import KeptImage, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import BATCH, PageRecords, batches, same_content, same_description
 from colqwen3_retrievers.pages.files import reason_of, user_path
+from colqwen3_retrievers.progress import progress_bar
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import is_qdrant, open_store
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record, check_addable, check_info
@@ -106,11 +106,10 @@ def copy_index(
             images,
         )
         ids = source.ids()
-        with progress_bar(show_progress, len(ids), " pages") as bar:
+        with progress_bar(show_progress, len(ids), "pages") as bar:
             for batch in batches(ids, BATCH):
                 copier.copy(batch)
-                if bar is not None:
-                    bar.update(len(batch))
+                bar.update(len(batch))
         return Copied(**copier.counts)
 
 

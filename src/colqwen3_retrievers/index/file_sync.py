@@ -26,6 +26,7 @@ from colqwen3_retrievers.pages.files import (
 )
 from colqwen3_retrievers.pages.loading import check_name, load_pages
 from colqwen3_retrievers.pages.page import Page, json_object
+from colqwen3_retrievers.progress import Bar
 from colqwen3_retrievers.stores.protocol import MultiVectorStore
 
 _MOVED: Final = "give moved=True (--moved) if it was moved and changed"
@@ -261,12 +262,10 @@ class FileSync:
         listing: the files of the call.
         ledger: of the index's files.
         report: called with each file and page that cannot be used; by raising, it ends the call.
-        bar: a progress bar that counts files, or None.
+        bar: counts files.
     """
 
-    def __init__(
-        self, listing: FileListing, ledger: FileLedger, report: Callable[[Failure], None], bar: Any = None
-    ) -> None:
+    def __init__(self, listing: FileListing, ledger: FileLedger, report: Callable[[Failure], None], bar: Bar) -> None:
         self._listing = listing
         self._records = listing.records
         self._options = listing.options
@@ -283,7 +282,7 @@ class FileSync:
     def run(self, encode: Encode, batch_size: int) -> Synced:
         """Read what changed, store it, and remove what is gone."""
         adder = PageAdder(self._records, encode, self._page_failed, from_files=True)
-        counts = adder.run(self._changed_pages(), batch_size, self)
+        counts = adder.run(self._changed_pages(), batch_size, self._note_stored)
         self._finish()
         renamed = (entry for name, old in self._listing.renamed.items() if name in self._complete for entry in old)
         for entry in (*self._listing.gone, *renamed):
@@ -292,11 +291,9 @@ class FileSync:
         unchanged = counts.unchanged + self._unchanged
         return Synced(counts.added, counts.updated, unchanged, self._removed, tuple(self._failed))
 
-    def update(self, count: int) -> None:
-        """Record that ``count`` more pages are stored; the adder's ``progress``."""
+    def _note_stored(self, count: int) -> None:
         self._committed += count
-        if self._bar is not None:  # the bar counts files, and one may have thousands of pages
-            self._bar.set_postfix_str(f"{self._committed} pages")
+        self._bar.note(f"{self._committed} pages")  # the bar counts files, and one may have thousands of pages
         self._finish()
 
     def _intact(self) -> dict[str, FileEntry]:
@@ -392,12 +389,12 @@ class FileSync:
         error = PageError(reason, source=file.source)
         self._report(error if cause is None else caused_by(error, cause))
         self._failed.append(NotSynced(file.source, None, reason))
-        self._advance()
+        self._bar.update(1)
 
     def _file_unchanged(self, entry: FileEntry) -> None:
         self._unchanged += len(entry.pages)
         self._complete.add(entry.source)
-        self._advance()
+        self._bar.update(1)
 
     def _finish(self) -> None:
         """Record the files whose pages are all stored, and remove the pages they no longer have."""
@@ -415,17 +412,13 @@ class FileSync:
                 entry = replace(entry, stamp=None, digest=None)  # read again by the next sync
             self._ledger.put(entry)
             del self._reading[entry.source]
-            self._advance()
+            self._bar.update(1)
 
     def _remove(self, source: str, present: Iterable[str] = ()) -> None:
         """Remove the pages of a file that are not ``present``."""
         gone = sorted(set(page_ids(self._records.store, source)) - set(present))
         if gone:
             self._removed += self._records.remove(gone)
-
-    def _advance(self) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
 
 
 def page_ids(store: MultiVectorStore, source: str) -> list[str]:

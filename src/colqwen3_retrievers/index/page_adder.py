@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError, require
+from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index.page_images import KeptImage
 from colqwen3_retrievers.index.page_records import BATCH, PageRecords, batches, same_content, same_description
 from colqwen3_retrievers.pages.files import FILE_KEYS
@@ -94,13 +94,12 @@ class PageAdder:
     _seen: dict[str, tuple[str, int]] = field(default_factory=dict)  # digest and position of pages by id
     _counts: Counter[str] = field(default_factory=Counter)
 
-    def run(self, pages: Iterable[Page], batch_size: int, progress: Any = None) -> Added:
-        """Add all pages, and call ``progress.update(n)`` after each batch of n."""
+    def run(self, pages: Iterable[Page], batch_size: int, stored: Callable[[int], object]) -> Added:
+        """Add all pages, and call ``stored(n)`` after each batch of n."""
         with ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="page-images") as threads:
             for batch in self._batches(pages, batch_size):
                 self._commit(batch, threads)
-                if progress is not None:
-                    progress.update(len(batch))
+                stored(len(batch))
         return Added(**self._counts)
 
     def _batches(self, pages: Iterable[Page], size: int) -> Iterator[list[Page]]:
@@ -220,21 +219,6 @@ class PageAdder:
             if record is not None and record.multi_vector is not None and same_content(page, record.page):
                 vectors[page.id] = record.multi_vector  # else another writer replaced it meanwhile
         return vectors
-
-
-@contextlib.contextmanager
-def progress_bar(shown: bool, total: int | None, unit: str) -> Iterator[Any]:
-    """Open a progress bar, drawn on a terminal only; None when it is not wanted.
-
-    >>> with progress_bar(False, 3, " pages") as bar:
-    ...     print(bar)
-    None
-    """
-    if not shown:
-        yield None
-        return
-    with require("torch", "tqdm").tqdm(total=total, unit=unit, disable=None) as bar:
-        yield bar
 
 
 def _prepared(page: Page, future: Future[KeptImage | None]) -> KeptImage | None:

@@ -17,7 +17,7 @@ from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index import row_candidates
 from colqwen3_retrievers.index.file_ledger import open_ledger
 from colqwen3_retrievers.index.file_sync import FileListing, FileSync, Synced, SyncOptions
-from colqwen3_retrievers.index.page_adder import Added, Encode, Failure, OnFailure, PageAdder, PageEncoder, progress_bar
+from colqwen3_retrievers.index.page_adder import Added, Encode, Failure, OnFailure, PageAdder, PageEncoder
 from colqwen3_retrievers.index.page_images import ImageMode, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.index.row_candidates import MAX_ROWS, CandidateRow
@@ -25,6 +25,7 @@ from colqwen3_retrievers.index.search import Question, Search, in_order, to_enco
 from colqwen3_retrievers.pages.files import PagePath, error_policy
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.pages.page import Hit, Page, Query
+from colqwen3_retrievers.progress import progress_bar
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import open_store
 from colqwen3_retrievers.stores.protocol import GroupBy, MultiVectorStore, Record, check_addable, check_ids, check_info
@@ -217,10 +218,10 @@ class PageIndex:
             raise ConfigError(f"pages: expected pages, got {type(pages).__name__}; load_pages reads files")
         report: Callable[[Failure], None] = error_policy(on_error)
         total = len(pages) if isinstance(pages, Sequence) else None
-        with self._encoding(batch_size, cache) as encode, progress_bar(show_progress, total, " pages") as bar:
+        with self._encoding(batch_size, cache) as encode, progress_bar(show_progress, total, "pages") as bar:
             on_failure = None if on_error == "raise" else lambda _, error: report(error)
             adder = PageAdder(self._records, encode, on_failure)
-            return adder.run([pages] if isinstance(pages, Page) else pages, batch_size, bar)
+            return adder.run([pages] if isinstance(pages, Page) else pages, batch_size, bar.update)
 
     def add_files(
         self,
@@ -351,7 +352,7 @@ class PageIndex:
         ):
             listing = FileListing(self._records, options, files.entries())
             listing.find(paths, report)
-            with progress_bar(show_progress, len(listing.files), " files") as bar:
+            with progress_bar(show_progress, len(listing.files), "files") as bar:
                 return FileSync(listing, files, report, bar).run(encode, batch_size)
 
     @contextlib.contextmanager

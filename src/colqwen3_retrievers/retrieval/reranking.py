@@ -24,7 +24,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,9 +35,10 @@ from PIL import Image
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, PageSubmitter
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.encoding.server_scores import server_scores
-from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError, require
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.page import Page, Query
+from colqwen3_retrievers.progress import progress_bar
 from colqwen3_retrievers.retrieval.evidence import Evidence, indexed_picture, without_evidence
 from colqwen3_retrievers.stores.protocol import Record, check_info
 from colqwen3_retrievers.vectors.kernels import default_kernel
@@ -339,10 +340,10 @@ class _Call:
             self._look_up(resources.index)
         positions = [position for position in range(len(candidates)) if position not in self._vectors]
         size = self._options.embed_batch_size or max(1, len(positions))
-        with self._progress(len(candidates)) as advance:
-            advance(len(self._vectors))
+        with progress_bar(self._options.show_progress, len(candidates), "pages") as bar:
+            bar.update(len(self._vectors))
             for first in range(0, max(1, len(positions)), size):
-                pending = self._submit(positions[first : first + size], resources.cache, advance)
+                pending = self._submit(positions[first : first + size], resources.cache, bar.update)
                 while pending or not query.done():
                     yield _settled([query, *pending.values()])
                     if query.done():
@@ -451,14 +452,6 @@ class _Call:
         record = self._records.get(position)
         picture = None if record is None else indexed_picture(record)  # what the index's vectors were made of
         return self._candidates[position].page().image if picture is None else picture
-
-    @contextlib.contextmanager
-    def _progress(self, total: int) -> Generator[Callable[[int], object]]:
-        if not self._options.show_progress:
-            yield lambda _: None
-            return
-        with require("torch", "tqdm").tqdm(total=total, unit=" pages", disable=None) as bar:
-            yield bar.update
 
 
 def _settled(futures: Sequence[Future[Any]]) -> Future[None]:

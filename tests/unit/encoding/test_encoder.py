@@ -516,7 +516,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         ({"device": "cuda"}, ConfigError, "device 'cuda': this torch .* sees no CUDA device"),
         ({"device": "warp"}, ConfigError, "device 'warp'"),
         ({"device": "meta"}, ConfigError, "device 'meta': expected cuda, mps or cpu"),
-        ({"engine": TorchOptions(attn_implementation="flash_attention_2")}, ConfigError, "flash_attention_2' is not"),
+        ({"engine": TorchOptions(attn_implementation="flash_attention_2")}, ConfigError, "flash_attention_2' requires"),
         ({"family": "ops"}, CheckpointError, "no place for embedding_proj_layer"),
         ({"model": "nowhere/at/all"}, CheckpointError, "nowhere/at/all: no such folder"),
     ],
