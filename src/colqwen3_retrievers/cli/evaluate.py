@@ -18,9 +18,9 @@ from colqwen3_retrievers.evaluation.corpus_index import corpus_index
 from colqwen3_retrievers.evaluation.files import check_outputs, write_json
 from colqwen3_retrievers.evaluation.judged import JudgedSet, read_judged_set
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
-from colqwen3_retrievers.evaluation.measuring import evaluate, judge
+from colqwen3_retrievers.evaluation.measuring import evaluate
 from colqwen3_retrievers.evaluation.mteb import MtebRun, run_mteb
-from colqwen3_retrievers.evaluation.results import Evaluation
+from colqwen3_retrievers.evaluation.results import Evaluation, judge
 from colqwen3_retrievers.evaluation.trec import decode_id, read_run, write_qrels, write_run
 from colqwen3_retrievers.pages.files import IMAGE_SUFFIXES
 from colqwen3_retrievers.pages.page import Query
