@@ -45,6 +45,9 @@ class HashingEncoder:
             self.encoded.append(page.id)
         return made
 
+    def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
+        return self.threads.submit(self.encode_pages, list(pages))
+
     def submit_queries(self, queries: Iterable[str | Query]) -> Future[list[MultiVector]]:
         asked = [Query(query) if isinstance(query, str) else query for query in queries]
 

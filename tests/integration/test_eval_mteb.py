@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from colqwen3_retrievers import ColQwen3Encoder, MultiVector, Page
+from colqwen3_retrievers import ColQwen3Encoder
 from colqwen3_retrievers.cli.main import main
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation import MtebSearch, run_mteb
@@ -128,13 +126,6 @@ class Benchmark:
         self.tasks = tasks
 
 
-class SubmittingEncoder(HashingEncoder):
-    """One that pages can be submitted to, as the real one."""
-
-    def submit_pages(self, pages: Iterable[Page]) -> Future[list[MultiVector]]:
-        return self.threads.submit(self.encode_pages, list(pages))
-
-
 def printed(word: str) -> Image.Image:
     image = Image.new("RGB", (320, 224), "white")
     ImageDraw.Draw(image).text((40, 90), word, fill="black", font=ImageFont.load_default(28))
@@ -249,9 +240,7 @@ def test_results_that_are_there_are_not_made_again(
     assert len(encoder.encoded) == N
 
 
-@pytest.mark.parametrize("kind", [HashingEncoder, SubmittingEncoder])
-def test_a_page_is_encoded_once_for_all_subsets(kind: type[HashingEncoder], tmp_path: Path) -> None:
-    encoder = kind()
+def test_a_page_is_encoded_once_for_all_subsets(encoder: HashingEncoder, tmp_path: Path) -> None:
     with MtebSearch(encoder, folder=tmp_path) as search:
         done = mteb.evaluate(search, LanguagesRetrieval(), cache=None, show_progress_bar=False)
         assert len(encoder.encoded) == N + 1
@@ -262,7 +251,6 @@ def test_a_page_is_encoded_once_for_all_subsets(kind: type[HashingEncoder], tmp_
     scores = {row["hf_subset"]: row["recall_at_1"] for row in rows}
     assert scores["french"] == 1.0
     assert scores["english"] == pytest.approx((N - 2) / (N - 1), abs=1e-4)
-    encoder.threads.shutdown()
 
 
 def test_an_id_that_comes_twice_is_refused(encoder: HashingEncoder, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +19,9 @@ from colqwen3_retrievers.evaluation.corpus_index import corpus_index
 from colqwen3_retrievers.evaluation.files import check_outputs, write_json
 from colqwen3_retrievers.evaluation.judged import JudgedSet, read_judged_set
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
-from colqwen3_retrievers.evaluation.measuring import evaluate, judge
+from colqwen3_retrievers.evaluation.measuring import evaluate
 from colqwen3_retrievers.evaluation.mteb import MtebRun, run_mteb
-from colqwen3_retrievers.evaluation.results import Evaluation
+from colqwen3_retrievers.evaluation.results import Evaluation, judge
 from colqwen3_retrievers.evaluation.trec import decode_id, read_run, write_qrels, write_run
 from colqwen3_retrievers.pages.files import IMAGE_SUFFIXES
 from colqwen3_retrievers.pages.page import Query
@@ -34,6 +35,7 @@ _OPTIONS: Final[dict[str, set[str]]] = {  # mode -> the options it takes
     "--mteb": {"exact", "json", "results"} | MODEL_DEFAULTS.keys(),
     "--compare": {"measure", "json", "allow_other_set"},
 }
+_SET_SUFFIXES: Final = (*IMAGE_SUFFIXES, ".pdf", ".tsv", ".jsonl")
 _INDEX_SETTINGS: Final = ("family", "dim", "pool_factor", "max_visual_tokens", "include_text")
 
 
@@ -179,23 +181,21 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse outputs that cannot be written, or that would replace a file of the set, the index or the run."""
     data = Path(options.data)
     outputs = {"--json": options.json, "--run": options.run, "--qrels": options.qrels}
-    names = ("queries.jsonl", "corpus.jsonl", "corpus", f"qrels/{options.split or 'test'}.tsv")
-    inputs = [data / name for name in names]
-    if options.index is not None and not is_qdrant(options.index):
-        inputs.append(Path(options.index))
-    if options.from_run is not None:
-        inputs.append(Path(options.from_run))
-    inputs += [Path(path) for path in outputs.values() if path is not None and _may_be_page(Path(path), data)]
+    inputs = [
+        data / name for name in ("queries.jsonl", "corpus.jsonl", "corpus", f"qrels/{options.split or 'test'}.tsv")
+    ]
+    inputs += [Path(options.index)] if options.index is not None and not is_qdrant(options.index) else []
+    inputs += [Path(options.from_run)] if options.from_run is not None else []
+    # A line of the set may name any such file below its folder.
+    inputs += [
+        Path(output)
+        for output in outputs.values()
+        if output is not None
+        and Path(output).suffix.lower() in _SET_SUFFIXES
+        and os.path.isfile(output)  # noqa: PTH113 - is_file() raises for a long name
+        and data.resolve() in Path(output).resolve().parents
+    ]
     check_outputs(outputs, inputs)
-
-
-def _may_be_page(path: Path, folder: Path) -> bool:
-    """Return whether a path is a file in the set's folder that the set's lines may name."""
-    if path.suffix.lower() not in (*IMAGE_SUFFIXES, ".pdf", ".tsv", ".jsonl"):
-        return False
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    return False
 
 
 def _check_corpus(options: argparse.Namespace, judged: JudgedSet) -> None:

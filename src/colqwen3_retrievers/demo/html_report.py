@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from colqwen3_retrievers.pages.page import Hit
 from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE, Box
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo
 
@@ -46,19 +47,13 @@ class ShownPage:
     """A ranked page as the report shows it.
 
     Attributes:
-        source: its file.
-        number: page number, from 1.
-        label: the number printed on it, if any.
-        score: MaxSim.
+        hit: the page and its score.
         picture: the page with its map laid over it.
         boxes: the regions that answered, as fractions of the page; the report frames them.
         pooled: whether the page was pooled.
     """
 
-    source: str
-    number: int
-    label: str | None
-    score: float
+    hit: Hit
     picture: Image.Image
     boxes: tuple[Box, ...] = ()
     pooled: bool = False
@@ -93,7 +88,8 @@ def write_report(path: Path, answers: Sequence[Answer], *, info: EncoderInfo, n_
 
     >>> import tempfile
     >>> info = EncoderInfo("ab", "tiny", "tomoro", 128, 1, 1280, False, 1)
-    >>> page = ShownPage("a<b>.pdf", 1, None, 3.5, Image.new("RGB", (8, 8)))
+    >>> from colqwen3_retrievers import Page
+    >>> page = ShownPage(Hit(Page(source="a<b>.pdf"), 3.5), Image.new("RGB", (8, 8)))
     >>> out = write_report(Path(tempfile.mkdtemp()) / "r.html", [Answer("x & y", (page,), True)], info=info, n_pages=1)
     >>> text = out.read_text(encoding="utf-8")
     >>> "x &amp; y" in text, "a&lt;b&gt;.pdf" in text, "http" in text
@@ -132,15 +128,16 @@ def _section(number: int, answer: Answer) -> str:
     )
 
 
-def _figure(page: ShownPage, width: int) -> str:
+def _figure(shown: ShownPage, width: int) -> str:
+    page = shown.hit.page
     label = f" ({html.escape(page.label)})" if page.label and page.label != str(page.number) else ""
     name = f"{html.escape(page.source)}, page {page.number}{label}"
-    regions = "".join(_region(box) for box in page.boxes)
-    pooled = f' <span class="dim">{POOLED_NOTE}</span>' if page.pooled else ""
+    regions = "".join(_region(box) for box in shown.boxes)
+    pooled = f' <span class="dim">{POOLED_NOTE}</span>' if shown.pooled else ""
     return (
-        f'<figure><div class="page"><img alt="{name}" src="data:image/jpeg;base64,{_jpeg(page.picture, width)}">'
+        f'<figure><div class="page"><img alt="{name}" src="data:image/jpeg;base64,{_jpeg(shown.picture, width)}">'
         f"{regions}</div><figcaption>{name} "
-        f'<span class="dim">score {page.score:.2f}</span>{pooled}</figcaption></figure>'
+        f'<span class="dim">score {shown.hit.score:.2f}</span>{pooled}</figcaption></figure>'
     )
 
 

@@ -112,16 +112,18 @@ def _draw_pages(index: PageIndex, query: MultiVector, hits: Sequence[Hit], best:
             name = f"{best.name}-{file_stem(Path(page.source).stem)}-page-{page.number}.png"
             (picture if regions is None else regions.overlay(picture, boxes=2)).save(best.with_name(name))
         if regions is None:
-            shown.append(ShownPage(page.source, page.number, page.label, hit.score, picture))
+            shown.append(ShownPage(hit, picture))
         else:
             overlay, boxes = regions.overlay(picture), tuple(regions.boxes(top=2))
-            shown.append(ShownPage(page.source, page.number, page.label, hit.score, overlay, boxes, regions.pooled))
+            shown.append(ShownPage(hit, overlay, boxes, regions.pooled))
     return tuple(shown)
 
 
 def _print_ranking(answer: Answer) -> None:
     mark = {True: "+", False: "-", None: " "}[answer.right]
-    ranking = "   ".join(f"{page.source} p.{page.number} {page.score:.2f}" for page in answer.pages)
+    ranking = "   ".join(
+        f"{hit.page.source} p.{hit.page.number} {hit.score:.2f}" for hit in (page.hit for page in answer.pages)
+    )
     print(f"{mark} {answer.question[:34]:34}  {ranking}", flush=True)
 
 

@@ -6,9 +6,9 @@ Requires the extra ``eval`` for measures, comparisons and reading TREC files, an
 
 from colqwen3_retrievers.evaluation.comparison import Comparison, MeasureComparison, compare
 from colqwen3_retrievers.evaluation.judged import JudgedSet, read_judged_set
-from colqwen3_retrievers.evaluation.measuring import evaluate, judge
+from colqwen3_retrievers.evaluation.measuring import evaluate
 from colqwen3_retrievers.evaluation.mteb import MtebRun, MtebSearch, run_mteb
-from colqwen3_retrievers.evaluation.results import Evaluation
+from colqwen3_retrievers.evaluation.results import Evaluation, judge
 from colqwen3_retrievers.evaluation.trec import read_qrels, read_run, write_qrels, write_run
 
 __all__ = [

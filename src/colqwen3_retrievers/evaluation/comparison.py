@@ -121,8 +121,7 @@ def compare(
         seed: of the random numbers.
 
     Raises:
-        ConfigError: other queries, judgements or pages, no common measure, a damaged evaluation, or an argument that
-            cannot be used.
+        ConfigError: other queries, judgements or pages, no common measure, or an argument that cannot be used.
         MissingExtraError: scipy is not installed (extra ``eval``).
 
     >>> from colqwen3_retrievers.evaluation import judge
@@ -136,11 +135,6 @@ def compare(
     resamples = whole_number(resamples, "resamples", least=100)
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
-    for letter, evaluation in (("A", a), ("B", b)):
-        try:
-            evaluation.check()
-        except ConfigError as exc:
-            raise ConfigError(f"{letter}: {exc}") from exc
     names = [name for name in a.measures if name in b.measures] if measures is None else list(dict.fromkeys(measures))
     for name in names:
         if name not in a.per_query or name not in b.per_query:

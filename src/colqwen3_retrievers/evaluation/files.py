@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.pages.files import reason_of
 
 
 def read_text(path: Path) -> str:
@@ -25,7 +26,7 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as exc:
         if isinstance(exc, UnicodeDecodeError):
             raise ConfigError(f"{path}: not UTF-8") from exc
-        raise ConfigError(f"{path}: cannot be read: {_reason(exc)}") from exc
+        raise ConfigError(f"{path}: cannot be read: {reason_of(exc)}") from exc
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -63,8 +64,7 @@ def write_text(path: str | Path, text: str) -> None:
             return
         target = Path(path).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise ConfigError(f"{path}: cannot be written: it is a folder")
+        _check_no_folder(target)
 
         def write(file: IO[bytes]) -> None:
             file.write(data)
@@ -72,10 +72,8 @@ def write_text(path: str | Path, text: str) -> None:
                 shutil.copymode(target, file.name)
 
         write_atomically(target, write, durable=True)
-    except ConfigError:
-        raise
     except (OSError, ValueError, RuntimeError) as exc:  # ValueError: a NUL in the path; RuntimeError: a loop of links
-        raise ConfigError(f"{path}: cannot be written: {_reason(exc)}") from exc
+        raise ConfigError(f"{path}: cannot be written: {reason_of(exc)}") from exc
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -123,12 +121,11 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | Path
         except ConfigError:
             raise
         except (OSError, ValueError, RuntimeError) as exc:
-            raise ConfigError(f"{option} {given}: cannot be written: {_reason(exc)}") from exc
+            raise ConfigError(f"{option} {given}: cannot be written: {reason_of(exc)}") from exc
 
 
 def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise IsADirectoryError(21, "it is a folder")
+    _check_no_folder(path)
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(13, "it is read-only")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,13 +133,14 @@ def _check_writable(path: Path) -> None:
         pass
 
 
+def _check_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(21, "it is a folder")
+
+
 def _is_device(path: Path) -> bool:
     """Return whether a path is that of a pipe or a terminal, which cannot be replaced; /dev/stdout may be a file."""
     return path.is_relative_to("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
-
-
-def _reason(exc: Exception) -> str:
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
 
 
 def _refuse(name: str) -> None:

@@ -1,10 +1,9 @@
-"""Searches an index for every query of a judged set, and judges the results with ir-measures."""
+"""Searches an index for every query of a judged set, and judges the results."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,52 +13,11 @@ from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.evaluation.judged import JudgedSet
 from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
-from colqwen3_retrievers.evaluation.results import Evaluation
-from colqwen3_retrievers.evaluation.trec import Qrels, Run, check_relevance, check_score
+from colqwen3_retrievers.evaluation.results import Evaluation, judge
 from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
-
-
-def judge(run: Run, qrels: Qrels, *, k: Sequence[int] = DEFAULT_CUTOFFS, measures: Sequence[str] = ()) -> Evaluation:
-    """Judge a run.
-
-    Pages are ranked by score, equal scores by page id, as everywhere in this library (trec_eval alone would rank equal
-    scores by descending id). nDCG uses the relevance as the gain and log2(rank + 1) as the discount (Järvelin and
-    Kekäläinen 2002, https://doi.org/10.1145/582415.582418). A query without a relevant page cannot be judged: no mean
-    includes it. A judged query without results counts 0.
-
-    Args:
-        run: query id -> page id -> score, in any order.
-        qrels: query id -> page id -> relevance; below 1 is not relevant.
-        k: cutoffs of nDCG, recall (``R``), success and MRR (``RR``).
-        measures: further measures by their ir-measures names, as ``"AP@100"``.
-
-    Raises:
-        ConfigError: an unknown measure, a score that is not finite, a relevance that is not a whole number or beyond
-            10,000, or no query with a relevant page.
-        MissingExtraError: ir-measures is not installed (extra ``eval``).
-
-    >>> judge({"q1": {"a": 1.0, "b": 2.0}}, {"q1": {"a": 1}}, k=[1, 2]).measures["RR@2"]   # needs the extra eval
-    0.5
-    """
-    parsed = parse_measures(k, measures)
-    for query, pages in qrels.items():
-        for page, relevance in pages.items():
-            check_relevance(relevance, f"qrels: query {query!r}, page {page!r}")
-    judged = {query: pages for query, pages in qrels.items() if any(relevance > 0 for relevance in pages.values())}
-    if not judged:
-        raise ConfigError("qrels: no query has a relevant page")
-    ordered = {query: _ordered(query, pages) for query, pages in run.items()}
-    by_rank = {  # scores from ranks: the tools order equal scores, and those beyond float32, in other ways
-        query: {page: float(len(pages) - rank) for rank, page in enumerate(pages)} for query, pages in ordered.items()
-    }
-    gains = {query: {page: max(0, rel) for page, rel in pages.items()} for query, pages in judged.items()}
-    per_query = parsed.calculate(gains, by_rank)
-    means = {name: math.fsum(values.values()) / len(values) for name, values in per_query.items()}
-    unjudged = tuple(query for query in {**qrels, **run} if query not in judged)
-    return Evaluation(means, per_query, ordered, {query: dict(pages) for query, pages in qrels.items()}, unjudged)
 
 
 def evaluate(
@@ -155,8 +113,3 @@ def encode_queries(encoder: PageEncoder, queries: Mapping[str, Query | str]) -> 
         if exc.index is None:
             raise
         raise exc.at(exc.index, f"query {list(queries)[exc.index]!r}") from exc
-
-
-def _ordered(query: str, pages: Mapping[str, float]) -> dict[str, float]:
-    scored = {page: check_score(score, f"query {query!r}, page {page!r}") for page, score in pages.items()}
-    return dict(sorted(scored.items(), key=lambda item: (-item[1], item[0])))

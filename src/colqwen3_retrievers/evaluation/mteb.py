@@ -10,20 +10,18 @@ import statistics
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, PageSubmitter
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import CheckpointError, ColQwen3Error, ConfigError, MissingExtraError, require
 from colqwen3_retrievers.evaluation.measuring import encoder_settings
 from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Page, Query
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
 
 _MAX_CACHED = 64 * 2**30  # bytes; at most half of the free disk, as the index needs the rest
 
@@ -54,8 +52,7 @@ class MtebSearch:
         self._n_indexes = 0
         place = Path(self._folder.name)
         capacity = min(_MAX_CACHED, shutil.disk_usage(place).free // 2)
-        submitter = encoder if isinstance(encoder, PageSubmitter) else _BlockingSubmitter(encoder)
-        self._cache = PageEmbeddingCache(submitter, capacity, folder=place / "embeddings")
+        self._cache = PageEmbeddingCache(encoder, capacity, folder=place / "embeddings")
 
     def index(
         self,
@@ -70,14 +67,8 @@ class MtebSearch:
     ) -> None:
         """Encode a corpus and index it, in place of the one before.
 
-        Args:
-            corpus: a data set of rows with ``id`` and ``image`` or ``text`` (and ``title``).
-            task_metadata: unused, as all others but ``encode_kwargs``.
-            hf_split: split.
-            hf_subset: subset.
-            encode_kwargs: ``batch_size`` pages are committed together; ``show_progress_bar``.
-            num_proc: processes.
-            **kwargs: mteb may pass more.
+        ``corpus`` is a data set of rows with ``id`` and ``image`` or ``text`` (and ``title``). Of the other arguments
+        only ``encode_kwargs`` is used: ``batch_size``, pages committed together, and ``show_progress_bar``.
 
         Raises:
             ConfigError: a row with neither image nor text, or a duplicate id.
@@ -110,16 +101,9 @@ class MtebSearch:
     ) -> dict[str, dict[str, float]]:
         """Search the corpus for each query.
 
-        Args:
-            queries: a data set of rows with ``id`` and ``text`` or ``image``.
-            task_metadata: unused.
-            hf_split: split.
-            hf_subset: subset.
-            top_k: maximum pages per query.
-            encode_kwargs: ``batch_size`` queries are searched together.
-            top_ranked: of reranking tasks: query id -> ids of the pages to rank.
-            num_proc: processes.
-            **kwargs: mteb may pass more.
+        ``queries`` is a data set of rows with ``id`` and ``text`` or ``image``; ``top_k`` the most pages a query;
+        ``top_ranked``, of reranking tasks, the ids of the pages to rank by query id. Of the other arguments only
+        ``encode_kwargs`` is used: ``batch_size``, queries searched together.
 
         Returns:
             Query id -> page id -> score.
@@ -189,25 +173,6 @@ class MtebSearch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _BlockingSubmitter:
-    """An encoder without ``submit_pages``, as the cache needs it."""
-
-    def __init__(self, encoder: PageEncoder) -> None:
-        self._encoder = encoder
-
-    @property
-    def info(self) -> EncoderInfo:
-        return self._encoder.info
-
-    def submit_pages(self, pages: Iterable[Page], /) -> Future[list[MultiVector]]:
-        future: Future[list[MultiVector]] = Future()
-        try:
-            future.set_result(self._encoder.encode_pages(pages))
-        except Exception as exc:
-            future.set_exception(exc)
-        return future
 
 
 @dataclass

@@ -1,17 +1,17 @@
-"""The result of an evaluation, as a value and as a file."""
+"""Runs judged with ir-measures, and the results as files."""
 
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.evaluation.files import parse_json, read_text, write_json
-from colqwen3_retrievers.evaluation.trec import Qrels, Run
+from colqwen3_retrievers.evaluation.measures import DEFAULT_CUTOFFS, parse_measures
+from colqwen3_retrievers.evaluation.trec import Qrels, Run, check_relevance, check_score
 
 _FORMAT = 1
 
@@ -72,12 +72,13 @@ class Evaluation:
         values = asdict(self) | {"format": _FORMAT, "qrels": {key: dict(pages) for key, pages in self.qrels.items()}}
         write_json(path, values)
 
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read an evaluation that :meth:`write` wrote.
+    @staticmethod
+    def read(path: str | Path) -> Evaluation:
+        """Read an evaluation that :meth:`write` wrote, and judge its run again.
 
         Raises:
             ConfigError: no such file, not an evaluation, or a damaged one.
+            MissingExtraError: ir-measures is not installed (extra ``eval``).
 
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.json"
@@ -92,59 +93,58 @@ class Evaluation:
         if values.pop("format") != _FORMAT:
             raise ConfigError(f"{path}: an evaluation of another format")
         try:
-            for name in ("unjudged", "unknown_pages"):
-                if not isinstance(values.get(name, []), list):
-                    raise ConfigError(f"{name}: expected a list")
-                values[name] = tuple(values.get(name, ()))
-            evaluation = cls(**values)
-            evaluation.check()
-        except TypeError as exc:  # another set of fields
-            raise ConfigError(f"{path}: damaged: {str(exc).removeprefix('Evaluation.__init__() ')}") from exc
+            evaluation = judge(values["run"], values["qrels"], k=(), measures=tuple(values["measures"]))
+            settings, seconds = (
+                None if values[name] is None else dict(values[name]) for name in ("settings", "seconds")
+            )
+            unknown_pages = tuple(values["unknown_pages"])
         except ConfigError as exc:
             raise ConfigError(f"{path}: damaged: {exc}") from exc
-        return evaluation
-
-    def check(self) -> None:
-        """Check that all parts have the right types and agree with each other.
-
-        Raises:
-            ConfigError: a part that does not.
-        """
-        _check_table(self.run, "run", numbers.Real)
-        _check_table(self.qrels, "qrels", int)
-        _check_table(self.per_query, "per_query", numbers.Real)
-        _check_numbers(self.measures, "measures", numbers.Real)
-        for name in ("settings", "seconds"):
-            if not isinstance(getattr(self, name), Mapping | None):
-                raise ConfigError(f"{name}: expected an object")
-        for name in ("unjudged", "unknown_pages"):
-            if not all(isinstance(item, str) for item in getattr(self, name)):
-                raise ConfigError(f"{name}: expected ids")
-        judged = {query for query, pages in self.qrels.items() if any(relevance > 0 for relevance in pages.values())}
-        if not judged or not self.measures:
-            raise ConfigError("no measures of any query")
-        if set(self.measures) != set(self.per_query):
-            raise ConfigError("measures and per_query are of different measures")
-        for name, values in self.per_query.items():
-            if set(values) != judged:
-                example = min(set(values) ^ judged)
-                raise ConfigError(f"per_query: {name} and the judgements are of different queries, as {example!r}")
-            if abs(math.fsum(values.values()) / len(values) - self.measures[name]) > 1e-6 * max(
-                1.0, *map(abs, values.values())
-            ):
-                raise ConfigError(f"measures: {name} is not the mean of its queries")
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:  # a part is missing or of another type
+            raise ConfigError(f"{path}: damaged: {exc!r}") from exc
+        return replace(evaluation, unknown_pages=unknown_pages, settings=settings, seconds=seconds)
 
 
-def _check_table(value: object, name: str, kind: type) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}: expected an object")
-    for key, row in value.items():
-        _check_numbers(row, f"{name}: {key}", kind)
+def judge(run: Run, qrels: Qrels, *, k: Sequence[int] = DEFAULT_CUTOFFS, measures: Sequence[str] = ()) -> Evaluation:
+    """Judge a run.
+
+    Pages are ranked by score, equal scores by page id, as everywhere in this library (trec_eval alone would rank equal
+    scores by descending id). nDCG uses the relevance as the gain and log2(rank + 1) as the discount (Järvelin and
+    Kekäläinen 2002, https://doi.org/10.1145/582415.582418). A query without a relevant page cannot be judged: no mean
+    includes it. A judged query without results counts 0.
+
+    Args:
+        run: query id -> page id -> score, in any order.
+        qrels: query id -> page id -> relevance; below 1 is not relevant.
+        k: cutoffs of nDCG, recall (``R``), success and MRR (``RR``).
+        measures: further measures by their ir-measures names, as ``"AP@100"``.
+
+    Raises:
+        ConfigError: an unknown measure, a score that is not finite, a relevance that is not a whole number or beyond
+            10,000, or no query with a relevant page.
+        MissingExtraError: ir-measures is not installed (extra ``eval``).
+
+    >>> judge({"q1": {"a": 1.0, "b": 2.0}}, {"q1": {"a": 1}}, k=[1, 2]).measures["RR@2"]   # needs the extra eval
+    0.5
+    """
+    parsed = parse_measures(k, measures)
+    for query, pages in qrels.items():
+        for page, relevance in pages.items():
+            check_relevance(relevance, f"qrels: query {query!r}, page {page!r}")
+    judged = {query: pages for query, pages in qrels.items() if any(relevance > 0 for relevance in pages.values())}
+    if not judged:
+        raise ConfigError("qrels: no query has a relevant page")
+    ordered = {query: _ordered(query, pages) for query, pages in run.items()}
+    by_rank = {  # scores from ranks: the tools order equal scores, and those beyond float32, in other ways
+        query: {page: float(len(pages) - rank) for rank, page in enumerate(pages)} for query, pages in ordered.items()
+    }
+    gains = {query: {page: max(0, rel) for page, rel in pages.items()} for query, pages in judged.items()}
+    per_query = parsed.calculate(gains, by_rank)
+    means = {name: math.fsum(values.values()) / len(values) for name, values in per_query.items()}
+    unjudged = tuple(query for query in {**qrels, **run} if query not in judged)
+    return Evaluation(means, per_query, ordered, {query: dict(pages) for query, pages in qrels.items()}, unjudged)
 
 
-def _check_numbers(value: object, name: str, kind: type) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}: expected an object")
-    for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, kind) or not math.isfinite(number):  # type: ignore[arg-type]
-            raise ConfigError(f"{name}: {key}: expected a number, got {number!r}")
+def _ordered(query: str, pages: Mapping[str, float]) -> dict[str, float]:
+    scored = {page: check_score(score, f"query {query!r}, page {page!r}") for page, score in pages.items()}
+    return dict(sorted(scored.items(), key=lambda item: (-item[1], item[0])))

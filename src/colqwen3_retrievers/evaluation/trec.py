@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -29,6 +29,8 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 MAX_RELEVANCE: Final = 10_000
 """Highest relevance: trec_eval loops over all values up to the highest, too long at 10^6, and crashes at 2^31."""
+
+_Value = TypeVar("_Value", int, float)
 
 _UNFIT = re.compile(r"[\s\x00-\x1f\x7f]|%(?=[0-9A-Fa-f]{2})")  # \s is what str.split() separates words at
 
@@ -156,15 +158,8 @@ def read_run(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, fl
     >>> read_run(path)                                                                 # needs the extra eval
     {'q1': {'my page': 2.0}}
     """
-    run: dict[str, dict[str, float]] = {}
     form = "'query Q0 page rank score tag' with a number as score"
-    for where, query, page, score in _records(path, "read_trec_run", form, decode):
-        if page in run.setdefault(query, {}):
-            raise ConfigError(f"{where}: query {query!r} has the page {page!r} twice")
-        run[query][page] = check_score(score, where)
-    if not run:
-        raise ConfigError(f"{path}: no lines")
-    return run
+    return _read(path, "read_trec_run", form, check_score, decode=decode)
 
 
 def read_qrels(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, int]]:
@@ -187,15 +182,8 @@ def read_qrels(path: str | Path, *, decode: bool = True) -> dict[str, dict[str, 
     >>> read_qrels(path)                                                               # needs the extra eval
     {'q1': {'my page': 1}}
     """
-    qrels: dict[str, dict[str, int]] = {}
     form = "'query 0 page relevance' with a whole number as relevance"
-    for where, query, page, relevance in _records(path, "read_trec_qrels", form, decode):
-        if page in qrels.setdefault(query, {}):
-            raise ConfigError(f"{where}: query {query!r}, page {page!r} is judged twice")
-        qrels[query][page] = check_relevance(relevance, where)
-    if not qrels:
-        raise ConfigError(f"{path}: no judgements")
-    return qrels
+    return _read(path, "read_trec_qrels", form, check_relevance, decode=decode)
 
 
 def check_score(value: object, name: str) -> float:
@@ -221,13 +209,24 @@ class _Lines(io.StringIO):
         return self.line
 
 
-def _records(path: str | Path, reader: str, form: str, decode: bool) -> Iterator[tuple[str, str, str, Any]]:
-    """Yield the place, query, page and value of each line, as a reader of ir-measures parses it."""
+def _read(
+    path: str | Path, reader: str, form: str, check: Callable[[object, str], _Value], *, decode: bool
+) -> dict[str, dict[str, _Value]]:
+    """Read the value of each query and page of a file, whose lines a reader of ir-measures parses."""
     read = getattr(require("eval", "ir_measures", "ir-measures"), reader)
     lines = _Lines(read_text(Path(path)))
+    values: dict[str, dict[str, _Value]] = {}
     try:
         for query, page, value, *_ in read(lines):
-            names = (decode_id(query), decode_id(page)) if decode else (query, page)
-            yield f"{path}:{lines.number}", *names, value
+            where = f"{path}:{lines.number}"
+            query, page = (decode_id(query), decode_id(page)) if decode else (query, page)
+            if page in values.setdefault(query, {}):
+                raise ConfigError(f"{where}: query {query!r}, page {page!r} comes twice")
+            values[query][page] = check(value, where)
     except ValueError as exc:
+        if isinstance(exc, ConfigError):
+            raise
         raise ConfigError(f"{path}:{lines.number}: expected {form}, got {lines.line.strip()[:80]!r}") from exc
+    if not values:
+        raise ConfigError(f"{path}: no lines")
+    return values

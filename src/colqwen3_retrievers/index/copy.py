@@ -99,73 +99,60 @@ def copy_index(
         if target is source or (_place(target) is not None and _place(target) == _place(source)):
             raise ConfigError(f"{source.location}: source and destination are the same")
         check_addable(target.info, source.info, target.location)
-        copier = _Copier(
-            PageRecords(source, PageImages(images_folder(source, src_images_dir), "store")),
-            PageRecords(target, PageImages(images_folder(target, dst_images_dir), "store")),
-            batch_size,
-            images,
-        )
+        from_records = PageRecords(source, PageImages(images_folder(source, src_images_dir), "store"))
+        to_records = PageRecords(target, PageImages(images_folder(target, dst_images_dir), "store"))
         ids = source.ids()
+        counts: Counter[str] = Counter()
         with progress_bar(show_progress, len(ids), "pages") as bar:
             for batch in batches(ids, BATCH):
-                copier.copy(batch)
+                counts += _copy_pages(from_records, to_records, batch, batch_size, images)
                 bar.update(len(batch))
-        return Copied(**copier.counts)
+        return Copied(**counts)
 
 
-class _Copier:
-    """Copies pages and counts them."""
+def _copy_pages(
+    source: PageRecords, target: PageRecords, ids: Sequence[str], batch_size: int, with_images: bool
+) -> Counter[str]:
+    """Copy those of these pages that the target does not have as they are, and return the counts of them all."""
+    existing = {record.page.id: record for record in target.store.get(ids)}
+    records = source.store.get(ids)  # without ids deleted meanwhile
+    outcomes = [_copy_image(record, source.images, target.images) for record in records if with_images]
+    changed = [record.page.id for record in records if not _same(record, existing.get(record.page.id))]
+    added = 0
+    for batch in batches(changed, batch_size):
+        copies = source.store.get(batch, vectors=True)
+        target.store.add(copies)
+        added += sum(record.page.id not in existing for record in copies)
+    updated = [existing[page_id] for page_id in changed if page_id in existing]
+    if with_images:
+        target.remove_unused(record.image for record in updated)
+    counts = Counter(outcome for outcome in outcomes if outcome is not None)
+    counts.update(added=added, updated=len(updated), unchanged=len(records) - len(changed))
+    return counts
 
-    def __init__(self, source: PageRecords, target: PageRecords, batch_size: int, with_images: bool) -> None:
-        self._source = source
-        self._target = target
-        self._batch_size = batch_size
-        self._with_images = with_images
-        self.counts: Counter[str] = Counter()
 
-    def copy(self, ids: Sequence[str]) -> None:
-        """Copy those of these pages that the target does not have as they are."""
-        existing = {record.page.id: record for record in self._target.store.get(ids)}
-        records = self._source.store.get(ids)  # without ids deleted meanwhile
-        if self._with_images:
-            for record in records:
-                self._copy_image(record)
-        changed = [record.page.id for record in records if not _same(record, existing.get(record.page.id))]
-        for batch in batches(changed, self._batch_size):
-            copies = self._source.store.get(batch, vectors=True)
-            self._target.store.add(copies)
-            self.counts["added"] += sum(record.page.id not in existing for record in copies)
-        updated = [existing[page_id] for page_id in changed if page_id in existing]
-        if self._with_images:
-            self._target.remove_unused(record.image for record in updated)
-        self.counts["updated"] += len(updated)
-        self.counts["unchanged"] += len(records) - len(changed)
-
-    def _copy_image(self, record: Record) -> None:
-        """Copy a record's stored image unless the target has it."""
-        reference, source, target = record.image, self._source.images, self._target.images
-        if reference is None or Path(reference).is_absolute():
-            return
-        if source.folder is not None and source.folder == target.folder:
-            return
-        for images, name in ((target, "dst_images_dir"), (source, "src_images_dir")):
-            if images.folder is None:
-                raise ConfigError(f"page {record.page.id!r} has a stored image: give {name}=, or images=False")
-        path, copy = source.path(reference), target.path(reference)
-        if path is None or copy is None or copy.exists():
-            return
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            self.counts["missing_images"] += 1
-            return
-        except OSError as exc:
-            raise StoreError(f"{path}: the image of page {record.page.id!r} cannot be read: {reason_of(exc)}") from exc
-        if f"{hashlib.sha256(data).hexdigest()}.png" != reference:
-            raise StoreError(
-                f"{path}: the image of page {record.page.id!r} is not what was written: the disk is at fault"
-            )
-        self.counts["images"] += len(target.write([KeptImage(reference, data)]))
+def _copy_image(record: Record, source: PageImages, target: PageImages) -> str | None:
+    """Copy a record's stored image unless the target has it, and return the count of :class:`Copied` to raise."""
+    reference = record.image
+    if reference is None or Path(reference).is_absolute():
+        return None
+    if source.folder is not None and source.folder == target.folder:
+        return None
+    for images, name in ((target, "dst_images_dir"), (source, "src_images_dir")):
+        if images.folder is None:
+            raise ConfigError(f"page {record.page.id!r} has a stored image: give {name}=, or images=False")
+    path, copy = source.path(reference), target.path(reference)
+    if path is None or copy is None or copy.exists():
+        return None
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return "missing_images"
+    except OSError as exc:
+        raise StoreError(f"{path}: the image of page {record.page.id!r} cannot be read: {reason_of(exc)}") from exc
+    if f"{hashlib.sha256(data).hexdigest()}.png" != reference:
+        raise StoreError(f"{path}: the image of page {record.page.id!r} is not what was written: the disk is at fault")
+    return "images" if target.write([KeptImage(reference, data)]) else None
 
 
 def _place(store: MultiVectorStore) -> str | None:

@@ -9,24 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from colqwen3_retrievers.cache.page_cache import PageSubmitter
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.index.page_images import KeptImage
 from colqwen3_retrievers.index.page_records import BATCH, PageRecords, batches, same_content, same_description
 from colqwen3_retrievers.pages.files import FILE_KEYS
 from colqwen3_retrievers.pages.page import Page, Query
 from colqwen3_retrievers.stores.protocol import Record
-from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
+from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 _IMAGE_THREADS = 2
 
 
-class PageEncoder(Protocol):
+class PageEncoder(PageSubmitter, Protocol):
     """An encoder as an index uses it, such as :class:`~colqwen3_retrievers.encoding.encoder.ColQwen3Encoder`."""
-
-    @property
-    def info(self) -> EncoderInfo:
-        """What determines its multi-vectors."""
-        ...
 
     def encode_pages(self, pages: Iterable[Page], /) -> list[MultiVector]:
         """Encode pages, in order."""

@@ -28,7 +28,15 @@ from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.progress import progress_bar
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.location import open_store
-from colqwen3_retrievers.stores.protocol import GroupBy, MultiVectorStore, Record, check_addable, check_ids, check_info
+from colqwen3_retrievers.stores.protocol import (
+    GroupBy,
+    MultiVectorStore,
+    Record,
+    check_addable,
+    check_deletion,
+    check_ids,
+    check_info,
+)
 from colqwen3_retrievers.stores.where import Filter, Where, parse
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
@@ -243,19 +251,9 @@ class PageIndex:
         An unchanged file is not opened, as in :meth:`sync`. A file that would replace the pages of another one that the
         index knows by the same name is an error, and no page is lost.
 
-        Args:
-            paths: as in :func:`~colqwen3_retrievers.pages.loading.load_pages`, patterns too.
-            root: as in :meth:`sync`.
-            max_pixels: as in :meth:`sync`.
-            password: as in :meth:`sync`.
-            metadata: as in :meth:`sync`.
-            on_error: as in :meth:`add`, for files too.
-            moved: as in :meth:`sync`.
-            show_progress: as in :meth:`sync`.
-            batch_size: as in :meth:`add`.
-            cache: as in :meth:`add`.
-            ledger: as in :meth:`sync`; a store elsewhere without ``images_dir`` needs none, and then file names are not
-                remembered from call to call.
+        The arguments are those of :meth:`sync`, except that ``paths`` may be patterns too, ``on_error`` is that of
+        :meth:`add`, for files too, and a store elsewhere without ``images_dir`` needs no ``ledger``: file names are
+        then not remembered from call to call.
 
         Returns:
             How many pages were added, updated and unchanged, and what failed and why.
@@ -398,15 +396,11 @@ class PageIndex:
         >>> PageIndex.open("my-index").delete(where={"source": "old.pdf"})                    # doctest: +SKIP
         12
         """
-        store, tree = self._writable(), parse(where)
-        if ids is None and tree is None:
-            raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
+        store = self._writable()
+        named, tree = check_deletion(ids, where)
         with self._records.lock:
-            selected = store.ids(tree) if ids is None else check_ids(ids)
-            if ids is not None and tree is not None:
-                matching = set(store.ids(tree))
-                selected = [page_id for page_id in selected if page_id in matching]
-            return self._records.remove(selected)
+            matching = store.ids(tree) if named is None or tree is not None else named
+            return self._records.remove(matching if named is None else sorted(set(matching) & set(named)))
 
     def compact(self) -> int:
         """Free the space of replaced and deleted pages now; a folder does so by itself at 30 %, Qdrant always.

@@ -10,8 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,9 @@ from tests.hashing import INFO, HashingEncoder, picture
 ROOT = Path(__file__).parents[3]
 
 
-class Submitting(HashingEncoder):
-    """An encoder as a cache wants it; it counts what it encodes."""
-
-    def submit_pages(self, pages: Iterable[Page], /) -> Future[list[MultiVector]]:
-        listed = list(pages)
-        return self.threads.submit(self.encode_pages, listed)
-
-
 @pytest.fixture
-def encoder() -> Iterator[Submitting]:
-    made = Submitting()
+def encoder() -> Iterator[HashingEncoder]:
+    made = HashingEncoder()
     yield made
     made.threads.shutdown()
 
@@ -156,7 +147,7 @@ def test_another_programs_database_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_fault_while_in_use_is_logged_and_work_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoder: Submitting
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoder: HashingEncoder
 ) -> None:
     cache = PageEmbeddingCache(encoder, folder=tmp_path)
     page = Page(id="a", text="revenue rose")
@@ -296,7 +287,7 @@ def test_a_child_that_cannot_open_the_file_never_touches_its_parents(
 # -- the cache over it -------------------------------------------------------------------------------------------------
 
 
-def test_another_run_encodes_nothing(tmp_path: Path, encoder: Submitting) -> None:
+def test_another_run_encodes_nothing(tmp_path: Path, encoder: HashingEncoder) -> None:
     picture(1).save(tmp_path / "a.png")
     pages = [Page(id="a", image=tmp_path / "a.png"), Page(id="b", image=picture(2)), Page(id="c", text="revenue")]
     with PageEmbeddingCache(encoder, folder=tmp_path / "cache") as cache:
@@ -309,7 +300,7 @@ def test_another_run_encodes_nothing(tmp_path: Path, encoder: Submitting) -> Non
     assert len(encoder.encoded) == 3
 
 
-def test_a_picture_is_known_by_what_it_shows(tmp_path: Path, encoder: Submitting) -> None:
+def test_a_picture_is_known_by_what_it_shows(tmp_path: Path, encoder: HashingEncoder) -> None:
     shown = picture(3)
     for name in ("a.png", "b.bmp", "c.tif"):
         shown.save(tmp_path / name)
@@ -324,7 +315,7 @@ def test_a_picture_is_known_by_what_it_shows(tmp_path: Path, encoder: Submitting
         assert encoder.encoded == ["rendered", "changed"]
 
 
-def test_a_digest_that_a_caller_gave_does_not_mix_pages(tmp_path: Path, encoder: Submitting) -> None:
+def test_a_digest_that_a_caller_gave_does_not_mix_pages(tmp_path: Path, encoder: HashingEncoder) -> None:
     pages = [Page(id=str(n), image=picture(n), sha256="of the whole file") for n in (1, 2)]
     pages += [Page(id=f"text {n}", text=f"words {n}", sha256="of the whole file") for n in (1, 2)]
     with PageEmbeddingCache(encoder, folder=tmp_path) as cache:
@@ -344,7 +335,7 @@ def test_what_shaped_an_embedding_keeps_it_apart(tmp_path: Path, change: dict[st
     page = Page(id="a", image=picture(1), text="revenue")
     made = []
     for info in (INFO, dataclasses.replace(INFO, **change), dataclasses.replace(INFO, model="/moved", verified=False)):
-        encoder = Submitting(info)
+        encoder = HashingEncoder(info)
         with PageEmbeddingCache(encoder, folder=tmp_path) as cache:
             cache.get_or_encode([page])
         made.append(len(encoder.encoded))
@@ -356,7 +347,7 @@ def test_what_shaped_an_embedding_keeps_it_apart(tmp_path: Path, change: dict[st
 def test_text_beside_a_picture_counts_only_where_it_is_encoded(
     tmp_path: Path, include_text: bool, encodings: int
 ) -> None:
-    encoder = Submitting(dataclasses.replace(INFO, include_text=include_text))
+    encoder = HashingEncoder(dataclasses.replace(INFO, include_text=include_text))
     with PageEmbeddingCache(encoder, folder=tmp_path) as cache:
         cache.get_or_encode([Page(id="a", image=picture(1), text="x")])
         cache.get_or_encode([Page(id="a", image=picture(1), text="y")])
@@ -364,7 +355,7 @@ def test_text_beside_a_picture_counts_only_where_it_is_encoded(
     encoder.threads.shutdown()
 
 
-def test_a_page_is_found_before_it_is_written(tmp_path: Path, encoder: Submitting) -> None:
+def test_a_page_is_found_before_it_is_written(tmp_path: Path, encoder: HashingEncoder) -> None:
     cache = PageEmbeddingCache(encoder, folder=tmp_path)
     go = threading.Event()
     cache._writer.submit(go.wait, 10)  # type: ignore[union-attr]
@@ -379,7 +370,7 @@ def test_a_page_is_found_before_it_is_written(tmp_path: Path, encoder: Submittin
 
 
 def test_a_slow_disk_does_not_fill_the_memory(
-    tmp_path: Path, encoder: Submitting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, encoder: HashingEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = encoder.multi_vector("revenue", None).vectors.nbytes
     monkeypatch.setattr(page_cache, "_MOST_UNWRITTEN", 3 * size)
@@ -396,7 +387,7 @@ def test_a_slow_disk_does_not_fill_the_memory(
         assert len(cache) == 4
 
 
-def test_many_threads_encode_each_content_once(tmp_path: Path, encoder: Submitting) -> None:
+def test_many_threads_encode_each_content_once(tmp_path: Path, encoder: HashingEncoder) -> None:
     barrier = threading.Barrier(6)
     failed: list[Exception] = []
 
@@ -418,7 +409,7 @@ def test_many_threads_encode_each_content_once(tmp_path: Path, encoder: Submitti
     assert sorted(encoder.encoded) == list("abcde")
 
 
-def test_a_page_that_cannot_be_read_is_named_and_nothing_kept(tmp_path: Path, encoder: Submitting) -> None:
+def test_a_page_that_cannot_be_read_is_named_and_nothing_kept(tmp_path: Path, encoder: HashingEncoder) -> None:
     (tmp_path / "torn.png").write_bytes(b"torn")
     pages = [Page(id="good", text="good"), Page(id="torn", image=tmp_path / "torn.png")]
     with PageEmbeddingCache(encoder, folder=tmp_path / "cache") as cache:
@@ -428,17 +419,17 @@ def test_a_page_that_cannot_be_read_is_named_and_nothing_kept(tmp_path: Path, en
         assert len(cache) <= 1
 
 
-def test_bad_arguments(tmp_path: Path, encoder: Submitting) -> None:
+def test_bad_arguments(tmp_path: Path, encoder: HashingEncoder) -> None:
     for wrong in (7, "", b"x"):
         with pytest.raises(ConfigError, match="folder"):
             PageEmbeddingCache(encoder, folder=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_bytes"):
         PageEmbeddingCache(encoder, max_bytes=-1, folder=tmp_path)
-    with pytest.raises(ConfigError, match="submit_pages"), opened_cache(tmp_path, HashingEncoder()):
+    with pytest.raises(ConfigError, match="submit_pages"), opened_cache(tmp_path, object()):
         pass
 
 
-def test_it_says_where_it_is(tmp_path: Path, encoder: Submitting) -> None:
+def test_it_says_where_it_is(tmp_path: Path, encoder: HashingEncoder) -> None:
     with PageEmbeddingCache(encoder, 2**20, folder=tmp_path) as cache:
         assert str(tmp_path) in repr(cache)
         assert "1,048,576" in repr(cache)
@@ -446,7 +437,7 @@ def test_it_says_where_it_is(tmp_path: Path, encoder: Submitting) -> None:
 
 def _ask_in_child(cache: PageEmbeddingCache, answers: Any) -> None:
     try:
-        cache.encoder = Submitting()
+        cache.encoder = HashingEncoder()
         made = cache.get_or_encode([Page(id="a", text="known"), Page(id="b", text="of the child")])
         cache.flush()
         answers.put((len(cache.encoder.encoded), len(made), cache._disk._pid == os.getpid()))
@@ -456,7 +447,7 @@ def _ask_in_child(cache: PageEmbeddingCache, answers: Any) -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_opens_the_file_anew(tmp_path: Path, encoder: Submitting) -> None:
+def test_a_forked_child_opens_the_file_anew(tmp_path: Path, encoder: HashingEncoder) -> None:
     with PageEmbeddingCache(encoder, folder=tmp_path) as cache:
         cache.get_or_encode([Page(id="a", text="known")])
         cache.flush()

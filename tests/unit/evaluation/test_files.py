@@ -76,8 +76,8 @@ def test_bad_lines_of_a_run_are_named(text: str, message: str, tmp_path: Path) -
         ("q 0 a\n", "qrels:1: expected 'query 0 page relevance' with a whole number as relevance, got 'q 0 a'"),
         ("\nq 0 a 0.5\n", "qrels:2: expected .*got 'q 0 a 0.5'"),
         ("q 0 a 20000\n", "qrels:1: relevance: .*got 20000"),
-        ("q 0 a 1\r\nq 0 a 1\r\n", "qrels:2: .*judged twice"),
-        ("\n", "no judgements"),
+        ("q 0 a 1\r\nq 0 a 1\r\n", "qrels:2: .*comes twice"),
+        ("\n", "no lines"),
     ],
 )
 def test_bad_lines_of_judgements_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -791,16 +791,8 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path: Path, encoder: Hashin
     assert not before & set(encoder.encoded)
 
 
-class Submitting(HashingEncoder):
-    """The same, as a cache wants it."""
-
-    def submit_pages(self, pages: Any) -> Any:
-        listed = list(pages)
-        return self.threads.submit(self.encode_pages, listed)
-
-
 def test_a_page_seen_elsewhere_comes_from_the_cache(tmp_path: Path, reports: Path) -> None:
-    encoder = Submitting()
+    encoder = HashingEncoder()
     with PageIndex.open(tmp_path / "one", encoder) as index:
         assert index.sync(reports, cache=tmp_path / "cache") == Synced(added=5)
     assert len(encoder.encoded) == 5
@@ -819,11 +811,9 @@ def test_a_page_seen_elsewhere_comes_from_the_cache(tmp_path: Path, reports: Pat
 
 
 def test_a_cache_of_another_encoder_is_refused(index: PageIndex, reports: Path) -> None:
-    other = Submitting(dataclasses.replace(INFO, fingerprint="other"))
+    other = HashingEncoder(dataclasses.replace(INFO, fingerprint="other"))
     with pytest.raises(StoreMismatchError, match="fingerprint"):
         index.sync(reports, cache=PageEmbeddingCache(other))
-    with pytest.raises(ConfigError, match="submit_pages"):
-        index.sync(reports, cache=Path(index.location) / "cache")
     assert len(index) == 0
 
 

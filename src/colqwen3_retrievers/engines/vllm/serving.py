@@ -10,7 +10,6 @@ projection's bias, and without an error. This command line prevents that:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import NEEDED_BY_VLLM, config_overrides, write_folder
-from colqwen3_retrievers.errors import ConfigError, EngineError
+from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.models.checkpoint import open_checkpoint
 from colqwen3_retrievers.models.families import FAMILIES, VISUAL_TOKEN_SIDE, Family, get_family
 from colqwen3_retrievers.pages.files import user_path
@@ -228,73 +227,3 @@ def show_command(command: Sequence[str]) -> str:
         else:
             lines.append(shlex.quote(part))
     return " \\\n  ".join(lines)
-
-
-def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``colqwen3 serve`` to a parser."""
-    parser.add_argument("model", metavar="MODEL", help="hub name, folder or 'tiny'")
-    parser.add_argument("--run", action="store_true", help="start the server instead of printing its command line")
-    parser.add_argument("--family", choices=tuple(FAMILIES), help="of a model the family table does not name")
-    parser.add_argument(
-        "--folder", metavar="DIR", help="write what vLLM needs beside the weights, and serve from there"
-    )
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="(8000)")
-    parser.add_argument("--served-name", metavar="NAME", help="the name clients ask for (MODEL)")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the backbone (bfloat16)")
-    parser.add_argument("--max-visual-tokens", type=int, metavar="N", help="most visual tokens a page")
-    parser.add_argument("--videos", action="store_true", help="let clients say the times of a video's frames")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of one input")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs the model is cut over (1)")
-    parser.add_argument("--gpu-memory", type=float, default=VLLMOptions().gpu_memory_utilization, metavar="SHARE",
-                        help="share of each GPU's memory (0.9)")  # fmt: skip
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="vllm", help="vllm serve, or python -m ...")
-    parser.add_argument("--vllm-options", default="", metavar="TEXT", help="further options for vLLM, in one text")
-
-
-def serve(arguments: argparse.Namespace) -> int:
-    """Run ``colqwen3 serve``: print the server's command line, or start the server.
-
-    Args:
-        arguments: of a parser that :func:`add_serve_arguments` filled.
-
-    Returns:
-        0 after printing. With ``--run`` the server replaces this process.
-
-    Raises:
-        ConfigError: an invalid argument.
-        CheckpointError: a folder that is no checkpoint.
-        EngineError: vLLM is not installed here.
-    """
-    try:
-        extra = shlex.split(arguments.vllm_options)
-    except ValueError as exc:
-        raise ConfigError(f"--vllm-options: {exc}") from exc
-    command = serve_command(
-        arguments.model,
-        family=arguments.family,
-        folder=arguments.folder,
-        revision=arguments.revision,
-        host=arguments.host,
-        port=arguments.port,
-        served_name=arguments.served_name,
-        dtype=arguments.dtype,
-        max_visual_tokens=arguments.max_visual_tokens,
-        videos=arguments.videos,
-        options=VLLMOptions(
-            gpu_memory_utilization=arguments.gpu_memory,
-            tensor_parallel_size=arguments.gpus,
-            max_model_len=arguments.max_model_len,
-        ),
-        launcher=arguments.launcher,
-        extra=extra,
-    )
-    if not arguments.run:
-        sys.stdout.write(show_command(command) + "\n")
-        return 0
-    sys.stdout.flush()
-    try:
-        os.execvpe(command[0], command, server_environment())  # noqa: S606 - replacing this process is the point
-    except OSError as exc:
-        raise EngineError(f"{command[0]}: cannot be started: {exc.strerror}; is vLLM installed here?") from exc

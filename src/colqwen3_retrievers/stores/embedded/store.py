@@ -45,7 +45,6 @@ from colqwen3_retrievers.stores.embedded import rows as table
 from colqwen3_retrievers.stores.embedded.catalogue import (
     FILE_NAME,
     Catalogue,
-    Extents,
     Segment,
     add_segment,
     create,
@@ -272,7 +271,18 @@ class EmbeddedStore:
                 extents = extents.take(np.searchsorted(extents.keys, select_keys(connection, tree)))
             if not len(extents.keys):
                 return [[] for _ in queries]
-            return self._find(connection, packed, extents, k, group_by, exact or len(extents.keys) <= EXACT_PAGES)
+            segments = self._segments(connection)
+            turn = max(1, _MAX_SCORES // len(extents.keys))
+            matches: list[list[Match]] = []
+            for first in range(0, len(packed), turn):
+                part = PackedEmbeddings.pack([packed[i] for i in range(first, min(first + turn, len(packed)))])
+                if exact or len(extents.keys) <= EXACT_PAGES:
+                    scores = self._files.scores(connection, part, extents, segments)
+                    hits = [best(connection, extents.keys, row, k, group_by) for row in scores]
+                else:
+                    hits = two_stage(connection, self._files, part, extents, segments, k, group_by)
+                matches += [[Match(table.by_key(connection, key), score) for score, key in row] for row in hits]
+            return matches
 
         try:
             return self._reading(lambda connection: find(connection, exact))
@@ -358,28 +368,6 @@ class EmbeddedStore:
         segments = read_segments(connection)
         self._files.keep_maps(segments)
         return segments
-
-    def _find(
-        self,
-        connection: Connection,
-        queries: PackedEmbeddings,
-        extents: Extents,
-        k: int,
-        group_by: GroupBy | None,
-        exact: bool,
-    ) -> list[list[Match]]:
-        segments = self._segments(connection)
-        turn = max(1, _MAX_SCORES // len(extents.keys))
-        matches: list[list[Match]] = []
-        for first in range(0, len(queries), turn):
-            part = PackedEmbeddings.pack([queries[i] for i in range(first, min(first + turn, len(queries)))])
-            if exact:
-                scores = self._files.scores(connection, part, extents, segments)
-                hits = [best(connection, extents.keys, row, k, group_by) for row in scores]
-            else:
-                hits = two_stage(connection, self._files, part, extents, segments, k, group_by)
-            matches += [[Match(table.by_key(connection, key), score) for score, key in row] for row in hits]
-        return matches
 
     def _check_writable(self) -> None:
         if self.read_only:

@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreUnavailableError, require
 
-SCHEMES: Final = ("qdrant", "qdrants", "qdrant+path")
 API_KEY_VARIABLE: Final = "QDRANT_API_KEY"
 
 _DEFAULT_PORT = 6333

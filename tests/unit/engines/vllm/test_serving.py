@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -26,8 +25,6 @@ from colqwen3_retrievers.engines.vllm.folder import write_folder
 from colqwen3_retrievers.engines.vllm.key import RequireKey
 from colqwen3_retrievers.engines.vllm.serving import (
     CHAT_TEMPLATES,
-    add_serve_arguments,
-    serve,
     serve_command,
     server_environment,
     show_command,
@@ -219,9 +216,9 @@ def test_folder_is_of_the_revision_asked_for(tmp_path: Path, monkeypatch: pytest
     assert asked == ["abc"]
 
 
-def test_options_that_no_shell_understands() -> None:
-    with pytest.raises(ConfigError, match="--vllm-options: No closing quotation"):
-        serve(parse("tiny", "--vllm-options=--x 'y"))
+def test_options_that_no_shell_understands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "tiny", "--vllm-options=--x 'y"]) == 1
+    assert "--vllm-options: No closing quotation" in capsys.readouterr().err
 
 
 # -- chat templates ----------------------------------------------------------------------------------------------------
@@ -280,37 +277,18 @@ def test_videos_only_where_there_is_a_prompt(family: Family) -> None:
 # -- printing, running, keys -------------------------------------------------------------------------------------------
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_serve_arguments(parser)
-    return parser.parse_args(arguments)
-
-
 def test_serve_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = parse("tiny", "--port", "81", "--gpus", "2", "--gpu-memory", "0.5", "--vllm-options=--max-num-seqs 8")
-    assert serve(arguments) == 0
+    arguments = ["--port", "81", "--gpus", "2", "--gpu-memory", "0.5", "--vllm-options=--max-num-seqs 8"]
+    assert main(["serve", "tiny", *arguments]) == 0
     printed = shlex.split(capsys.readouterr().out.replace("\\\n", ""))
     options = VLLMOptions(tensor_parallel_size=2, gpu_memory_utilization=0.5)
     assert printed == serve_command("tiny", port=81, options=options, extra=["--max-num-seqs", "8"])
 
 
-RUN = """
-import argparse, sys
-from colqwen3_retrievers.errors import EngineError
-from colqwen3_retrievers.engines.vllm.serving import add_serve_arguments, serve
-parser = argparse.ArgumentParser()
-add_serve_arguments(parser)
-try:
-    serve(parser.parse_args(["tiny", "--run"]))
-except EngineError as exc:
-    sys.exit(f"ours: {exc}")
-"""
-
-
 def run(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", RUN], text=True, capture_output=True, timeout=60, check=False,
-        cwd=Path(__file__).parents[4], env={**os.environ, "PATH": str(path), **environment},
+        [sys.executable, "-m", "colqwen3_retrievers", "serve", "tiny", "--run"], text=True, capture_output=True,
+        timeout=60, check=False, cwd=Path(__file__).parents[4], env={**os.environ, "PATH": str(path), **environment},
     )  # fmt: skip
 
 
@@ -330,7 +308,7 @@ def test_serve_becomes_the_server(tmp_path: Path) -> None:
 def test_serve_where_vllm_is_not(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 1
-    assert "ours: vllm: cannot be started" in done.stderr
+    assert "colqwen3: vllm: cannot be started" in done.stderr
 
 
 def test_environment_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
