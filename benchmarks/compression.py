@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from reporting import machine
 
 from colqwen3_retrievers import PackedEmbeddings, maxsim
-from colqwen3_retrievers.vectors.codes import binarise, quantise_rows, unbinarise
+from colqwen3_retrievers.vectors.codes import quantise
 from colqwen3_retrievers.vectors.compression import cluster_means, l2_normalise, pool_tokens, truncate
 from colqwen3_retrievers.vectors.kernels import default_kernel
 from colqwen3_retrievers.vectors.multi_vector import Float32
@@ -52,10 +52,14 @@ def coded(rows: Float32, code: Code) -> tuple[Float32, int]:
     if code == "float16":
         return rows.astype(np.float16).astype(np.float32), rows.size * 2
     if code == "int8":
-        codes, scales = quantise_rows(rows)
-        return codes * scales.reshape(-1, 1), codes.nbytes + scales.size * 4
-    bits = binarise(rows)
-    return unbinarise(bits, rows.shape[1]), bits.nbytes
+        codes, scales = quantise(rows, each_row=True)
+        return codes * scales, codes.nbytes + scales.size * 4
+    return signs_of(rows), len(rows) * -(-rows.shape[1] // 8)
+
+
+def signs_of(rows: Float32) -> Float32:
+    """What one bit a component keeps of token embeddings: unit rows of plus or minus 1 / sqrt(dim)."""
+    return np.where(rows > 0, 1, -1).astype(np.float32) / np.float32(np.sqrt(rows.shape[1]))
 
 
 def pooled_by(method: PoolingMethod, rows: Float32, factor: int) -> Float32:

@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import store_data
 import torch
-from compression import pooled_by
+from compression import pooled_by, signs_of
 from store_data import Corpus
 
 from colqwen3_retrievers import EncoderInfo, MultiVector, PackedEmbeddings, Page, maxsim
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 from colqwen3_retrievers.stores.protocol import Record
-from colqwen3_retrievers.vectors.codes import binarise, page_code, quantise, query_codes, unbinarise
+from colqwen3_retrievers.vectors.codes import page_code, quantise, query_codes
 from colqwen3_retrievers.vectors.compression import pool_tokens
 from colqwen3_retrievers.vectors.kernels import default_kernel, default_scan
 from colqwen3_retrievers.vectors.multi_vector import Float32
@@ -150,14 +150,14 @@ def codes(corpora: list[Corpus]) -> Iterator[str]:
         components = corpus.pages.vectors.size
         yield row("float16, all tokens", 2 * components, exact)
         made = [quantise(page) for page in pages]
-        yield row("int8, all tokens", components, approximate([rows * np.float32(scale) for rows, scale in made]))
-        bits = [unbinarise(binarise(page), corpus.dim) for page in pages]
+        yield row("int8, all tokens", components, approximate([rows * scale for rows, scale in made]))
+        bits = [signs_of(page) for page in pages]
         yield row("1 bit, all tokens", components / 8, approximate(bits))
         for factor in (2, 3, 6):
             pooled = [pool_tokens(page, factor)[0] for page in pages]
             yield row(f"Ward by {factor}, float16", 2 * sum(p.size for p in pooled), approximate(pooled))
             if factor == 3:
-                bits = [unbinarise(binarise(page), corpus.dim) for page in pooled]
+                bits = [signs_of(page) for page in pooled]
                 yield row("Ward by 3, 1 bit", sum(p.size for p in pooled) / 8, approximate(bits))
                 flat = [pooled_by("sequential", page, 3) for page in pages]
                 yield row("sequential by 3, float16", 2 * sum(p.size for p in flat), approximate(flat))

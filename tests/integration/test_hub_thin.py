@@ -66,7 +66,8 @@ def serve(hub: Hub, store: str | None) -> ThreadingHTTPServer:
                 tag = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
                 self.send(200, body, tag, with_body=with_body)
             elif store is not None:
-                self.send(302, b"", {"Location": f"{store}/{file.name}"}, with_body=False)
+                size = {"X-Linked-Size": str(file.stat().st_size)}
+                self.send(302, b"", {"Location": f"{store}/{file.name}", **size}, with_body=False)
             else:
                 self.weights(file)
 

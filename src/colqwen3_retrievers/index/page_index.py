@@ -22,7 +22,7 @@ from colqwen3_retrievers.index.page_images import ImageMode, PageImages, images_
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.index.row_candidates import MAX_ROWS, CandidateRow
 from colqwen3_retrievers.index.search import Question, Search, in_order, to_encode
-from colqwen3_retrievers.pages.files import PagePath, error_policy
+from colqwen3_retrievers.pages.files import PagePath, error_policy, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.progress import progress_bar
@@ -607,6 +607,38 @@ class PageIndex:
         if not candidates:
             return []
         return self.search(query, k, where={"id": {"$in": candidates}}, exact=True)
+
+
+def opened_index(
+    index: PageIndex | str | os.PathLike[str],
+    encoder: PageEncoder | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
+    *,
+    read_only: bool = True,
+) -> PageIndex:
+    """Return an index that may be given open or by its location.
+
+    Args:
+        index: the index, or its location; read-only, that can be opened beside another writer.
+        encoder: with a location: encodes the queries, and with ``read_only=False`` creates a new index.
+        images_dir: with a location that is not a folder: the folder of its images.
+        read_only: for a location, as in :meth:`PageIndex.open`.
+
+    Raises:
+        ConfigError: neither, or an open index together with another encoder or ``images_dir`` than its own.
+        StoreError: no index there.
+        StoreMismatchError: the index was made by another model than the encoder's.
+    """
+    if isinstance(index, str | os.PathLike):
+        return PageIndex.open(index, encoder, images_dir=images_dir, read_only=read_only)
+    if not isinstance(index, PageIndex):
+        raise ConfigError(f"index: expected a PageIndex or a location, got {type(index).__name__}")
+    # An adapter's copy is constructed from the index opened here and the arguments it was opened with.
+    if images_dir is not None and user_path(images_dir).absolute() != index.images_dir:
+        raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
+    if encoder is not None and encoder is not index.encoder:
+        raise ConfigError("encoder: the index is open and has its own; give its location, or no encoder")
+    return index
 
 
 def _reopen(location: str, encoder: PageEncoder | None, images: ImageMode, images_dir: Path | None) -> PageIndex:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -50,31 +49,6 @@ CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainS
 
 RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(checked_remote)]
 """Which web addresses may be fetched: see :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`."""
-
-
-def open_index(
-    index: PageIndex | str | Path, encoder: ColQwen3Encoder | None, images_dir: str | Path | None = None
-) -> PageIndex:
-    """Return an open index; a location is opened for reading, which is possible beside another writer.
-
-    Args:
-        index: the index, or its location.
-        encoder: with a location: encodes the queries.
-        images_dir: with an address: the folder of its images.
-
-    Raises:
-        ConfigError: an open index together with another encoder or ``images_dir`` than its own.
-        StoreError: no index there.
-        StoreMismatchError: the index was made by another model than the encoder's.
-    """
-    if not isinstance(index, PageIndex):
-        return PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=True)
-    # A copy with other settings is constructed from the index opened here and the arguments it was opened with.
-    if images_dir is not None and user_path(images_dir).absolute() != index.images_dir:
-        raise ConfigError("images_dir: the index is open and has its own; give its location, or no images_dir")
-    if encoder is not None and encoder is not index.encoder:
-        raise ConfigError("encoder: the index is open and has its own; give the index's folder, or no encoder")
-    return index
 
 
 def checked_query(query: str | Query) -> str | Query:

@@ -17,9 +17,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.langchain.documents import hits_to_documents
-from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, open_index, pickled
+from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
@@ -85,7 +85,7 @@ class ColQwen3Retriever(BaseRetriever):
     @model_validator(mode="after")
     def _open(self) -> Self:
         self._owns_index = not isinstance(self.index, PageIndex)
-        self.index = open_index(self.index, self.encoder, self.images_dir)
+        self.index = opened_index(self.index, self.encoder, self.images_dir)
         return self
 
     # -- one query -----------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class ColQwen3Retriever(BaseRetriever):
     def _pages(self) -> PageIndex:
         index = self.index
         if not isinstance(index, PageIndex):  # assigned after the retriever was made
-            index = self.index = open_index(index, self.encoder, self.images_dir)
+            index = self.index = opened_index(index, self.encoder, self.images_dir)
         return index
 
     # -- callbacks -----------------------------------------------------------------------------------------------------

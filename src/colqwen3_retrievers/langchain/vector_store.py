@@ -22,7 +22,7 @@ from langchain_core.vectorstores import VectorStore
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.index.search import Question, to_encode
 from colqwen3_retrievers.langchain.diversity import check_lambda, diverse_hits
 from colqwen3_retrievers.langchain.documents import (
@@ -97,15 +97,7 @@ class ColQwen3VectorStore(VectorStore):
         read_only: bool = False,
     ) -> None:
         self._owns_index = not isinstance(index, PageIndex)
-        if isinstance(index, PageIndex):
-            for name, value in (("encoder", encoder), ("images_dir", images_dir)):
-                if value is not None:
-                    raise ConfigError(f"{name}: the index is open and has its own; give its location, or no {name}")
-            self.index = index
-        elif isinstance(index, str | Path):
-            self.index = PageIndex.open(os.fspath(index), encoder, images_dir=images_dir, read_only=read_only)
-        else:
-            raise ConfigError(f"index: expected a PageIndex or its folder, got {type(index).__name__}")
+        self.index = opened_index(index, encoder, images_dir, read_only=read_only)
 
     @property
     def embeddings(self) -> None:

@@ -31,7 +31,7 @@ from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError, StoreError
-from colqwen3_retrievers.index.page_index import PageIndex
+from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.llama_index.filters import where_of
 from colqwen3_retrievers.llama_index.node_records import (
     NODE_RECORD,
@@ -150,15 +150,7 @@ class ColQwen3Retriever(BaseRetriever):
         self._evidence = Evidence(boxes, heatmaps)
         self._owns_index = not isinstance(index, PageIndex)
         self._images_dir = None if images_dir is None else user_path(images_dir).absolute()
-        if isinstance(index, PageIndex):
-            for name, value in (("encoder", encoder), ("images_dir", images_dir)):
-                if value is not None:
-                    raise ConfigError(f"{name}: an open index has its own; pass it to PageIndex.open")
-            self._index = index
-        elif isinstance(index, str | os.PathLike):
-            self._index = PageIndex.open(index, encoder, images_dir=images_dir, read_only=read_only)
-        else:
-            raise ConfigError(f"index: expected a PageIndex or a location, got {type(index).__name__}")
+        self._index = opened_index(index, encoder, images_dir, read_only=read_only)
 
     @classmethod
     def from_nodes(
@@ -554,18 +546,10 @@ class ColQwen3Retriever(BaseRetriever):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle settings and index: copies in this process share the index, others open it read-only."""
-        return _copy, (type(self), self._index, self._images_dir, self._settings())
+        return partial(type(self), images_dir=self._images_dir, **self._settings()), (self._index,)
 
     def __repr__(self) -> str:
         return f"ColQwen3Retriever({self._index.location!r}, similarity_top_k={self.similarity_top_k})"
-
-
-def _copy(
-    kind: type[ColQwen3Retriever], index: PageIndex, images_dir: Path | None, settings: dict[str, Any]
-) -> ColQwen3Retriever:
-    retriever = kind(index, **settings)
-    retriever._images_dir = images_dir  # for persist; the index has its own
-    return retriever
 
 
 def _query_bundle(question: QueryType | Query) -> QueryType:

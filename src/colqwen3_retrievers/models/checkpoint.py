@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,7 @@ from colqwen3_retrievers.models.families import (
     tell_family,
 )
 from colqwen3_retrievers.models.hub import HubFiles
-from colqwen3_retrievers.models.tensor_table import (
-    LocalFiles,
-    TensorRecord,
-    WeightFiles,
-    read_json,
-    read_tensor_table,
-    some_names,
-)
+from colqwen3_retrievers.models.tensor_table import LocalFiles, TensorRecord, read_json, read_tensor_table, some_names
 from colqwen3_retrievers.pages.files import user_path
 
 DEFAULT_MODEL = "TomoroAI/tomoro-colqwen3-embed-4b"
@@ -46,6 +40,7 @@ _VISION_FACTS: dict[str, Any] = {
     "num_position_embeddings": 2304, "deepstack_visual_indexes": None, "hidden_act": "gelu_pytorch_tanh",
 }  # fmt: skip
 _SAMPLE = 4096  # bytes of each tensor that go into a fingerprint
+_AT_ONCE = 16  # parts of files read concurrently: a hub takes its time for each
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _FILES = [*_SMALL_FILES, "*.safetensors"]
 
@@ -152,8 +147,8 @@ def open_checkpoint(
     folder = locate(name, revision=revision, weights=weights)
     config = _read_config(folder, name)
     local = weights or name == "tiny" or user_path(name).is_dir() or _has_weights(folder, name)
-    files: WeightFiles = LocalFiles(folder) if local else HubFiles(name, folder.name)  # a snapshot's name is its commit
-    source = read_tensor_table(folder, name, remote=None if local else files)
+    remote = None if local else HubFiles(name, folder.name)  # a snapshot's name is its commit
+    source = read_tensor_table(folder, name, remote=remote)
     projections = {part for tensor in source for part in tensor.split(".") if part in PROJECTION_NAMES}
     row = get_family(family) if family else tell_family(config, projections, model=name)
     tensors = _canonical(source, row, name)
@@ -174,7 +169,7 @@ def open_checkpoint(
         matryoshka_dims=tuple(sorted({dim, *(d for d in extra if 0 < d < dim)}, reverse=True)),
         min_pixels=low,
         max_pixels=high,
-        fingerprint=_fingerprint(config, tensors, files),
+        fingerprint=_fingerprint(config, tensors, remote or LocalFiles(folder)),
     )
 
 
@@ -287,7 +282,7 @@ def _image_processor(folder: Path, name: str) -> dict[str, Any]:
     return settings
 
 
-def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files: WeightFiles) -> str:
+def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files: LocalFiles | HubFiles) -> str:
     """Return the digest of what makes two checkpoints' embeddings comparable.
 
     Of the config, the values that shape a vector, in any spelling; of the tensors, the whole projection and some bytes
@@ -300,15 +295,19 @@ def _fingerprint(config: dict[str, Any], tensors: dict[str, TensorRecord], files
         "rope": rope_facts(config, "checkpoint"),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    parts: list[tuple[str, int, int]] = []
-    for name, record in sorted(tensors.items()):
+
+    def sample(name: str) -> bytes:
+        record = tensors[name]
         start, length = record.start, record.end - record.start
         if not name.startswith("projection.") and length > _SAMPLE:
             start, length = start + (length - _SAMPLE) // 2, _SAMPLE
-        parts.append((record.file.name, start, length))
-    for (name, record), content in zip(sorted(tensors.items()), files.read_all(parts), strict=True):
-        digest.update(f"\0{name}\0{record.dtype}\0{record.shape}\0".encode())
-        digest.update(content)
+        return files.read(record.file.name, start, length)
+
+    names = sorted(tensors)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for name, content in zip(names, pool.map(sample, names), strict=True):
+            digest.update(f"\0{name}\0{tensors[name].dtype}\0{tensors[name].shape}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 

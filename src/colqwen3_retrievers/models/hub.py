@@ -5,15 +5,11 @@ The headers of the safetensors and the bytes that go into a fingerprint are a fe
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from colqwen3_retrievers.errors import CheckpointError, require
 
-_AT_ONCE: Final = 16
 _TIMEOUT: Final = 60.0
 
 
@@ -32,63 +28,48 @@ class HubFiles:
         self._hub: Any = require("server", "huggingface_hub", "huggingface-hub")
         self._model = model
         self._commit = commit
-        self._sizes: dict[str, int] = {}
-        self._places: dict[str, tuple[str, dict[str, str]]] = {}
+        self._metadata: dict[str, Any] = {}  # of each file: its size, and where the hub redirects to
 
     def size(self, file: str) -> int:
         """Return a file's size in bytes.
 
         Raises:
-            CheckpointError: no such file, or the hub does not say.
+            CheckpointError: the hub is unreachable, has no such file, or does not say.
         """
-        if file not in self._sizes:
-            self.read(file, 0, 8)
-        return self._sizes[file]
-
-    def read_all(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Read many parts, several at once.
-
-        Args:
-            parts: file, first byte and number of bytes of each.
-
-        Raises:
-            CheckpointError: as :meth:`read`.
-        """
-        for file in {file for file, _, _ in parts}:
-            self.size(file)  # follows the redirect once a file
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(lambda part: self.read(*part), parts))
+        if file not in self._metadata:
+            try:
+                self._metadata[file] = self._hub.get_hf_file_metadata(self._url(file), timeout=_TIMEOUT)
+            except Exception as exc:  # of the HTTP library that this version of huggingface_hub uses
+                raise CheckpointError(f"{self._model}: {file} cannot be read on the hub: {exc}") from exc
+        if self._metadata[file].size is None:
+            raise CheckpointError(f"{self._model}: the hub does not tell the size of {file}")
+        return int(self._metadata[file].size)
 
     def read(self, file: str, start: int, length: int) -> bytes:
         """Read one part.
 
         Raises:
-            CheckpointError: the hub is unreachable, has no such file, or does not serve parts of files.
+            CheckpointError: as :meth:`size`, or the hub does not serve parts of files.
         """
-        if length == 0:
+        if length == 0 or start >= self.size(file):
             return b""
-        url, headers = self._places.get(file) or (
-            self._hub.hf_hub_url(self._model, file, revision=self._commit), self._hub.utils.build_hf_headers(),
-        )  # fmt: skip
-        headers = {**headers, "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        session = self._hub.utils.get_session()
+        url = self._metadata[file].location
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        if urlsplit(url).netloc == urlsplit(self._url(file)).netloc:  # the key stays with the hub
+            headers = {**self._hub.utils.build_hf_headers(), **headers}
         try:
-            with session.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
-                if response.status_code != 206:  # 200 would be the start of the whole file
-                    raise CheckpointError(f"{self._model}: {file}: HTTP {response.status_code} instead of a part of it")
-                content = bytes(response.read())
-                total = str(response.headers.get("content-range", "")).rpartition("/")[2]
-                final = str(response.url)
-        except CheckpointError:
-            raise
-        except Exception as exc:  # of the HTTP library that this version of huggingface_hub uses
+            with self._hub.utils.get_session().stream(
+                "GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+            ) as response:
+                status = response.status_code
+                content = bytes(response.read()) if status == 206 else b""  # 200 would be the start of the whole file
+        except Exception as exc:  # of the same HTTP library
             raise CheckpointError(f"{self._model}: {file} cannot be read on the hub: {exc}") from exc
+        if status != 206:
+            raise CheckpointError(f"{self._model}: {file}: HTTP {status} instead of a part of it")
         if len(content) != length:
             raise CheckpointError(f"{self._model}: {file}: {len(content)} bytes instead of {length}")
-        with contextlib.suppress(ValueError):
-            self._sizes[file] = int(total)
-        if file not in self._sizes:
-            raise CheckpointError(f"{self._model}: the hub does not tell the size of {file}")
-        own = urlsplit(final).netloc == urlsplit(url).netloc
-        self._places.setdefault(file, (final, headers if own else {}))  # the key stays with the hub
         return content
+
+    def _url(self, file: str) -> str:
+        return str(self._hub.hf_hub_url(self._model, file, revision=self._commit))

@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from colqwen3_retrievers.errors import CheckpointError, ConfigError, EncodeError, InputTooLongError, PageError
+from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError
 from colqwen3_retrievers.models.families import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, VISUAL_TOKEN_SIDE, Family
-from colqwen3_retrievers.models.tokenizer import PromptTokenizer, Tokens
+from colqwen3_retrievers.models.tokenizer import PromptTokenizer
 from colqwen3_retrievers.pages.images import ImageSource, open_image
 from colqwen3_retrievers.pages.page import Page, Query, Video
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 MAX_ASPECT_RATIO = 200
 """Largest ratio of the longest side to the shortest for which Qwen3-VL's resizing is defined."""
@@ -176,7 +180,7 @@ class Renderer:
         self._include_text = include_text
         self._truncate = truncate
         self._image_pad = tokenizer.id_of("<|image_pad|>")
-        self._space = _known_id(tokenizer, "Ġ")  # the byte-level alphabet's letter for a space
+        self._space = tokenizer.find("Ġ")  # the byte-level alphabet's letter for a space
         self._video_pad = tokenizer.id_of("<|video_pad|>") if family.video else None
 
     def query(self, query: Query) -> EncoderInput:
@@ -219,11 +223,11 @@ class Renderer:
             tokens=self._spelled(prompt, tokens),
         )
 
-    def _spelled(self, prompt: str, tokens: Tokens) -> tuple[str, ...]:
+    def _spelled(self, prompt: str, tokens: Encoding) -> tuple[str, ...]:
         """Return each token's characters; the span of a space that the tokenizer added is the next character."""
         return tuple(
             " " if number == self._space else prompt[start:stop]
-            for number, (start, stop) in zip(tokens.ids, tokens.spans, strict=True)
+            for number, (start, stop) in zip(tokens.ids, tokens.offsets, strict=True)
         )
 
     def _image(self, source: ImageSource, text: str, *, limit: int, is_query: bool) -> EncoderInput:
@@ -294,13 +298,13 @@ class Renderer:
             tokens=tuple(strings) if text and is_query else None,  # those of pages would only fill the index
         )
 
-    def _fit(self, before: str, text: str, after: str, limit: int, *, extra: int = 0) -> tuple[str, Tokens, slice]:
+    def _fit(self, before: str, text: str, after: str, limit: int, *, extra: int = 0) -> tuple[str, Encoding, slice]:
         """Return a prompt within a limit, its tokens, and the slice of the user's tokens."""
         while True:
             prompt = before + text + after
             tokens = self._tokenizer.encode(prompt)
             first, last = len(before), len(before) + len(text)
-            inside = [i for i, (start, stop) in enumerate(tokens.spans) if start < last and stop > first]
+            inside = [i for i, (start, stop) in enumerate(tokens.offsets) if start < last and stop > first]
             content = slice(inside[0], inside[-1] + 1) if inside else slice(0, 0)
             over = len(tokens.ids) - limit
             if over <= 0:
@@ -311,7 +315,7 @@ class Renderer:
                     limit=limit + extra,
                     actual=len(tokens.ids) + extra,
                 )
-            length = tokens.spans[inside[-1] + 1 - over][0] - first
+            length = tokens.offsets[inside[-1] + 1 - over][0] - first
             text = text[: min(max(length, 0), len(text) - 1)]
 
     def _resized(self, sources: Sequence[ImageSource]) -> NDArray[np.uint8]:
@@ -332,10 +336,3 @@ class Renderer:
         return np.stack(
             [np.asarray(im.resize(size, Image.Resampling.BICUBIC) if im.size != size else im) for im in images]
         )
-
-
-def _known_id(tokenizer: PromptTokenizer, token: str) -> int | None:
-    try:
-        return tokenizer.id_of(token)
-    except CheckpointError:
-        return None

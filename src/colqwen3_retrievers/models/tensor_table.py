@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from colqwen3_retrievers.errors import CheckpointError
+from colqwen3_retrievers.models.hub import HubFiles
 
 _HEADER_LIMIT = 100 * 2**20  # the format's own bound
 
@@ -38,24 +39,8 @@ class TensorRecord:
     end: int
 
 
-class WeightFiles(Protocol):
-    """Source of the bytes of a checkpoint's safetensors, by file name."""
-
-    def size(self, file: str) -> int:
-        """Return a file's size in bytes."""
-        ...
-
-    def read(self, file: str, start: int, length: int) -> bytes:
-        """Read a part of a file; fewer bytes where it ends before."""
-        ...
-
-    def read_all(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Read many parts: file, first byte and number of bytes of each."""
-        ...
-
-
 class LocalFiles:
-    """Files of a folder.
+    """Files of a folder, read as :class:`~colqwen3_retrievers.models.hub.HubFiles` reads those of a hub model.
 
     Args:
         folder: of the files.
@@ -73,10 +58,6 @@ class LocalFiles:
         with (self._folder / file).open("rb") as stream:
             stream.seek(start)
             return stream.read(length)
-
-    def read_all(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Read many parts: file, first byte and number of bytes of each."""
-        return [self.read(*part) for part in parts]
 
 
 def read_json(path: Path, model: str) -> dict[str, Any]:
@@ -96,7 +77,7 @@ def read_json(path: Path, model: str) -> dict[str, Any]:
     return value
 
 
-def read_tensor_table(folder: Path, name: str, *, remote: WeightFiles | None = None) -> dict[str, TensorRecord]:
+def read_tensor_table(folder: Path, name: str, *, remote: HubFiles | None = None) -> dict[str, TensorRecord]:
     """Return the tensors of a checkpoint's safetensors, one file or shards.
 
     Args:
@@ -139,7 +120,7 @@ def read_tensor_table(folder: Path, name: str, *, remote: WeightFiles | None = N
     return table
 
 
-def _read_header(file: Path, name: str, files: WeightFiles) -> list[TensorRecord]:
+def _read_header(file: Path, name: str, files: LocalFiles | HubFiles) -> list[TensorRecord]:
     """Read a safetensors header: eight bytes of length, then JSON, then the tensors' bytes."""
     try:
         size = files.size(file.name)

@@ -8,24 +8,13 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from colqwen3_retrievers.errors import CheckpointError, EncodeError, require
 
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A tokenised prompt.
-
-    Attributes:
-        ids: token ids.
-        spans: for each token its characters [start, stop) of the prompt.
-    """
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 
 class PromptTokenizer:
@@ -46,7 +35,7 @@ class PromptTokenizer:
         if not path.is_file():
             raise CheckpointError(f"{model}: no tokenizer.json in {folder}", missing=["tokenizer.json"])
         try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as exc:  # the tokenizers library raises bare Exception
             raise CheckpointError(f"{model}: tokenizer.json cannot be read: {exc}") from exc
         self._tokenizer.no_padding()
@@ -72,18 +61,20 @@ class PromptTokenizer:
             text = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
 
-    def encode(self, prompt: str) -> Tokens:
+    def encode(self, prompt: str) -> Encoding:
         """Tokenise a prompt.
+
+        Returns:
+            Its ``ids``, and for each token in ``offsets`` its characters [start, stop) of the prompt.
 
         Raises:
             EncodeError: the prompt is not valid Unicode (a lone surrogate).
         """
         try:
             with self._lock:
-                encoding = self._tokenizer.encode(prompt)
+                return self._tokenizer.encode(prompt)
         except (TypeError, UnicodeEncodeError) as exc:
             raise EncodeError("the text holds a lone surrogate: not valid Unicode") from exc
-        return Tokens(list(encoding.ids), [tuple(span) for span in encoding.offsets])
 
     def id_of(self, token: str) -> int:
         """Return a special token's id.
@@ -91,7 +82,11 @@ class PromptTokenizer:
         Raises:
             CheckpointError: the tokenizer does not have it.
         """
-        number = self._tokenizer.token_to_id(token)
+        number = self.find(token)
         if number is None:
             raise CheckpointError(f"{self._model}: the tokenizer has no {token}", missing=[token])
-        return int(number)
+        return number
+
+    def find(self, token: str) -> int | None:
+        """Return a token's id, or None if there is none."""
+        return self._tokenizer.token_to_id(token)

@@ -114,7 +114,10 @@ def page_code(vectors: MultiVector | ArrayLike, factor: int, bits: int = 8) -> P
     sources = np.arange(len(table)) % len(rows)
     table[:, : rows.shape[1]] = rows[sources]
     table[:, rows.shape[1]] = spreads[sources] / _SPREAD_SCALE
-    return PageCode(*quantise(table)) if bits == 8 else _bit_code(table, rows.shape[1])
+    if bits == 1:
+        return _bit_code(table, rows.shape[1])
+    codes, scale = quantise(table)
+    return PageCode(codes, float(scale[0, 0]))
 
 
 def unpacked_code(rows: Int8, dim: int) -> Int8:
@@ -143,7 +146,8 @@ def unpacked_code(rows: Int8, dim: int) -> Int8:
 def _bit_code(table: Float32, dim: int) -> PageCode:
     scale = 1 / (_bit_level(dim) * dim**0.5)
     spread = np.rint(table[:, dim] / np.float32(scale)).astype(np.int8)
-    return PageCode(np.concatenate([binarise(table[:, :dim]).view(np.int8), spread[:, None]], axis=1), scale)
+    signs = np.packbits(table[:, :dim] > 0, axis=1).view(np.int8)
+    return PageCode(np.concatenate([signs, spread[:, None]], axis=1), scale)
 
 
 def _bit_level(dim: int) -> int:
@@ -164,81 +168,31 @@ def query_codes(queries: PackedEmbeddings) -> QueryCodes:
     table = np.zeros((len(queries.vectors), code_width(queries.dim)), dtype=np.float32)
     table[:, : queries.dim] = queries.vectors
     table[:, queries.dim] = SPREAD_WEIGHT * _SPREAD_SCALE
-    return QueryCodes(*quantise_rows(table), queries.offsets)
+    rows, scales = quantise(table, each_row=True)
+    return QueryCodes(rows, scales[:, 0], queries.offsets)
 
 
-def quantise(vectors: MultiVector | ArrayLike) -> tuple[Int8, float]:
-    """Round token embeddings to int8 under one scale.
+def quantise(vectors: MultiVector | ArrayLike, *, each_row: bool = False) -> tuple[Int8, Float32]:
+    """Round token embeddings to int8 under one scale, or as for queries under one for each row.
 
     Args:
         vectors: (n_tokens, dim), floating, finite; not changed.
+        each_row: whether each row has its own scale.
 
     Returns:
-        int8 of the same shape, -127..127, and the scale s > 0: ``codes * s`` is within s / 2 of every component.
+        int8 of the same shape, -127..127, and float32 (1, 1) or (n_tokens, 1) scales s > 0: ``codes * s`` is within
+        s / 2 of every component.
 
     >>> codes, scale = quantise([[0.6, -0.8]])
     >>> codes.tolist(), (codes * scale).round(2).tolist()
-    ([[95, -127]], [[0.6, -0.8]])
+    ([[95, -127]], [[0.6000000238418579, -0.800000011920929]])
+    >>> quantise([[0.6, -0.8], [0.0, 0.001]], each_row=True)[0].tolist()
+    [[95, -127], [0, 127]]
     """
     rows = as_token_embeddings(np.asarray(vectors))
-    scale = float(np.abs(rows).max()) / 127 or 1.0
-    return np.rint(rows / np.float32(scale)).astype(np.int8), scale
-
-
-def quantise_rows(vectors: MultiVector | ArrayLike) -> tuple[Int8, Float32]:
-    """Round token embeddings to int8 under a scale for each row, as queries are.
-
-    Args:
-        vectors: (n_tokens, dim), floating, finite; not changed.
-
-    Returns:
-        int8 of the same shape, -127..127, and float32 (n_tokens,) scales.
-
-    >>> codes, scales = quantise_rows([[0.6, -0.8], [0.0, 0.001]])
-    >>> codes.tolist(), (1 / scales).round().tolist()
-    ([[95, -127], [0, 127]], [159.0, 127000.0])
-    """
-    rows = as_token_embeddings(np.asarray(vectors))
-    largest = np.abs(rows).max(axis=1)
+    largest = np.abs(rows).max(axis=1 if each_row else None, keepdims=True)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    return np.rint(rows / scales[:, None]).astype(np.int8), scales
-
-
-def binarise(vectors: MultiVector | ArrayLike) -> NDArray[np.uint8]:
-    """Keep one bit of each component: whether it is above zero.
-
-    Args:
-        vectors: (n_tokens, dim), floating, finite; not changed.
-
-    Returns:
-        uint8 (n_tokens, ceil(dim / 8)), the first component in the highest bit: a thirty-second of float32's bytes.
-
-    >>> binarise([[0.5, -0.5, 0.7, 0.1, -0.2, -0.1, -0.3, -0.4]]).tolist() == [[0b10110000]]
-    True
-    """
-    return np.packbits(as_token_embeddings(np.asarray(vectors)) > 0, axis=1)
-
-
-def unbinarise(bits: NDArray[np.uint8], dim: int) -> Float32:
-    """Return the unit rows that 1-bit codes stand for.
-
-    Args:
-        bits: uint8 (n_tokens, ceil(dim / 8)), of :func:`binarise`.
-        dim: components of a token embedding.
-
-    Returns:
-        float32 (n_tokens, dim), components plus or minus 1 / sqrt(dim).
-
-    Raises:
-        ConfigError: another number of bytes than ``dim`` components take.
-
-    >>> unbinarise(binarise([[0.6, -0.8, 0.1, 0.1]]), 4).tolist()
-    [[0.5, -0.5, 0.5, 0.5]]
-    """
-    if bits.ndim != 2 or bits.shape[1] != -(-dim // 8):
-        raise ConfigError(f"bits: expected (n_tokens, {-(-dim // 8)}) for dim {dim}, got {bits.shape}")
-    signs = np.unpackbits(bits, axis=1, count=dim).astype(np.float32)
-    return (2 * signs - 1) / np.float32(np.sqrt(dim))
+    return np.rint(rows / scales).astype(np.int8), scales
 
 
 def _pooled(rows: Float32, factor: int) -> tuple[Float32, Float32]:

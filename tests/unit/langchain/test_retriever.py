@@ -329,7 +329,7 @@ def test_images_of_an_index_may_lie_elsewhere(model_encoder: ColQwen3Encoder, tm
     assert Path(ranked.metadata["heatmap"]).is_file(), "the picture is the index's"
     for wrong in (
         lambda: ColQwen3Retriever(index=store.index, images_dir=tmp_path / "others"),
-        lambda: ColQwen3VectorStore(store.index, images_dir=elsewhere),
+        lambda: ColQwen3VectorStore(store.index, images_dir=tmp_path / "others"),
         lambda: ColQwen3Reranker(images_dir=elsewhere),
     ):
         with pytest.raises(ValueError, match="images_dir: "):

@@ -374,7 +374,7 @@ def test_places_and_modes(tmp_path: Path, encoder: HashingEncoder, words: ColQwe
         ColQwen3VectorStore(tmp_path / "nothing-here")
     with pytest.raises(ConfigError, match="has its own"):
         ColQwen3VectorStore(words.index, ColQwen3Encoder("tiny"))
-    with pytest.raises(ConfigError, match="index: expected a PageIndex or its folder, got NoneType"):
+    with pytest.raises(ConfigError, match="index: expected a PageIndex or a location, got NoneType"):
         ColQwen3VectorStore(None)
 
 

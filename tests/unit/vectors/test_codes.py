@@ -9,13 +9,10 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.vectors.codes import (
     BLOCK,
     SPREAD_WEIGHT,
-    binarise,
     code_width,
     page_code,
     quantise,
-    quantise_rows,
     query_codes,
-    unbinarise,
 )
 from colqwen3_retrievers.vectors.compression import ward_clusters
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
@@ -87,22 +84,11 @@ def test_int8_is_within_half_a_step() -> None:
     rows = unit_rows(5, 40, 24)
     codes, scale = quantise(rows)
     assert np.abs(codes * scale - rows).max() <= scale / 2 * 1.0001 and np.abs(codes).max() == 127
-    codes, scales = quantise_rows(rows)
-    assert (np.abs(codes * scales[:, None] - rows) <= scales[:, None] / 2 * 1.0001).all()
+    codes, scales = quantise(rows, each_row=True)
+    assert (np.abs(codes * scales - rows) <= scales / 2 * 1.0001).all()
     assert (np.abs(codes).max(axis=1) == 127).all()
-    assert quantise(np.zeros((1, 3), np.float32))[1] > 0 and quantise_rows(np.zeros((1, 3), np.float32))[1][0] > 0
-
-
-@pytest.mark.parametrize("dim", [1, 7, 8, 20])
-def test_one_bit_keeps_signs(dim: int) -> None:
-    rows = unit_rows(dim, 9, dim)
-    bits = binarise(rows)
-    assert bits.shape == (9, -(-dim // 8)) and bits.dtype == np.uint8
-    back = unbinarise(bits, dim)
-    assert ((back > 0) == (rows > 0)).all()
-    np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)
-    with pytest.raises(ConfigError, match="bits: expected"):
-        unbinarise(bits, dim + 16)
+    for each_row in (False, True):
+        assert (quantise(np.zeros((2, 3), np.float32), each_row=each_row)[1] > 0).all()
 
 
 def test_bad_input_is_named() -> None:

@@ -7,7 +7,7 @@ for the device.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE
 MERGE = 2
 PATCH = VISUAL_TOKEN_SIDE // MERGE
 FRAMES_A_PATCH = 2
-_KEPT_PATCHES = 1 << 16  # of grids' tables: a dozen large page sizes
+_KEPT_GRIDS = 16  # whose tables are kept: those of a large page take 24 MB in float32
 
 
 def patches(pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,7 +102,7 @@ class VisionTower:
     def __init__(self, tower: Any, implementation: str) -> None:
         self._tower = tower
         self._implementation = implementation
-        self._tables: OrderedDict[tuple[int, int], _Tables] = OrderedDict()
+        self._tables = functools.lru_cache(_KEPT_GRIDS)(functools.partial(_make_tables, tower))
 
     def __call__(self, shown: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Encode images and videos.
@@ -117,7 +117,7 @@ class VisionTower:
         """
         tower = self._tower
         grids = [Grid.of(pixels) for pixels in shown]
-        tables = [self._tables_of(grid) for grid in grids]
+        tables = [self._tables(grid.rows, grid.cols) for grid in grids]
         hidden = torch.cat(
             [self._embed(pixels, grid, table) for pixels, grid, table in zip(shown, grids, tables, strict=True)]
         )
@@ -155,30 +155,22 @@ class VisionTower:
             rows += attention.proj(seen[piece])
             rows += block.mlp.linear_fc2(block.mlp.act_fn(block.mlp.linear_fc1(block.norm2(rows))))
 
-    def _tables_of(self, grid: Grid) -> _Tables:
-        size = (grid.rows, grid.cols)
-        if size not in self._tables:
-            self._tables[size] = self._make_tables(grid)
-        self._tables.move_to_end(size)
-        while len(self._tables) > 1 and sum(rows * cols for rows, cols in self._tables) > _KEPT_PATCHES:
-            self._tables.popitem(last=False)
-        return self._tables[size]
 
-    def _make_tables(self, grid: Grid) -> _Tables:
-        """Return the learned positions, resampled bilinearly to a grid with aligned corners, and rotary angles."""
-        weight = self._tower.pos_embed.weight
-        side = self._tower.num_grid_per_side
-        square = weight.float().view(side, side, -1)
-        left, right, share = _taps(grid.cols, side, weight.device)
-        wide = torch.lerp(square[:, left], square[:, right], share[:, None])
-        above, below, share = _taps(grid.rows, side, weight.device)
-        sampled = torch.lerp(wide[above], wide[below], share[:, None, None])
-        frequencies = self._tower.rotary_pos_emb.inv_freq.float()
-        rows = torch.arange(grid.rows, device=weight.device)[:, None] * frequencies
-        cols = torch.arange(grid.cols, device=weight.device)[:, None] * frequencies
-        both = [rows[:, None].expand(-1, grid.cols, -1), cols[None].expand(grid.rows, -1, -1)]
-        angles = _in_merge_order(torch.cat(both, dim=-1))
-        return _Tables(_in_merge_order(sampled).to(weight.dtype), angles.cos(), angles.sin())
+def _make_tables(tower: Any, n_rows: int, n_cols: int) -> _Tables:
+    """Return the learned positions, resampled bilinearly to a grid with aligned corners, and rotary angles."""
+    weight = tower.pos_embed.weight
+    side = tower.num_grid_per_side
+    square = weight.float().view(side, side, -1)
+    left, right, share = _taps(n_cols, side, weight.device)
+    wide = torch.lerp(square[:, left], square[:, right], share[:, None])
+    above, below, share = _taps(n_rows, side, weight.device)
+    sampled = torch.lerp(wide[above], wide[below], share[:, None, None])
+    frequencies = tower.rotary_pos_emb.inv_freq.float()
+    rows = torch.arange(n_rows, device=weight.device)[:, None] * frequencies
+    cols = torch.arange(n_cols, device=weight.device)[:, None] * frequencies
+    both = [rows[:, None].expand(-1, n_cols, -1), cols[None].expand(n_rows, -1, -1)]
+    angles = _in_merge_order(torch.cat(both, dim=-1))
+    return _Tables(_in_merge_order(sampled).to(weight.dtype), angles.cos(), angles.sin())
 
 
 def _taps(count: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

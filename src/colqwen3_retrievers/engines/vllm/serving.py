@@ -15,8 +15,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.engines.options import VLLMOptions
@@ -35,48 +35,20 @@ LAUNCHERS = ("vllm", "python")
 _NATIVE_CONTEXT = 262_144  # of Qwen3-VL; a hub checkpoint is not downloaded to read its own
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A checkpoint to be served.
+class _ServedModel(NamedTuple):
+    """Facts about a checkpoint that a command line needs."""
 
-    Attributes:
-        name: hub name or folder, for the server.
-        family: its row.
-        min_pixels: fewest pixels of an image.
-        max_pixels: most pixels of an image.
-        context_length: most tokens the model reads.
-    """
-
-    name: str
+    name: str  # hub name or folder, for the server
     family: Family
-    min_pixels: int
+    min_pixels: int  # of an image
     max_pixels: int
     context_length: int
 
 
-def served_model(
-    model: str | os.PathLike[str],
-    *,
-    family: str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-) -> ServedModel:
-    """Return the facts about a checkpoint that a command line needs.
-
-    A hub model is not downloaded here: vLLM does so, on the serving machine.
-
-    Args:
-        model: hub name, folder or ``"tiny"``.
-        family: its family; needed for a hub model that the family table does not name.
-        folder: a folder to write, with the files vLLM needs and links to the weights, to serve from. Needed when the
-            checkpoint's own folder lacks those files.
-        revision: branch, tag or commit of a hub model written to ``folder``.
-
-    Raises:
-        ConfigError: the family cannot be identified, or files that vLLM needs are missing and no ``folder`` is given.
-        CheckpointError: a folder that is no checkpoint.
-        EngineError: ``folder`` cannot be written.
-    """
+def _served_model(
+    model: str | os.PathLike[str], family: str | None, folder: str | os.PathLike[str] | None, revision: str | None
+) -> _ServedModel:
+    """Return the facts about a checkpoint; a hub model is not downloaded: vLLM does so, on the serving machine."""
     name = os.fspath(model)
     local = name == "tiny" or user_path(name).exists()
     if local or folder is not None or name.count("/") != 1:
@@ -92,12 +64,12 @@ def served_model(
                 "name a folder for them (--folder DIR, folder=)"
             )
         pixels = checkpoint.min_pixels, checkpoint.max_pixels
-        return ServedModel(str(where), checkpoint.family, *pixels, checkpoint.context_length)
+        return _ServedModel(str(where), checkpoint.family, *pixels, checkpoint.context_length)
     rows = [row for row in FAMILIES.values() if name in row.models]
     if family is None and not rows:
         raise ConfigError(f"{name}: not a model the family table names; give family= one of {', '.join(FAMILIES)}")
     row = get_family(family) if family else rows[0]
-    return ServedModel(name, row, row.min_pixels, row.max_pixels, _NATIVE_CONTEXT)
+    return _ServedModel(name, row, row.min_pixels, row.max_pixels, _NATIVE_CONTEXT)
 
 
 def serve_command(
@@ -124,7 +96,8 @@ def serve_command(
     Args:
         model: hub name, folder or ``"tiny"``.
         family: its family, where the family table does not name the model.
-        folder: see :func:`served_model`.
+        folder: a folder to write, with the files vLLM needs and links to the weights, to serve from. Needed when the
+            checkpoint's own folder lacks those files; a hub model is then downloaded here, and otherwise by vLLM.
         revision: branch, tag or commit of a hub model.
         host: address to listen on; vLLM's own default is every address.
         port: from 1 to 65535.
@@ -142,8 +115,10 @@ def serve_command(
         The arguments, the program first.
 
     Raises:
-        ConfigError: an invalid argument, or a family that cannot be identified.
+        ConfigError: an invalid argument, a family that cannot be identified, or files that vLLM needs are missing and
+            no ``folder`` is given.
         CheckpointError: a folder that is no checkpoint.
+        EngineError: ``folder`` cannot be written.
 
     >>> command = serve_command("TomoroAI/tomoro-colqwen3-embed-4b", port=8123)
     >>> command[:5]
@@ -157,7 +132,7 @@ def serve_command(
     port = whole_number(port, "port", least=1, most=65_535)
     if any(part.partition("=")[0].replace("_", "-") == "--api-key" for part in extra):  # vLLM takes both spellings
         raise ConfigError("--api-key: every user of the machine sees a command line; set VLLM_API_KEY instead")
-    served = served_model(model, family=family, folder=folder, revision=revision)
+    served = _served_model(model, family, folder, revision)
     max_pixels = _max_pixels(served, max_visual_tokens)
     row = served.family
     size = {"shortest_edge": min(served.min_pixels, max_pixels), "longest_edge": max_pixels}  # areas, despite the names
@@ -188,7 +163,7 @@ def serve_command(
     return [*command, *extra]
 
 
-def _max_pixels(served: ServedModel, max_visual_tokens: int | None) -> int:
+def _max_pixels(served: _ServedModel, max_visual_tokens: int | None) -> int:
     if max_visual_tokens is None:
         return served.max_pixels
     bound = served.max_pixels // VISUAL_TOKEN_SIDE**2
