@@ -67,8 +67,8 @@ class MtebSearch:
     ) -> None:
         """Encode a corpus and index it, in place of the one before.
 
-        ``corpus`` is a data set of rows with ``id`` and ``image`` or ``text`` (and ``title``). Of the other arguments
-        only ``encode_kwargs`` is used: ``batch_size``, pages committed together, and ``show_progress_bar``.
+        Of mteb's arguments, ``corpus`` (rows with ``id``, and ``image`` or ``text`` and ``title``) and the
+        ``batch_size`` and ``show_progress_bar`` of ``encode_kwargs`` are used.
 
         Raises:
             ConfigError: a row with neither image nor text, or a duplicate id.
@@ -101,9 +101,8 @@ class MtebSearch:
     ) -> dict[str, dict[str, float]]:
         """Search the corpus for each query.
 
-        ``queries`` is a data set of rows with ``id`` and ``text`` or ``image``; ``top_k`` the most pages a query;
-        ``top_ranked``, of reranking tasks, the ids of the pages to rank by query id. Of the other arguments only
-        ``encode_kwargs`` is used: ``batch_size``, queries searched together.
+        Of mteb's arguments, ``queries`` (rows with ``id``, and ``text`` or ``image``), ``top_k``, ``top_ranked`` (of
+        reranking tasks: query id -> ids of the pages to rank) and the ``batch_size`` of ``encode_kwargs`` are used.
 
         Returns:
             Query id -> page id -> score.

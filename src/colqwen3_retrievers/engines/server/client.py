@@ -44,17 +44,7 @@ _GONE = (502, 503, 504)  # of a proxy in front of a server that is down
 class ServerClient:
     """A fleet, its connections, and the checks of each server before first use.
 
-    Args:
-        checkpoint: the served one.
-        urls: their addresses, at least one.
-        api_key: sent as a bearer token; in no repr, log or error.
-        options: see :class:`ServerOptions`.
-        max_pixels: most pixels of an image.
-
-    Raises:
-        ConfigError: no url.
-        CheckpointError: the tokenizer cannot be read.
-        MissingExtraError: httpx or tokenizers is not installed.
+    Arguments and errors are those of :class:`~colqwen3_retrievers.engines.server.engine.ServerEngine`.
     """
 
     def __init__(
