@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -88,47 +87,6 @@ class ListFuture(Future[list[T]]):
             on_drop, self._items, self._on_drop = self._on_drop, [], lambda: None
         on_drop()
         return True
-
-
-class FutureGroup:
-    """Futures that are cancelled together, including those that a thread adds afterwards.
-
-    A task that is cancelled while a thread still submits for it cannot stop that thread, and would never see its
-    futures; the thread adds them here instead.
-
-    >>> group, late = FutureGroup(), Future()
-    >>> group.cancel()
-    >>> group.add([late])
-    >>> late.cancelled()
-    True
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._futures: list[Future[Any]] = []
-        self._cancelled = False
-
-    def add(self, futures: Iterable[Future[Any]]) -> None:
-        """Add futures; they are cancelled at once if the group is."""
-        with self._lock:
-            self._futures += futures
-            cancelled = self._cancelled
-        if cancelled:
-            self.cancel()
-
-    async def settled(self) -> None:
-        """Wait on the event loop until all are done, well or not; cancelling the wait cancels them."""
-        with self._lock:
-            futures = list(self._futures)
-        await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-
-    def cancel(self) -> None:
-        """Cancel what has not begun; what is done stays done."""
-        with self._lock:
-            self._cancelled = True
-            futures = list(self._futures)
-        for future in futures:
-            future.cancel()
 
 
 class Lane:

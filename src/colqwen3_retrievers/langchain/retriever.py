@@ -15,8 +15,8 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.langchain.documents import hits_to_documents
 from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, pickled
@@ -26,6 +26,7 @@ from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import check_search
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
+_Encoding = Future[list[MultiVector]] | None
 Outcome = list[Document] | Exception
 """The documents of one query, or why there are none."""
 
@@ -199,23 +200,24 @@ class ColQwen3Retriever(BaseRetriever):
         self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
     ) -> list[Outcome]:
         options = self._options(k, filter)
-        group = FutureGroup()
+        encodings = self._submit(queries, self._query_encoder())
         try:
-            return self._search(self._submit(queries, group), options)
+            return self._search(encodings, options)
         finally:
-            group.cancel()
+            _cancel(encodings)
 
     async def _aanswer(
         self, queries: Sequence[str | Query], k: int | None = None, filter: dict[str, Any] | None = None
     ) -> list[Outcome]:
         options = self._options(k, filter)
-        group = FutureGroup()
+        encoder = await asyncio.to_thread(self._query_encoder)  # it may open the index
+        encodings = self._submit(queries, encoder)
         try:
-            encodings = await asyncio.to_thread(self._submit, queries, group)  # it may load a model
-            await group.settled()
+            pending = (asyncio.wrap_future(encoding) for encoding in encodings if encoding is not None)
+            await asyncio.gather(*pending, return_exceptions=True)
             return await asyncio.to_thread(self._search, encodings, options)
         finally:
-            group.cancel()
+            _cancel(encodings)
 
     def _options(self, k: int | None, filter: dict[str, Any] | None) -> dict[str, Any]:
         k = self.k if k is None else k
@@ -223,25 +225,27 @@ class ColQwen3Retriever(BaseRetriever):
         where = document_filter(self.filter if filter is None else filter)
         return {"k": k, "where": where, "group_by": self.group_by, "window": self.window}
 
-    def _submit(self, queries: Sequence[str | Query], group: FutureGroup) -> list[Future[list[MultiVector]] | None]:
-        """Start encoding each query by itself, so that each can fail by itself; None if the index is empty."""
-        empty = self._pages.store.is_empty()  # an empty index needs no model
-        encodings: list[Future[list[MultiVector]] | None] = []
+    def _query_encoder(self) -> PageEncoder | None:
+        """Return the index's encoder; None if the index is empty, which needs no model."""
+        return None if self._pages.store.is_empty() else self._pages.encoder
+
+    def _submit(self, queries: Sequence[str | Query], encoder: PageEncoder | None) -> list[_Encoding]:
+        """Start encoding each query by itself, so that each can fail by itself; returns at once."""
+        encodings: list[_Encoding] = []
         for query in queries:
-            encoding: Future[list[MultiVector]] | None = None
+            encoding: _Encoding = None
             try:
                 checked_query(query)
             except ConfigError as exc:
                 encoding = Future()
                 encoding.set_exception(exc)
             else:
-                if not empty:
-                    encoding = self._pages.encoder.submit_queries([query])
-                    group.add([encoding])
+                if encoder is not None:
+                    encoding = encoder.submit_queries([query])
             encodings.append(encoding)
         return encodings
 
-    def _search(self, encodings: Sequence[Future[list[MultiVector]] | None], options: dict[str, Any]) -> list[Outcome]:
+    def _search(self, encodings: Sequence[_Encoding], options: dict[str, Any]) -> list[Outcome]:
         """Search with all queries that could be encoded at once."""
         outcomes: list[Outcome] = [[] for _ in encodings]
         vectors: dict[int, MultiVector] = {}
@@ -314,6 +318,12 @@ def _query_text(query: object) -> str:
 
 def _end_run(run: Any, outcome: Outcome) -> Any:
     return run.on_retriever_error(outcome) if isinstance(outcome, Exception) else run.on_retriever_end(outcome)
+
+
+def _cancel(encodings: Sequence[_Encoding]) -> None:
+    for encoding in encodings:
+        if encoding is not None:
+            encoding.cancel()
 
 
 def _parts(inputs: Sequence[Any], config: RunnableConfig) -> list[Sequence[Any]]:
