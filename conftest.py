@@ -26,6 +26,7 @@ NEEDS = {
     "torch": [
         "tests/contracts", "tests/integration", "tests/checkpoints.py", "tests/reference.py", "scripts",
         "src/colqwen3_retrievers/engines/torch", "src/colqwen3_retrievers/vectors/kernels",
+        "src/colqwen3_retrievers/index/page_index.py",
         "tests/unit/models/test_checkpoint.py", "tests/unit/models/test_rendering.py",
         "tests/unit/encoding/test_encoder.py", "tests/unit/cache/test_page_cache.py",
         "tests/unit/llama_index/test_embedding.py", "tests/unit/llama_index/test_retriever.py",

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
@@ -317,26 +317,3 @@ def result_at(future: Future[MultiVector], index: int) -> MultiVector:
 
 CacheOrFolder = PageEmbeddingCache | str | os.PathLike[str]
 """A cache, or the folder of one."""
-
-
-@contextlib.contextmanager
-def opened_cache(cache: CacheOrFolder, encoder: object) -> Iterator[PageEmbeddingCache]:
-    """Yield the cache itself, or the one in a folder, which is closed again.
-
-    Raises:
-        ConfigError: neither a cache nor a folder, or an encoder that cannot be submitted to.
-        StoreError: the folder cannot be used.
-
-    >>> from colqwen3_retrievers import ColQwen3Encoder
-    >>> ready = PageEmbeddingCache(ColQwen3Encoder("tiny"))
-    >>> with opened_cache(ready, ready.encoder) as cache:
-    ...     cache is ready
-    True
-    """
-    if isinstance(cache, PageEmbeddingCache):
-        yield cache
-        return
-    if not isinstance(encoder, PageSubmitter):
-        raise ConfigError(f"cache: a {type(encoder).__name__} has no submit_pages; give a PageEmbeddingCache")
-    with PageEmbeddingCache(encoder, folder=cache) as opened:
-        yield opened

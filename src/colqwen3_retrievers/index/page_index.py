@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from colqwen3_retrievers.cache.page_cache import CacheOrFolder, PageEmbeddingCache, opened_cache
+from colqwen3_retrievers.cache.page_cache import CacheOrFolder, PageEmbeddingCache
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.index import row_candidates
@@ -52,9 +52,19 @@ class PageIndex:
     :func:`len` never need the model.
 
     Example:
-        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
-        ...     index.add(load_pages("reports/"))
-        ...     [hit.page.id for hit in index.search("what was the revenue?", k=2)]
+        >>> import tempfile
+        >>> from colqwen3_retrievers import ColQwen3Encoder, Page
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> index = PageIndex.open(f"{folder.name}/index", ColQwen3Encoder("tiny"))
+        >>> index.add([Page(id="a", text="Revenue rose."), Page(id="b", text="Costs fell.", metadata={"year": 2020})])
+        Added(added=2, updated=0, unchanged=0, skipped=0)
+        >>> [hit.page.id for hit in index.search("Revenue rose.", k=1)], index.ids({"year": 2020})
+        (['a'], ['b'])
+        >>> index.rescore("Costs fell.", ["a", "b"], k=1)[0].page.id, index.row_queries("costs").shape[1]
+        ('b', 128)
+        >>> index.get(["a"])[0].page.text, index.delete(where={"year": 2020}), len(index)
+        ('Revenue rose.', 1, 1)
+        >>> index.close(); folder.cleanup()
     """
 
     def __init__(
@@ -217,10 +227,6 @@ class PageIndex:
             PageError: a page or the iterable met a file it cannot read; the pages before it are stored.
             StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
             StoreError: read-only, closed, the disk is full, and the like.
-
-        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
-        ...     index.add(load_pages("reports/"), on_error="skip")
-        Added(added=12, updated=0, unchanged=0, skipped=1)
         """
         if isinstance(pages, str | bytes | Path) or not isinstance(pages, Page | Iterable):
             raise ConfigError(f"pages: expected pages, got {type(pages).__name__}; load_pages reads files")
@@ -262,10 +268,6 @@ class PageIndex:
             PageError, EncodeError: a path, file or page cannot be used; batches before it are stored.
             ConfigError: two files that would have the same source, in this call or from an earlier one; both are named.
             StoreMismatchError, StoreError: as :meth:`add`.
-
-        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
-        ...     index.add_files(["2023/", "2024/"], root=".", metadata={"archive": True})
-        Synced(added=12, updated=0, unchanged=0, removed=0, failed=())
         """
         options = SyncOptions(root, max_pixels, password, metadata, moved, remove=False)
         return self._sync_files(paths, options, error_policy(on_error), batch_size, cache, ledger, show_progress)
@@ -326,10 +328,6 @@ class PageIndex:
                 the ledger; a wrong argument.
             StoreMismatchError: the encoder has another ``max_visual_tokens`` than the index.
             StoreError: read-only, closed, the disk is full, the ledger is damaged, and the like.
-
-        >>> with PageIndex.open("my-index", ColQwen3Encoder("tiny")) as index:             # doctest: +SKIP
-        ...     index.sync(["reports/"])
-        Synced(added=12, updated=1, unchanged=340, removed=2, failed=())
         """
         options = SyncOptions(root, max_pixels, password, metadata, moved, allow_empty, verify)
         return self._sync_files(paths, options, lambda _: None, batch_size, cache, ledger, show_progress)
@@ -372,8 +370,9 @@ class PageIndex:
 
             @functools.cache
             def page_cache() -> PageEmbeddingCache:  # a folder's needs the encoder
-                encoder = None if isinstance(cache, PageEmbeddingCache) else self.encoder
-                return stack.enter_context(opened_cache(cache, encoder))
+                if isinstance(cache, PageEmbeddingCache):
+                    return cache
+                return stack.enter_context(PageEmbeddingCache(self.encoder, folder=cache))
 
             yield lambda pages: page_cache().get_or_encode(pages)
 
@@ -392,9 +391,6 @@ class PageIndex:
         Raises:
             ConfigError: neither is given, or a filter that holds for every page.
             StoreError: read-only or closed.
-
-        >>> PageIndex.open("my-index").delete(where={"source": "old.pdf"})                    # doctest: +SKIP
-        12
         """
         store = self._writable()
         named, tree = check_deletion(ids, where)
@@ -431,9 +427,6 @@ class PageIndex:
 
         Raises:
             StoreError: token embeddings are not what was written.
-
-        >>> PageIndex.open("my-index").get(["a.pdf#page=1"])[0].page.number                   # doctest: +SKIP
-        1
         """
         records = self.store.get(ids, vectors=vectors)
         return [Record(self._images.with_image(record), record.multi_vector, record.image) for record in records]
@@ -479,9 +472,6 @@ class PageIndex:
             ConfigError: ``k`` below 1, a bad filter, or an object that is no query.
             EncodeError: the query cannot be encoded.
             StoreMismatchError: the encoder rebuilt from what the index records is not the one that made it.
-
-        >>> PageIndex.open("my-index").search("revenue in 2020", k=3, where={"year": 2020})   # doctest: +SKIP
-        [Hit(page=Page(id='a.pdf#page=7', ...), score=17.3, neighbours=()), ...]
         """
         return self.search_many([query], k, where=where, exact=exact, group_by=group_by, window=window)[0]
 
@@ -547,20 +537,12 @@ class PageIndex:
 
         Raises:
             ConfigError: ``rows`` out of its range, or a bad filter.
-
-        >>> index = PageIndex.open("my-index")                                                 # doctest: +SKIP
-        >>> for row in index.candidate_rows(16):                                               # doctest: +SKIP
-        ...     collection.upsert(row.id, embedding=row.vector, metadata={"page_id": row.page_id})
         """
         rows = whole_number(rows, "rows", least=1, most=MAX_ROWS)
         return row_candidates.candidate_rows(self.store, self.store.ids(parse(where)), rows)
 
     def row_scheme(self, rows: int = 16) -> str:
-        """Return a collection name for this index's rows: all that shapes them, and their number.
-
-        >>> PageIndex.open("my-index").row_scheme(16)                                          # doctest: +SKIP
-        'rows16-v1-d3b07384d113edec'
-        """
+        """Return a collection name for this index's rows: all that shapes them, and their number."""
         return row_candidates.row_scheme(self.info, rows)
 
     def row_queries(self, query: Question) -> Float32:
@@ -578,9 +560,6 @@ class PageIndex:
         Raises:
             ConfigError: an object that is no query.
             EncodeError: it cannot be encoded.
-
-        >>> PageIndex.open("my-index").row_queries("what was the revenue?").shape              # doctest: +SKIP
-        (16, 128)
         """
         texts, vectors = to_encode([query])
         return in_order(vectors, self._encode(texts))[0].vectors
@@ -598,10 +577,6 @@ class PageIndex:
 
         Raises:
             ConfigError, EncodeError: as :meth:`search`.
-
-        >>> ids = {match.metadata["page_id"] for match in matches}                             # doctest: +SKIP
-        >>> PageIndex.open("my-index").rescore("what was the revenue?", ids, k=3)              # doctest: +SKIP
-        [Hit(...), Hit(...), Hit(...)]
         """
         candidates = list(dict.fromkeys(check_ids(ids)))
         if not candidates:

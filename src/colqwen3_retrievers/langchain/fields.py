@@ -51,20 +51,18 @@ RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(check
 """Which web addresses may be fetched: see :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`."""
 
 
-def checked_query(query: str | Query) -> str | Query:
+def checked_query(query: str | Query) -> Query:
     """Return a query that can be encoded, before anything is loaded.
 
     Raises:
         ConfigError: an empty text, or another type.
 
-    >>> checked_query("revenue")
+    >>> checked_query("revenue").text
     'revenue'
     """
     if not isinstance(query, str | Query):
-        raise ConfigError(f"query: expected a text or a Query, got {type(query).__name__}")
-    if isinstance(query, str):
-        Query(query)  # raises for an empty text
-    return query
+        raise ConfigError(f"query: expected a non-empty text or a Query, got {query!r}")
+    return Query(query) if isinstance(query, str) else query
 
 
 def pickled(model: BaseModel, *dropped: str) -> tuple[Any, ...]:

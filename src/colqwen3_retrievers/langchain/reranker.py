@@ -14,8 +14,15 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, document_image, document_text
-from colqwen3_retrievers.langchain.fields import CacheField, EncoderField, OptionalIndexField, RemoteField, pickled
+from colqwen3_retrievers.langchain.documents import RELEVANCE_SCORE, checked_documents, document_image, document_text
+from colqwen3_retrievers.langchain.fields import (
+    CacheField,
+    EncoderField,
+    OptionalIndexField,
+    RemoteField,
+    checked_query,
+    pickled,
+)
 from colqwen3_retrievers.pages.page import Page, Query
 from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.retrieval.reranking import (
@@ -132,7 +139,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
             ConfigError: an empty query.
             EncodeError: the query; or, with ``on_error="raise"``, a document, whose position is ``.index``.
         """
-        query, documents = _checked(query), list(documents)
+        query, documents = checked_query(query), checked_documents(documents)
         candidates = self._candidates(documents)
         return _ranked_documents(documents, self._reranker().rerank(candidates, query))
 
@@ -140,7 +147,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str | Query, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Order documents without blocking the event loop; cancelling it cancels the encoding."""
-        query, documents = _checked(query), list(documents)
+        query, documents = checked_query(query), checked_documents(documents)
         candidates = self._candidates(documents)
         return _ranked_documents(documents, await self._reranker().arerank(candidates, query))
 
@@ -174,8 +181,6 @@ class ColQwen3Reranker(BaseDocumentCompressor):
         candidates = []
         for position, document in enumerate(documents):
             name = f"document {position}"
-            if not isinstance(document, Document):
-                raise ConfigError(f"documents: {position} is a {type(document).__name__}, expected a Document")
             candidates.append(
                 Candidate(
                     page=partial(_page, document, name, self.allow_remote),
@@ -209,12 +214,6 @@ def _ranked_documents(documents: Sequence[Document], ranking: list[Ranked]) -> l
         score = {} if ranked.score is None else {RELEVANCE_SCORE: ranked.score}
         copies.append(document.model_copy(update={"metadata": {**metadata, **ranked.metadata, **score}}))
     return copies
-
-
-def _checked(query: str | Query) -> Query:
-    if not isinstance(query, str | Query):
-        raise ConfigError(f"query: expected a non-empty text or a Query, got {query!r}")
-    return Query(query) if isinstance(query, str) else query
 
 
 def _inputs(inputs: Mapping[str, Any]) -> tuple[Sequence[Document], str | Query]:

@@ -13,7 +13,6 @@ from llama_index.core.bridge.pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationError,
     field_serializer,
     field_validator,
 )
@@ -25,11 +24,11 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
-from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.llama_index.nodes import page_from_node, page_of, query_from_bundle, with_technical
+from colqwen3_retrievers.llama_index.pydantic_fields import RemoteHosts, config_errors
 from colqwen3_retrievers.pages.files import user_path
-from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.retrieval.reranking import (
     Candidate,
     OnError,
@@ -114,7 +113,7 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     scoring: Scoring = "client"
     boxes: int = Field(default=0, ge=0, strict=True)
     heatmaps: str | None = None
-    allow_remote: bool | tuple[str, ...] = False
+    allow_remote: RemoteHosts = False
     embed_batch_size: int | None = Field(default=None, ge=1, strict=True)
     show_progress: bool = False
 
@@ -146,18 +145,13 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             "model": model, "device": device, "top_n": top_n, "encoder": encoder, "index": index,
             "images_dir": images_dir, "score_mode": score_mode, "keep_retrieval_score": keep_retrieval_score,
             "on_error": on_error, "cache": cache, "cache_bytes": cache_bytes, "scoring": scoring, "boxes": boxes,
-            "heatmaps": heatmaps, "allow_remote": checked_remote(allow_remote),
+            "heatmaps": heatmaps, "allow_remote": allow_remote,
             "embed_batch_size": embed_batch_size, "show_progress": show_progress,
         }  # fmt: skip
         if callback_manager is not None:
             fields["callback_manager"] = callback_manager
-        try:
+        with config_errors():
             super().__init__(**fields)
-        except ValidationError as exc:
-            first = exc.errors(include_url=False)[0]
-            own = first.get("ctx", {}).get("error")  # an error of our own validators is complete
-            message = str(own) if own is not None else f"{first['msg']}, got {first['input']!r}"
-            raise ConfigError(f"{first['loc'][0]}: {message}") from exc
         self._core = Reranker(RerankerOptions.of(self))
 
     @classmethod
@@ -175,11 +169,6 @@ class ColQwen3Reranker(BaseNodePostprocessor):
     @classmethod
     def _plain_path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-    @field_validator("allow_remote", mode="before")
-    @classmethod
-    def _remote_hosts(cls, value: Any) -> object:
-        return checked_remote(value)
 
     @field_validator("encoder", mode="before")
     @classmethod

@@ -21,7 +21,7 @@ import pytest
 from colqwen3_retrievers import EncoderInfo, MultiVector, Page
 from colqwen3_retrievers.cache import disk_cache, page_cache
 from colqwen3_retrievers.cache.disk_cache import DiskCache
-from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, opened_cache
+from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache
 from colqwen3_retrievers.errors import ConfigError, EncodeError, StoreError
 from tests.hashing import INFO, HashingEncoder, picture
 
@@ -425,8 +425,6 @@ def test_bad_arguments(tmp_path: Path, encoder: HashingEncoder) -> None:
             PageEmbeddingCache(encoder, folder=wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_bytes"):
         PageEmbeddingCache(encoder, max_bytes=-1, folder=tmp_path)
-    with pytest.raises(ConfigError, match="submit_pages"), opened_cache(tmp_path, object()):
-        pass
 
 
 def test_it_says_where_it_is(tmp_path: Path, encoder: HashingEncoder) -> None:

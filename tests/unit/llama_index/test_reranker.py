@@ -545,7 +545,7 @@ def test_it_needs_no_argument_and_loads_nothing() -> None:
         ({"model": 3}, "model"),
         ({"index": 3}, "index"),
         ({"encoder": "tiny"}, "encoder"),
-        ({"encoder": {"model": "tiny"}}, "encoder"),
+        ({"encoder": {"model": "tiny"}}, "encoder settings"),
         ({"encoder": ColQwen3Encoder("tiny"), "model": "tiny"}, "encoder"),
     ],
     ids=str,
