@@ -76,7 +76,11 @@ class HubFiles:
             with session.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
                 if response.status_code != 206:  # 200 would be the start of the whole file
                     raise CheckpointError(f"{self._model}: {file}: HTTP {response.status_code} instead of a part of it")
-                content = bytes(response.read())
+                content = bytearray()
+                for piece in response.iter_raw():
+                    content += piece
+                    if len(content) > length:
+                        raise CheckpointError(f"{self._model}: {file}: more than the {length:,} bytes asked for")
                 total = str(response.headers.get("content-range", "")).rpartition("/")[2]
                 final = str(response.url)
         except CheckpointError:
@@ -91,4 +95,4 @@ class HubFiles:
             raise CheckpointError(f"{self._model}: the hub does not tell the size of {file}")
         own = urlsplit(final).netloc == urlsplit(url).netloc
         self._places.setdefault(file, (final, headers if own else {}))  # the key stays with the hub
-        return content
+        return bytes(content)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from colqwen3_retrievers.checks import whole_number
+from colqwen3_retrievers.checks import seconds, whole_number
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError, require
 from colqwen3_retrievers.pages.images import open_header
 
@@ -36,9 +36,6 @@ MAX_REDIRECTS: Final = 5
 
 TIMEOUT: Final = 30.0
 """Seconds for one image with all redirects; looking up a host's name is counted, and cannot be interrupted."""
-
-LONGEST_TIMEOUT: Final = 86_400
-"""Most seconds that may be given for one image: a day."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _HOST = re.compile(r"[\w.:%-]*[\w:][\w.:%-]*", re.ASCII)
@@ -129,7 +126,7 @@ def fetch_image(
         url: of http or https, without user name and password.
         allow_remote: which addresses may be fetched; see :data:`AllowRemote`.
         max_bytes: most bytes of the image, at least 1.
-        timeout: seconds for all of it, above 0 and at most :data:`LONGEST_TIMEOUT`.
+        timeout: seconds for all of it, above 0.
 
     Returns:
         The bytes of an image file whose header Pillow has read; :func:`~colqwen3_retrievers.pages.images.open_image`
@@ -147,8 +144,7 @@ def fetch_image(
     """
     allowed = checked_remote(allow_remote)
     max_bytes = whole_number(max_bytes, "max_bytes", least=1)
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST_TIMEOUT:
-        raise ConfigError(f"timeout: expected seconds above 0 and at most {LONGEST_TIMEOUT:,}, got {timeout!r}")
+    timeout = seconds(timeout, "timeout")
     target = first = _Target.parse(url)
     if allowed is False:
         raise ConfigError(f"{target.shown}: an image URL is not fetched; allow_remote=True would")

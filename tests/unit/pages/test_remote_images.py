@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from PIL import Image
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, MissingExtraError, PageError
 from colqwen3_retrievers.pages.remote_images import MAX_REDIRECTS, checked_remote, fetch_image, is_public, local_image
+from tests.raw_server import raw_server
 
 
 def png(colour: str = "red") -> bytes:
@@ -197,40 +197,6 @@ def test_a_server_that_drips_is_given_up(url: str, path: str) -> None:
     with pytest.raises(PageError, match=r"no complete answer within 0\.5 s"):
         fetch_image(f"{url}{path}", allow_remote=["127.0.0.1"], timeout=0.5)
     assert time.monotonic() - start < 3
-
-
-@contextmanager
-def raw_server(head: bytes, flood: bytes = b"") -> Iterator[tuple[str, list[int]]]:
-    """Answer with these bytes, then with others for ever; gives the address, and how many bytes each client took."""
-    taken: list[int] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            taken.append(0)
-            with connection:
-                try:
-                    connection.recv(65_536)
-                    connection.sendall(head)
-                    while flood and not closing.is_set():
-                        connection.sendall(flood)
-                        taken[-1] += len(flood)
-                    connection.shutdown(socket.SHUT_WR)
-                    connection.recv(1)
-                except OSError:
-                    pass
-
-    closing = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.png", taken
-        closing.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 @pytest.mark.parametrize("size", ["-1", "-5", "zz", "", "f" * 20, "f" * 21, "+5", "1_0", "0x5", "9" * 5000])
