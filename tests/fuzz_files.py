@@ -97,6 +97,10 @@ def _images() -> dict[str, bytes]:
     }  # fmt: skip
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         files[f"{compression}.tiff"] = _saved(rgb, "TIFF", compression=compression)
+    wide = Image.new("RGB", (4000, 3000), "red")  # a few bytes that become 36 MB
+    files["wide.webp"] = _saved(wide, "WEBP", lossless=True)
+    files["wide.tif"] = _saved(Image.new("1", wide.size), "TIFF", compression="group4")
+    files["wide.png"] = _saved(wide.convert("P"), "PNG")
     if "JPEG2000" in Image.SAVE:
         files["jp2.png"] = _saved(rgb, "JPEG2000")
     if "AVIF" in Image.SAVE:
