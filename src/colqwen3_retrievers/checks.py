@@ -6,6 +6,8 @@ import operator
 
 from colqwen3_retrievers.errors import ConfigError
 
+_MOST_SECONDS = 10**9
+
 
 def whole_number(value: object, name: str, *, least: int = 0, most: int | None = None) -> int:
     """Return a whole number within its range.
@@ -33,3 +35,24 @@ def whole_number(value: object, name: str, *, least: int = 0, most: int | None =
         bounds = f"from {least:,}" if most is None else f"from {least:,} to {most:,}"
         raise ConfigError(f"{name}: expected a whole number {bounds}, got {value!r}")
     return number
+
+
+def seconds(value: object, name: str) -> float:
+    """Return a time limit: above 0, and at most a thousand million seconds, which clocks and sockets take.
+
+    Args:
+        value: an int or a float.
+        name: of the argument, for the error.
+
+    Raises:
+        ConfigError: it is no number, or out of range.
+
+    >>> seconds(30, "timeout")
+    30
+    >>> seconds(float("inf"), "timeout")
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.ConfigError: timeout: expected seconds above 0, at most 1,000,000,000, got inf
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_SECONDS:
+        raise ConfigError(f"{name}: expected seconds above 0, at most {_MOST_SECONDS:,}, got {value!r}")
+    return value

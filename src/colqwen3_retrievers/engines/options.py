@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from colqwen3_retrievers.checks import whole_number
+from colqwen3_retrievers.checks import seconds, whole_number
 from colqwen3_retrievers.errors import ConfigError
 
 _PROMPT_TOKENS = 32  # more than any family's prompt around a page
@@ -130,10 +130,8 @@ class ServerOptions:
     check_weights: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "connect_timeout"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name}: expected seconds above 0, got {value!r}")
+        seconds(self.timeout, "timeout")
+        seconds(self.connect_timeout, "connect_timeout")
         whole_number(self.concurrency, "concurrency", least=1)
         whole_number(self.retries, "retries")
         if not isinstance(self.served_model, str | None) or self.served_model == "":

@@ -57,19 +57,23 @@ class HubFiles:
         headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         if urlsplit(url).netloc == urlsplit(self._url(file)).netloc:  # the key stays with the hub
             headers = {**self._hub.utils.build_hf_headers(), **headers}
+        content = bytearray()
         try:
             with self._hub.utils.get_session().stream(
                 "GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
             ) as response:
                 status = response.status_code
-                content = bytes(response.read()) if status == 206 else b""  # 200 would be the start of the whole file
+                for piece in response.iter_raw() if status == 206 else ():  # 200 would be the whole file
+                    content += piece
+                    if len(content) > length:
+                        break
         except Exception as exc:  # of the same HTTP library
             raise CheckpointError(f"{self._model}: {file} cannot be read on the hub: {exc}") from exc
         if status != 206:
             raise CheckpointError(f"{self._model}: {file}: HTTP {status} instead of a part of it")
         if len(content) != length:
-            raise CheckpointError(f"{self._model}: {file}: {len(content)} bytes instead of {length}")
-        return content
+            raise CheckpointError(f"{self._model}: {file}: {len(content)} bytes or more instead of {length}")
+        return bytes(content)
 
     def _url(self, file: str) -> str:
         return str(self._hub.hf_hub_url(self._model, file, revision=self._commit))

@@ -6,23 +6,19 @@ unless named, a bounded number of redirects, bytes and seconds, and only what Pi
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import io
 import ipaddress
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from colqwen3_retrievers.checks import whole_number
-from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.checks import seconds, whole_number
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError, require
 from colqwen3_retrievers.pages.images import open_header
 
 AllowRemote = bool | Sequence[str]
@@ -39,12 +35,22 @@ MAX_REDIRECTS: Final = 5
 """Most redirects followed; each is checked like the first address."""
 
 TIMEOUT: Final = 30.0
-"""Seconds for one image with all redirects; looking up a host's name is not counted."""
+"""Seconds for one image with all redirects; looking up a host's name is counted, and cannot be interrupted."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
+_HOST = re.compile(r"[\w.:%-]*[\w:][\w.:%-]*", re.ASCII)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._?[]"  # what is quoted already stays so
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 address
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out for public use
+# What ipaddress of some Python from 3.11 on calls global: it knows the registry of its own year.
+_SPECIAL = [ipaddress.ip_network(network) for network in (
+    "192.0.0.0/24",  # IETF protocols; Oracle's cloud answers questions about the machine there
+    "192.88.99.0/24",  # relays of 6to4
+    "168.63.129.16",  # Azure's answers about the machine
+    "2001::/23",  # IETF protocols, Teredo among them
+    "3fff::/20",  # documentation (RFC 9637)
+)]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -114,7 +120,7 @@ def fetch_image(
     A host that is not named is refused when any of its addresses is not public (loopback, private, link-local and so
     on), and the connection uses an address that was checked, so that a name cannot resolve to another host later.
     Proxies of the environment are not used: they would look the name up themselves. Cookies and credentials are never
-    sent, and a redirect from https to http is not followed.
+    sent, and a redirect from https to http is not followed. It requires the extra ``remote``.
 
     Args:
         url: of http or https, without user name and password.
@@ -130,6 +136,7 @@ def fetch_image(
         ConfigError: an address that may not be fetched, or an argument that cannot be used.
         PageError: the host does not answer, or not with an image, or with too many bytes, or too late. Messages name
             the address without its query.
+        MissingExtraError: httpcore is not installed.
 
     >>> fetch_image("http://127.0.0.1/a.png?key=secret")
     Traceback (most recent call last):
@@ -137,22 +144,18 @@ def fetch_image(
     """
     allowed = checked_remote(allow_remote)
     max_bytes = whole_number(max_bytes, "max_bytes", least=1)
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ConfigError(f"timeout: expected seconds above 0, got {timeout!r}")
-    target = _Target.parse(url)
+    timeout = seconds(timeout, "timeout")
+    target = first = _Target.parse(url)
     if allowed is False:
         raise ConfigError(f"{target.shown}: an image URL is not fetched; allow_remote=True would")
-    with _Deadline(timeout) as deadline:
-        for _ in range(MAX_REDIRECTS + 1):
-            answer = _request(target, allowed, max_bytes, deadline)
-            if isinstance(answer, bytes):
-                open_header(io.BytesIO(answer), name=target.shown)
-                return answer
-            following = _Target.parse(urljoin(target.url, answer))
-            if target.tls and not following.tls:
-                raise ConfigError(f"{target.shown}: not fetched: it leads from https to http")
-            target = following
-    raise PageError(f"more than {MAX_REDIRECTS} redirects", source=_Target.parse(url).shown)
+    deadline = _Deadline(timeout)
+    for _ in range(MAX_REDIRECTS + 1):
+        answer = _request(target, allowed, max_bytes, deadline)
+        if isinstance(answer, bytes):
+            open_header(io.BytesIO(answer), name=target.shown)
+            return answer
+        target = target.following(answer)
+    raise PageError(f"more than {MAX_REDIRECTS} redirects", source=first.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,157 +163,155 @@ class _Target:
     """A checked address."""
 
     url: str
+    tls: bool
     host: str
     port: int
+    authority: str
     path: str
-    tls: bool
     shown: str
 
     @classmethod
     def parse(cls, url: str) -> Self:
         try:
             parts = urlsplit(url)
-            host, port = (parts.hostname or "").encode("idna").decode("ascii"), parts.port
-        except (ValueError, TypeError, AttributeError):  # UnicodeError of a host name is a ValueError
+            host, tls = (parts.hostname or "").encode("idna").decode("ascii"), parts.scheme == "https"
+            default = 443 if tls else 80
+            port = default if parts.port is None else parts.port
+            path, query = quote(parts.path, _PATH_SAFE), quote(parts.query, _PATH_SAFE)
+        except (ValueError, TypeError, AttributeError):  # UnicodeError of a host or a lone surrogate is a ValueError
             raise ConfigError("an image URL that cannot be read is not fetched") from None  # it may hold a secret
-        tls = parts.scheme == "https"
-        named = f"[{host}]" if ":" in host else host
-        shown = f"{parts.scheme}://{named}{'' if port is None else f':{port}'}{quote(parts.path, _PATH_SAFE)}"[:200]
-        if parts.scheme not in ("http", "https") or not host:
+        authority = (f"[{host}]" if ":" in host else host) + (f":{port}" if port != default else "")
+        shown = f"{parts.scheme}://{quote(authority, '[:]%')}{path}"[:200]
+        if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
             raise ConfigError(f"{shown}: an image URL of this kind is not fetched; expected http or https and a host")
         if parts.username is not None or parts.password is not None:
             raise ConfigError(f"{shown}: not fetched: a user name or password stands in the URL")
-        path = quote(parts.path, _PATH_SAFE) or "/"
-        query = f"?{quote(parts.query, _PATH_SAFE)}" if parts.query else ""
-        return cls(url, host, (443 if tls else 80) if port is None else port, path + query, tls, shown)
+        return cls(url, tls, host, port, authority, (path or "/") + (f"?{query}" if query else ""), shown)
+
+    def following(self, location: str) -> Self:
+        """Return the address that a redirect leads to."""
+        try:
+            url = urljoin(self.url, location)
+        except ValueError:
+            raise ConfigError(f"{self.shown}: not fetched: it leads to a URL that cannot be read") from None
+        following = self.parse(url)
+        if self.tls and not following.tls:
+            raise ConfigError(f"{self.shown}: not fetched: it leads from https to http")
+        return following
 
 
 class _Deadline:
-    """Ends a fetch in time, whatever it waits for: a server may send one byte a second forever."""
-
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.over = False
         self._ends = time.monotonic() + seconds
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
 
     def left(self) -> float:
-        return max(self._ends - time.monotonic(), 1e-3)
-
-    def watch(self, connection: socket.socket | None) -> None:
-        with self._lock:
-            self._socket = connection
-            if self.over:
-                self._shut()
-
-    def _end(self) -> None:
-        with self._lock:
-            self.over = True
-            self._shut()
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # closed already
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # of the plain socket: TLS has no say in it
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
+        if (left := self._ends - time.monotonic()) > 0:
+            return left
+        raise TimeoutError
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection to addresses that were checked."""
+class _Network:
+    """A network backend of httpcore that connects to checked addresses only.
 
-    def __init__(self, target: _Target, addresses: list[str], deadline: _Deadline) -> None:
-        super().__init__(target.host, target.port)
-        self.default_port = 443 if target.tls else 80  # other ports go into the Host header
-        self._target, self._addresses, self._deadline = target, addresses, deadline
+    The check is here, at the only way out: whatever a URL is taken to mean, every connection is checked.
+    """
 
-    def connect(self) -> None:
-        for address in self._addresses:
+    def __init__(self, core: Any, target: _Target, allowed: bool | tuple[str, ...], deadline: _Deadline) -> None:
+        self._core = core
+        self._target = target
+        self._allowed = allowed
+        self._deadline = deadline
+
+    def connect_tcp(self, host: str, port: int, **_: object) -> _Stream:
+        failure: Exception = OSError("no address")
+        for address in self._addresses(host, port):
             try:
-                plain = socket.create_connection((address, self.port), timeout=self._deadline.left())
-                break
-            except OSError as exc:
+                stream = self._core.SyncBackend().connect_tcp(address, port, timeout=self._deadline.left())
+                return _Stream(stream, self._deadline)
+            except (self._core.ConnectError, self._core.ConnectTimeout) as exc:
                 failure = exc
-        else:
-            raise failure
-        self.sock = plain
-        if self._target.tls:
-            context = ssl.create_default_context()
-            self.sock = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
-        self.sock.settimeout(self._deadline.left())
-        self._deadline.watch(self.sock)
-        if isinstance(self.sock, ssl.SSLSocket):
-            self.sock.do_handshake()
+        raise failure
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a host that may be contacted."""
+        refused = f"{self._target.shown}: not fetched:"
+        if isinstance(self._allowed, tuple) and host.lower() not in self._allowed:
+            raise ConfigError(f"{refused} allow_remote does not name {host}")
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        for address in addresses:
+            if self._allowed is True and not is_public(address):
+                raise ConfigError(f"{refused} {address} is no public address; name the host in allow_remote=[...]")
+        return addresses
+
+
+class _Stream:
+    """A network stream of httpcore, every step of which has the time left: a server may send one byte a second."""
+
+    def __init__(self, stream: Any, deadline: _Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+        self.close = stream.close
+        self.get_extra_info = stream.get_extra_info
+
+    def read(self, max_bytes: int, timeout: object = None) -> Any:
+        return self._stream.read(max_bytes, self._deadline.left())
+
+    def write(self, buffer: bytes, timeout: object = None) -> None:
+        self._stream.write(buffer, self._deadline.left())
+
+    def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str, timeout: object = None) -> _Stream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._deadline.left()), self._deadline)
 
 
 def _request(target: _Target, allowed: bool | tuple[str, ...], max_bytes: int, deadline: _Deadline) -> bytes | str:
     """Return the body of an address, or the location it redirects to."""
-    late = PageError(f"no complete answer within {deadline.seconds:g} s", source=target.shown)
+    core: Any = require("remote", "httpcore")
+    url = core.URL(scheme="https" if target.tls else "http", host=target.host, port=target.port, target=target.path)
+    headers = {
+        "Host": target.authority, "Accept": "image/*", "Accept-Encoding": "identity",
+        "User-Agent": "colqwen3-retrievers", "Connection": "close",
+    }  # fmt: skip
     try:
-        connection = _Connection(target, _addresses(target, allowed), deadline)
-        with contextlib.closing(connection):
-            connection.request("GET", target.path, headers={
-                "Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "colqwen3-retrievers",
-                "Connection": "close",
-            })  # fmt: skip
-            with contextlib.closing(connection.getresponse()) as response:  # it may own the socket by now
-                answer = _answer(target, response, max_bytes)
-            deadline.watch(None)
-    except (OSError, http.client.HTTPException) as exc:
-        if deadline.over or isinstance(exc, TimeoutError):
-            raise late from exc
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__  # no part of the URL
+        context = ssl.create_default_context() if target.tls else None
+        network = _Network(core, target, allowed, deadline)
+        with (
+            core.ConnectionPool(context, network_backend=network) as pool,
+            pool.stream("GET", url, headers=headers) as response,
+        ):
+            answer = _answer(target, response, max_bytes)
+    except ColQwen3Error:
+        raise
+    except (TimeoutError, core.TimeoutException) as exc:
+        raise PageError(f"no complete answer within {deadline.seconds:g} s", source=target.shown) from exc
+    except Exception as exc:  # whatever a server can make the libraries below raise
+        cause = exc if isinstance(exc, OSError) else exc.__cause__
+        reason = (isinstance(cause, OSError) and cause.strerror) or type(exc).__name__  # repeats no URL and no answer
+        if isinstance(exc, core.RemoteProtocolError):
+            reason = "the answer is cut short or not valid HTTP"
         raise PageError(f"cannot be fetched: {reason}", source=target.shown) from exc
-    except PageError as exc:
-        raise (late if deadline.over else exc) from exc.__cause__
-    if deadline.over:
-        raise late
     return answer
 
 
-def _answer(target: _Target, response: http.client.HTTPResponse, max_bytes: int) -> bytes | str:
-    if response.status in _REDIRECTS and (location := response.getheader("Location")):
+def _answer(target: _Target, response: Any, max_bytes: int) -> bytes | str:
+    headers: dict[bytes, str] = {name.lower(): value.decode("utf-8", "replace") for name, value in response.headers}
+    if response.status in _REDIRECTS and (location := headers.get(b"location")):
         return location
-    if response.status != http.HTTPStatus.OK:
+    if response.status != 200:
         raise PageError(f"the server answers with status {response.status}", source=target.shown)
-    if (coding := response.getheader("Content-Encoding", "identity").lower()) != "identity":
+    if (coding := headers.get(b"content-encoding", "identity").lower()) != "identity":
         raise PageError(f"the server packs the image ({coding[:20]!r}) though asked not to", source=target.shown)
-    length = response.length  # None when the server does not tell
-    if length is not None and length > max_bytes:
+    if (length := int(headers.get(b"content-length", 0))) > max_bytes:
         raise PageError(f"{length:,} bytes, more than {max_bytes:,}", source=target.shown)
-    data = response.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise PageError(f"more than {max_bytes:,} bytes", source=target.shown)
-    if length is not None and len(data) < length:
-        raise PageError(f"{len(data):,} of {length:,} bytes came", source=target.shown)
+    data = bytearray()
+    for part in response.iter_stream():
+        data += part
+        if len(data) > max_bytes:
+            raise PageError(f"more than {max_bytes:,} bytes", source=target.shown)
     if not data:
         raise PageError("the image is empty (0 bytes)", source=target.shown)
-    return data
-
-
-def _addresses(target: _Target, allowed: bool | tuple[str, ...]) -> list[str]:
-    """Return the addresses of a host that may be contacted."""
-    named = allowed if isinstance(allowed, tuple) else ()
-    if isinstance(allowed, tuple) and target.host.lower() not in named:
-        raise ConfigError(f"{target.shown}: not fetched: allow_remote does not name {target.host}")
-    entries = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
-    for address in addresses:
-        if not named and not is_public(address):
-            raise ConfigError(
-                f"{target.shown}: not fetched: {address} is no public address; name the host in allow_remote=[...]"
-            )
-    return addresses
+    return bytes(data)
 
 
 def is_public(address: str) -> bool:
@@ -326,6 +327,6 @@ def is_public(address: str) -> bool:
             inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inside is not None:
             return is_public(str(inside))
-        if ip.is_site_local:
+        if ip not in _UNICAST:
             return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or any(ip in network for network in _SPECIAL))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +19,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, MissingExtraError, PageError
 from colqwen3_retrievers.pages.remote_images import MAX_REDIRECTS, checked_remote, fetch_image, is_public, local_image
+from tests.raw_server import raw_server
 
 
 def png(colour: str = "red") -> bytes:
@@ -146,7 +149,8 @@ def test_hosts_of_private_networks_must_be_named(url: str, asked: list[object]) 
     "address",
     ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
      "255.255.255.255", "::", "::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
-     "2002:7f00:1::", "fec0::1"],
+     "2002:7f00:1::", "fec0::1", "3fff::1", "5f00::1", "100:0:0:1::1", "64:ff9b:1::1", "2001::1", "2001:20::1",
+     "::ffff:0:7f00:1", "::7f00:1", "4000::1", "192.0.0.192", "192.0.0.9", "192.88.99.1", "168.63.129.16"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(address)
@@ -183,7 +187,7 @@ def test_answers_that_are_no_image(url: str, path: str, says: str) -> None:
 
 
 def test_a_body_that_breaks_off(url: str) -> None:
-    with pytest.raises(PageError, match=r"50 of 5,000 bytes came|cannot be fetched"):
+    with pytest.raises(PageError, match="cannot be fetched: the answer is cut short"):
         fetch_image(f"{url}/short", allow_remote=["127.0.0.1"])
 
 
@@ -193,6 +197,61 @@ def test_a_server_that_drips_is_given_up(url: str, path: str) -> None:
     with pytest.raises(PageError, match=r"no complete answer within 0\.5 s"):
         fetch_image(f"{url}{path}", allow_remote=["127.0.0.1"], timeout=0.5)
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("size", ["-1", "-5", "zz", "", "f" * 20, "f" * 21, "+5", "1_0", "0x5", "9" * 5000])
+def test_sizes_of_chunks_do_not_lift_the_bound(size: str) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size.encode() + b"\r\n"
+    says = r"a\.png: (cannot be fetched|more than 100,000 bytes)"
+    with raw_server(head, bytes(65_536)) as (url, taken), pytest.raises(PageError, match=says):
+        fetch_image(url, allow_remote=["127.0.0.1"], max_bytes=100_000)
+    assert sum(taken) < 20 * 2**20  # what the kernel takes is not bounded more closely
+
+
+@pytest.mark.parametrize(
+    ("head", "flood", "says"),
+    [(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", "more than 999 bytes"),
+     (b"HTTP/1.1 200 OK\r\n\r\n", b"x", "more than 999 bytes"),
+     (b"HTTP/1.1 200 OK\r\n", b"X-More: " + b"x" * 9000 + b"\r\n", "cannot be fetched"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", b"x", "cannot be fetched"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nContent-Length: 9\r\n\r\n", b"x", "cannot be fetched"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", b"x", "more than 999"),
+     (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"x", "not valid HTTP"),
+     (b"", b"HTTP/1.1 100 Continue\r\n\r\n", "no complete answer within 1 s"),
+     (b"\x16\x03\x01", b"", "cannot be fetched"),
+     (b"", b"", "cannot be fetched")],
+)  # fmt: skip
+def test_answers_without_end_or_sense(head: bytes, flood: bytes, says: str) -> None:
+    with raw_server(head, flood) as (url, _), pytest.raises(PageError, match=says):
+        fetch_image(url, allow_remote=["127.0.0.1"], max_bytes=999, timeout=1)
+
+
+def test_whatever_a_server_answers_the_error_is_ours() -> None:
+    rng = random.Random(0)
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nLocation: /a\r\nServer: x\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    for _ in range(150):
+        answer = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            answer[rng.randrange(len(answer))] = rng.choice([rng.randrange(256), 0, 10, 13, 45, 51, 58, 255])
+        with raw_server(bytes(answer[: rng.randint(0, 2 * len(answer))])) as (url, _), pytest.raises(ColQwen3Error):
+            fetch_image(url, allow_remote=["127.0.0.1"], timeout=5)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [b"http://[", b"http://[::1", b"//[", b"http://a:b/", b"http://a:99999/", b"http://\xff/", b"http://\xe2\x80\xa4/",
+     b"http://a..b/", b"http://" + b"a" * 70 + b"/", b"ftp://a/", b"javascript:x", b"\xed\xa0\x80", b"http://a b/"],
+)  # fmt: skip
+def test_redirects_that_lead_nowhere(location: bytes) -> None:
+    head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
+    with raw_server(head) as (url, _), pytest.raises((ConfigError, PageError)):
+        fetch_image(url, allow_remote=["127.0.0.1"], timeout=5)
+
+
+def test_without_httpcore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpcore", None)
+    with pytest.raises(MissingExtraError, match=r"colqwen3-retrievers\[remote\]"):
+        fetch_image("http://127.0.0.1/a.png", allow_remote=["127.0.0.1"])
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[list[str]]]) -> None:
@@ -317,7 +376,8 @@ def test_a_host_that_does_not_answer() -> None:
 @pytest.mark.parametrize(
     "address",
     ["ftp://example.org/a.png", "file:///etc/passwd", "http://", "http://ada:secret@127.0.0.1/a.png", "http://[::1/a",
-     "http://127.0.0.1:99999/a.png"],
+     "http://127.0.0.1:99999/a.png", "http://127.0.0.1:-1/", "http://[", "http://\ud800/", "http://127.0.0.1/\ud800",
+     "http://127.0.0.1/?\ud800", "http://\u2024/", "http://./", "http://a\0b/", "http://a b/"],
 )  # fmt: skip
 def test_addresses_that_cannot_be_fetched(address: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -331,6 +391,7 @@ def test_allow_remote_is_checked() -> None:
     for wrong in ("example.org", 1, ["http://example.org"], ["a b"], [""], [3]):
         with pytest.raises(ConfigError, match="allow_remote"):
             checked_remote(wrong)  # type: ignore[arg-type]
-    for wrong in ({"max_bytes": 0}, {"timeout": 0}, {"max_bytes": True}):
+    for wrong in ({"max_bytes": 0}, {"timeout": 0}, {"max_bytes": True}, {"timeout": float("inf")},
+                  {"timeout": float("nan")}, {"timeout": 1e300}, {"timeout": "3"}, {"timeout": True}):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             fetch_image("http://127.0.0.1/", **wrong)

@@ -20,7 +20,7 @@ from colqwen3_retrievers.engines.server.wire import (
     pooling_settings,
     text_body,
 )
-from colqwen3_retrievers.errors import ConfigError, DimensionError
+from colqwen3_retrievers.errors import ConfigError, DimensionError, EngineResponseError
 from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.vectors.multi_vector import Float32
@@ -109,7 +109,7 @@ class ServerEngine:
         """Cancel pending requests and close all connections; idempotent."""
         self._client.close()
 
-    def _embed_texts(self, items: list[EncoderInput]) -> list[Float32]:
+    def _embed_texts(self, items: list[EncoderInput], *, checked: bool = False) -> list[Float32]:
         async def ask(url: str, known: Findings) -> tuple[str, Findings, Answer]:
             if known.context_length is not None:
                 for item in items:
@@ -120,9 +120,11 @@ class ServerEngine:
 
         url, known, answer = self._client.ask(ask)
         results = self._checked(items, url, answer)
-        return self._embed_texts(items) if self._is_another(url, known, items, results) else results
+        if self._is_another(url, known, items, results, checked):
+            return self._embed_texts(items, checked=True)
+        return results
 
-    def _embed_picture(self, item: EncoderInput) -> Float32:
+    def _embed_picture(self, item: EncoderInput, *, checked: bool = False) -> Float32:
         part = picture_part(item)  # once for all attempts: packing takes most of a client's time
         template = (self._family.video if item.is_video else self._family.image) or ""
         times = {"media_io_kwargs": frame_times(item)} if item.is_video and needs_times(item) else {}
@@ -150,22 +152,34 @@ class ServerEngine:
             (rows,) = self._client.rows(url, answer, 1)
             if len(rows) == len(item) + VIDEO_MARKS:
                 self._bare_videos.add(url)
-                return self._embed_picture(item)
+                return self._embed_picture(item, checked=checked)
         results = self._checked([item], url, answer)
-        return self._embed_picture(item) if self._is_another(url, known, [item], results) else results[0]
+        if self._is_another(url, known, [item], results, checked):
+            return self._embed_picture(item, checked=True)
+        return results[0]
 
-    def _is_another(self, url: str, known: Findings, items: Sequence[EncoderInput], results: Sequence[Float32]) -> bool:
+    def _is_another(
+        self, url: str, known: Findings, items: Sequence[EncoderInput], results: Sequence[Float32], checked: bool
+    ) -> bool:
         """Return whether another model answered than the one checked; the server is then checked again before use.
 
         A restart between two requests makes none fail. Under a causal mask the row of a prompt's first token depends on
         nothing else, so every response allows the comparison.
+
+        Raises:
+            EngineResponseError: another one although it was ``checked`` because of these very items.
         """
         for item, rows in zip(items, results, strict=True) if self._family.causal else ():
-            token, row = int(item.token_ids[0]), rows[0] / max(float(np.linalg.norm(rows[0])), 1e-30)
+            norm = float(np.linalg.norm(rows[0].astype(np.float64)))  # float32 overflows where a server sends 1e30
+            token, row = int(item.token_ids[0]), rows[0] / max(norm, 1e-30)
             seen = known.first_rows.get(token)
             if seen is None and len(known.first_rows) < FIRST_ROWS:
                 known.first_rows[token] = row
             elif seen is not None and float(seen @ row) < OWN_MODEL:
+                if checked:
+                    raise EngineResponseError(
+                        f"{url}: its token embeddings of one token differ; are several models behind it?"
+                    )
                 self._client.check_again(url, known)
                 return True
         return False

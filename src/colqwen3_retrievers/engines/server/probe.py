@@ -15,7 +15,7 @@ from PIL import Image
 
 from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.reference import TokenReference, can_compute, lone_token, trunk_bytes
-from colqwen3_retrievers.engines.server.transport import RefusalError
+from colqwen3_retrievers.engines.server.transport import RefusalError, shown
 from colqwen3_retrievers.engines.server.wire import RAW_TEMPLATE, Dialect, picture_part, server_prompt, user_turn
 from colqwen3_retrievers.errors import ConfigError, DimensionError, EngineError
 from colqwen3_retrievers.models.checkpoint import Checkpoint
@@ -140,13 +140,12 @@ class Probe:
 
     def _model_name(self, served: list[dict[str, Any]], url: str) -> tuple[str, int | None]:
         names = [str(item.get("id")) for item in served]
+        listed = shown(", ".join(names)) or "nothing"
         asked = self._options.served_model
         if asked is not None and asked not in names:
-            raise ConfigError(f"served_model {asked!r}: {url} serves {', '.join(names) or 'nothing'}")
+            raise ConfigError(f"served_model {asked!r}: {url} serves {listed}")
         if asked is None and len(names) != 1:
-            raise ConfigError(
-                f"{url} serves {', '.join(names) or 'nothing'}: say which by ServerOptions(served_model=)"
-            )
+            raise ConfigError(f"{url} serves {listed}: say which by ServerOptions(served_model=)")
         model = asked or names[0]
         room = served[names.index(model)].get("max_model_len")
         if isinstance(room, int) and room < len(self._image):
@@ -311,6 +310,7 @@ def request_template(dialect: Dialect) -> dict[str, Any]:
 
 
 def _cosines(one: Float32, other: Float32) -> Float32:
+    one, other = one.astype(np.float64), other.astype(np.float64)  # float32 overflows where a server sends 1e30
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return np.asarray((one * other).sum(axis=1) / np.maximum(norms, 1e-30), dtype=np.float32)
 

@@ -87,7 +87,7 @@ def _scores(answer: dict[str, Any], endpoint: Endpoint, count: int, what: str) -
     listed, key = ("data", "score") if endpoint == "score" else ("results", "relevance_score")
     try:
         scores = dict(_pairs(answer[listed], key))
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise EngineResponseError(f"{what}: the answer is no list of scores") from exc
     if len(answer[listed]) != count or set(scores) != set(range(count)):
         raise EngineResponseError(f"{what}: scores of {len(answer[listed])} documents, {count} were sent")

@@ -106,7 +106,10 @@ class Transport:
         self._lock = threading.Lock()  # so that no job is passed to a stopped loop, which would never end
         self._key = api_key
         self._client: Any = self._httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key is not None else {},
+            headers={
+                "Accept-Encoding": "identity",  # what unpacks to gigabytes cannot be counted in time
+                **({"Authorization": f"Bearer {api_key}"} if api_key is not None else {}),
+            },
             limits=self._httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE
             ),
@@ -166,36 +169,47 @@ class Transport:
         Raises:
             UnreachableError: no connection, or it broke before the answer was whole; retryable.
             RefusalError: another status than 200; retryable for 429 and 5xx.
-            EngineResponseError: a body too long or wrongly compressed.
+            EngineResponseError: a body too long or compressed, or an address that cannot be used.
         """
         what = f"{method} {server}{path}"
         try:
             return await self._exchange(what, method, server + path, body, most_bytes)
+        except EngineError:
+            raise
         except self._httpx.ConnectTimeout as exc:
-            raise UnreachableError(f"{what}: no connection in time", retryable=True) from _bare(exc)
+            raise UnreachableError(f"{what}: no connection in time", retryable=True) from self._bare(exc)
         except self._httpx.TransportError as exc:
-            raise UnreachableError(f"{what}: {_reason(exc)}", retryable=True) from _bare(exc)
-        except (self._httpx.DecodingError, self._httpx.InvalidURL) as exc:
-            raise EngineResponseError(f"{what}: {_reason(exc)}") from _bare(exc)
+            raise UnreachableError(f"{what}: {self._reason(exc)}", retryable=True) from self._bare(exc)
+        except Exception as exc:  # whatever an address or an answer can make the libraries below raise
+            raise EngineResponseError(f"{what}: {self._reason(exc)}") from self._bare(exc)
 
     async def _exchange(self, what: str, method: str, url: str, body: bytes | None, most_bytes: int) -> Answer:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         async with self._client.stream(method, url, content=body, headers=headers) as response:
             good = response.status_code == 200
             limit = most_bytes if good else _MESSAGE_BYTES
-            parts: list[bytes] = []
-            size = 0
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > limit:
+            packed = response.headers.get("content-encoding", "identity").lower() != "identity"
+            if good and packed:
+                raise EngineResponseError(f"{what}: the answer is compressed, though asked not to be")
+            content = bytearray()
+            async for part in response.aiter_raw():
+                content += part
+                if len(content) > limit:
                     break
-            content = b"".join(parts)
-            if good and size > limit:
+            if good and len(content) > limit:
                 raise EngineResponseError(f"{what}: the answer is longer than the {limit:,} bytes it can have")
             if good:
-                return Answer(response.headers.get("metadata"), content)
-            raise _refusal(what, response.status_code, response.headers, _words(content, self._key))
+                return Answer(response.headers.get("metadata"), bytes(content))
+            said = "" if packed else _words(content, self._key)
+            raise _refusal(what, response.status_code, response.headers, said)
+
+    def _reason(self, exc: Exception) -> str:
+        return shown(str(exc), self._key) or type(exc).__name__
+
+    def _bare(self, exc: Any) -> Exception | None:
+        """Return an exception without the request of httpx, whose headers hold the key; None if its text does."""
+        exc._request = None
+        return exc if self._key is None or self._key not in str(exc) else None
 
 
 def _refusal(what: str, status: int, headers: Mapping[str, str], said: str) -> RefusalError:
@@ -212,10 +226,8 @@ def _response_error(message: str, fields: dict[str, Any]) -> EngineResponseError
     return EngineResponseError(message, **fields)
 
 
-def _words(body: bytes, key: str | None) -> str:
+def _words(body: bytes | bytearray, key: str | None) -> str:
     """Return the message in an error's body, vLLM's JSON or any text; shortened, and without the key.
-
-    Some gateways quote the request. The key is removed before shortening, which might leave half of it.
 
     >>> _words(b'{"error": {"message": "no: Bearer sk-1"}}', "sk-1")
     'no: Bearer ***'
@@ -223,15 +235,26 @@ def _words(body: bytes, key: str | None) -> str:
     text = body.decode("utf-8", "replace")
     try:
         value: Any = json.loads(text)
+        for name in ("error", "message", "detail"):
+            if isinstance(value, dict) and name in value:
+                value = value[name]
+        words = value if isinstance(value, str) else json.dumps(value)
     except (ValueError, RecursionError):
-        value = text
-    for name in ("error", "message", "detail"):
-        if isinstance(value, dict) and name in value:
-            value = value[name]
-    words = value if isinstance(value, str) else json.dumps(value)
+        words = text
+    return shown(words, key)
+
+
+def shown(words: str, key: str | None = None) -> str:
+    r"""Return a server's words fit to be shown: shortened, without the key, and of printable characters.
+
+    Some gateways quote the request. The key is removed before shortening, which might leave half of it.
+
+    >>> shown("no: \x1b[31mBearer sk-1", "sk-1")
+    'no: ?[31mBearer ***'
+    """
     for secret in (json.dumps(key)[1:-1], key) if key else ():
         words = words.replace(secret, "***")
-    words = " ".join(words.split())
+    words = "".join(char if char.isprintable() else "?" for char in " ".join(words.split()))
     return words if len(words) <= _QUOTED else words[:_QUOTED] + " ..."
 
 
@@ -248,17 +271,6 @@ def _seconds(retry_after: str | None) -> float | None:
     except ValueError:
         try:
             seconds = max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-        except (ValueError, TypeError, OverflowError):
+        except Exception:  # the parser's own list of them has grown with the years
             return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _reason(exc: Exception) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__
-
-
-def _bare(exc: Any) -> Exception:
-    """Return httpx's exception without its request, whose headers hold the key."""
-    exc._request = None
-    assert isinstance(exc, Exception)  # noqa: S101 - narrows the type for the checker
-    return exc

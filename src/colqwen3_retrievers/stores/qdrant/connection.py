@@ -102,7 +102,7 @@ def parse_address(location: str) -> Address:
         raise ConfigError(f"{shown!r}: expected {scheme}://host:6333/collection")
     numbers: dict[str, int] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _NUMBERS or not value.isascii() or not value.isdigit() or not int(value):
+        if name not in _NUMBERS or not value.isascii() or not value.isdigit() or not 0 < int(value[:20]) < 10**9:
             raise ConfigError(f"{shown!r}: ?{name}=…: known are grpc=PORT and timeout=SECONDS, whole numbers from 1")
         numbers[name] = int(value)
     return Address(

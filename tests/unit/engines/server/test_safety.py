@@ -22,8 +22,12 @@ from PIL import Image
 
 from colqwen3_retrievers import ColQwen3Encoder, Page, Query, ServerOptions
 from colqwen3_retrievers.encoding.server_scores import server_scores
-from colqwen3_retrievers.engines.server.transport import Transport, _words
+from colqwen3_retrievers.engines.server.client import ServerClient
+from colqwen3_retrievers.engines.server.engine import ServerEngine
+from colqwen3_retrievers.engines.server.transport import Answer, Transport, _words
 from colqwen3_retrievers.errors import ConfigError, EngineError, EngineResponseError, InputTooLongError
+from colqwen3_retrievers.models.checkpoint import open_checkpoint
+from colqwen3_retrievers.models.rendering import EncoderInput
 from tests.checkpoints import make_checkpoint
 from tests.fault_server import FaultServer
 
@@ -92,6 +96,26 @@ def test_a_server_started_anew_with_the_same_model_is_taken(folder: Path, server
             (after,) = encoder.encode_queries(["revenue"])
             assert np.array_equal(before.vectors, after.vectors)
         assert sum(one.path == "/v1/models" for one in server.seen[-8:]) <= 1
+
+
+def test_a_server_that_contradicts_itself_is_not_asked_for_ever(
+    folder: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one behind which two models answer by turns."""
+    real = ServerClient.rows
+
+    def rows(self: ServerClient, url: str, answer: Answer, n_inputs: int) -> list[np.ndarray]:
+        results = real(self, url, answer, n_inputs)
+        return [*results[:-1], -results[-1]] if n_inputs > 3 else results  # more than a check sends
+
+    monkeypatch.setattr(ServerClient, "rows", rows)
+    engine = ServerEngine(open_checkpoint(folder), urls=[server.url], options=OPTIONS)
+    prompt = EncoderInput(True, "", np.arange(5, dtype=np.int64), slice(0, 5))
+    before = len(server.seen)
+    with pytest.raises(EngineResponseError, match="are several models behind it"):
+        engine.embed([prompt] * 4)
+    engine.close()
+    assert len(server.seen) - before < 20
 
 
 def test_a_text_beyond_the_server_is_too_long_and_alone(folder: Path) -> None:
