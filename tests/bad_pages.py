@@ -210,6 +210,12 @@ BAD_PAGES: list[BadPage] = [
         "page 1: the page has no visible area",
     ),
     BadPage(
+        "PDF page a strip",
+        _file("a.pdf", lambda: one_page_pdf(b"[0 0 1 2000000]")),
+        PageError,
+        "page 1: 1 x 2000000: one side is more than 200 times the other",
+    ),
+    BadPage(
         "encrypted PDF", _file("a.pdf", lambda: encrypted_pdf("geheim")), PageError, "encrypted: give its password"
     ),
     BadPage(
@@ -243,6 +249,10 @@ BAD_PAGES: list[BadPage] = [
     BadPage("truncated GIF", _file("a.gif", lambda: _half(image_bytes("GIF", mode="P"))), PageError, _BROKEN),
     BadPage("truncated BMP", _file("a.bmp", lambda: _half(image_bytes("BMP"))), PageError, _BROKEN),
     BadPage("truncated TIFF", _file("a.tif", lambda: _half(image_bytes("TIFF"))), PageError, "a.tif: "),
+    BadPage("image a strip", _file("a.png", lambda: image_bytes("PNG", (402, 2))), PageError, "402 x 2: one side"),
+    BadPage(
+        "TIFF page a strip", _file("a.tif", lambda: tiff_stack(2, size=(1, 201))), PageError, "page 1: 1 x 201: one"
+    ),
     BadPage("BMP of endless width", _file("a.bmp", lambda: _wide_bmp()), PageError, _TOO_BIG),
     BadPage(
         "TIFF page beyond the end", _file("a.tiff", lambda: _tiff_with_second_page({273: 2**31})), PageError, "page 2: "
