@@ -51,6 +51,62 @@ def one_page_pdf(
     )
 
 
+def _form(content: bytes, resources: bytes = b"", kind: bytes = b"/Type/XObject/Subtype/Form") -> bytes:
+    head = b"<<%s/BBox[0 0 612 792]/Resources<<%s>>/Length %d>>" % (kind, resources, len(content))
+    return head + b"\nstream\n%s\nendstream" % content
+
+
+def _page_of_forms(resources: bytes, content: bytes, *forms: bytes) -> bytes:
+    """A PDF whose page draws forms or patterns, numbered from 5."""
+    return pdf_bytes(
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<<%s>>>>" % resources,
+        b"<</Length %d>>\nstream\n%s\nendstream" % (len(content), content),
+        *forms,
+    )
+
+
+def self_referring_form_pdf() -> bytes:
+    """A form that draws itself twice: some 600 bytes that ask for 2 ** depth forms."""
+    return _page_of_forms(b"/XObject<</I 5 0 R>>", b"/I Do", _form(b"/I Do /I Do", b"/XObject<</I 5 0 R>>"))
+
+
+def nested_forms_pdf(depth: int = 30) -> bytes:
+    """Forms that each draw the next one twice."""
+    forms = [_form(b"/I Do /I Do", b"/XObject<</I %d 0 R>>" % (6 + i)) for i in range(depth)]
+    return _page_of_forms(b"/XObject<</I 5 0 R>>", b"/I Do", *forms, _form(b"0 0 9 9 re f"))
+
+
+def nested_patterns_pdf(depth: int = 8) -> bytes:
+    """Tiling patterns one point apart that are each filled with the next one."""
+    kind, fill = b"/PatternType 1/PaintType 1/TilingType 1/XStep 1/YStep 1", b"/Pattern cs /P scn 0 0 612 792 re f"
+    patterns = [_form(fill, b"/Pattern<</P %d 0 R>>" % (6 + i), kind) for i in range(depth)]
+    return _page_of_forms(b"/Pattern<</P 5 0 R>>", fill, *patterns, _form(b"0 0 9 9 re f", kind=kind))
+
+
+def double_flate_pdf(mebibytes: int = 4096) -> bytes:
+    """A page whose commands are blanks compressed twice: 4 GiB in a few kilobytes."""
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(b" " * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)  # may be repeated, as it stands alone
+    data = zlib.compress(b"\x78\xda" + block * mebibytes + b"\x03\x00" + bytes(4), 9)
+    return pdf_bytes(
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R>>",
+        b"<</Filter[/FlateDecode/FlateDecode]/Length %d>>\nstream\n%s\nendstream" % (len(data), data),
+    )
+
+
+PDF_BOMBS = {
+    "form that draws itself": self_referring_form_pdf,
+    "nested forms": nested_forms_pdf,
+    "nested tiling patterns": nested_patterns_pdf,
+    "stream compressed twice": double_flate_pdf,
+}
+"""Small PDFs that take a renderer without limits all memory or hours; use them in a process with limits only."""
+
+
 def encrypted_pdf(password: str) -> bytes:
     """A PDF of one page that says "secret", for one password."""
     from reportlab.lib.pdfencrypt import StandardEncryption
@@ -210,6 +266,12 @@ BAD_PAGES: list[BadPage] = [
         "page 1: the page has no visible area",
     ),
     BadPage(
+        "PDF page a strip",
+        _file("a.pdf", lambda: one_page_pdf(b"[0 0 1 2000000]")),
+        PageError,
+        "page 1: 1 x 2000000: one side is more than 200 times the other",
+    ),
+    BadPage(
         "encrypted PDF", _file("a.pdf", lambda: encrypted_pdf("geheim")), PageError, "encrypted: give its password"
     ),
     BadPage(
@@ -243,6 +305,10 @@ BAD_PAGES: list[BadPage] = [
     BadPage("truncated GIF", _file("a.gif", lambda: _half(image_bytes("GIF", mode="P"))), PageError, _BROKEN),
     BadPage("truncated BMP", _file("a.bmp", lambda: _half(image_bytes("BMP"))), PageError, _BROKEN),
     BadPage("truncated TIFF", _file("a.tif", lambda: _half(image_bytes("TIFF"))), PageError, "a.tif: "),
+    BadPage("image a strip", _file("a.png", lambda: image_bytes("PNG", (402, 2))), PageError, "402 x 2: one side"),
+    BadPage(
+        "TIFF page a strip", _file("a.tif", lambda: tiff_stack(2, size=(1, 201))), PageError, "page 1: 1 x 201: one"
+    ),
     BadPage("BMP of endless width", _file("a.bmp", lambda: _wide_bmp()), PageError, _TOO_BIG),
     BadPage(
         "TIFF page beyond the end", _file("a.tiff", lambda: _tiff_with_second_page({273: 2**31})), PageError, "page 2: "

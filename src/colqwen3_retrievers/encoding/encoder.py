@@ -197,12 +197,15 @@ class ColQwen3Encoder:
         """Compare multi-vectors by MaxSim, in float32.
 
         Args:
-            queries: from :meth:`encode_queries`.
-            documents: from the other encode methods.
+            queries: from :meth:`encode_queries`; may be empty.
+            documents: from the other encode methods; may be empty.
             mode: ``"sum"`` over query tokens, or ``"mean"``.
 
         Returns:
             float32 (n_queries, n_documents).
+
+        Raises:
+            ConfigError, DimensionError: as for :func:`~colqwen3_retrievers.maxsim`.
         """
         return maxsim(queries, documents, mode=mode, kernel=default_kernel())
 

@@ -21,6 +21,7 @@ from colqwen3_retrievers.pages.files import (
     PagePath,
     caused_by,
     find_page_files,
+    is_data,
     reason_of,
     user_path,
 )
@@ -170,7 +171,7 @@ class FileListing:
 
     def _find_with_changes(self, paths: Any) -> None:
         """List files, refuse paths whose disk seems not mounted, and find known files that are gone or renamed."""
-        single = isinstance(paths, str | bytes | bytearray | os.PathLike) or not isinstance(paths, Iterable)
+        single = isinstance(paths, str | os.PathLike) or is_data(paths) or not isinstance(paths, Iterable)
         roots = [_root(item) for item in ([paths] if single else paths)]
         self._list([root.given for root in roots if root.exists], self._folder_failed)
         listed = {file.path for file in self.files}

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
@@ -14,7 +15,7 @@ from langchain_core.documents import Document
 from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.langchain.documents import page_to_document
-from colqwen3_retrievers.pages.files import OnError, PagePath, user_path
+from colqwen3_retrievers.pages.files import OnError, PageInput, PagePath, is_data, user_path
 from colqwen3_retrievers.pages.images import open_image
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
 from colqwen3_retrievers.pages.page import Page
@@ -30,7 +31,8 @@ class PageLoader(BaseLoader):
     embedders see neither, because they receive ``page_content``. One page is held in memory at a time.
 
     Args:
-        paths: files, folders or patterns, as for :func:`~colqwen3_retrievers.pages.loading.load_pages`.
+        paths: files, folders or patterns, file objects or named bytes, as for
+            :func:`~colqwen3_retrievers.pages.loading.load_pages`.
         root: the folder that sources are relative to; by default a folder itself, and a file's folder.
         max_pixels: most pixels of a rendered page.
         on_error: ``"raise"``; ``"skip"``, which logs a warning and continues; or a function called with the PageError.
@@ -53,7 +55,7 @@ class PageLoader(BaseLoader):
 
     def __init__(
         self,
-        paths: PagePath | Iterable[PagePath],
+        paths: PageInput | Iterable[PageInput],
         *,
         root: PagePath | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -63,7 +65,8 @@ class PageLoader(BaseLoader):
     ) -> None:
         if not isinstance(paths, str | os.PathLike | Iterable) or isinstance(paths, bytes):
             raise ConfigError(f"paths: expected a path or a list of paths, got {type(paths).__name__}")
-        self.paths = paths if isinstance(paths, str | os.PathLike) else list(paths)
+        single = isinstance(paths, str | os.PathLike) or is_data(paths)
+        self.paths = paths if single else list(cast("Iterable[PageInput]", paths))
         self.root = root
         self.max_pixels = max_pixels
         self.on_error = on_error

@@ -19,14 +19,11 @@ from PIL import Image
 from colqwen3_retrievers.errors import ConfigError, EncodeError, InputTooLongError, PageError
 from colqwen3_retrievers.models.families import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, VISUAL_TOKEN_SIDE, Family
 from colqwen3_retrievers.models.tokenizer import PromptTokenizer
-from colqwen3_retrievers.pages.images import ImageSource, open_image
+from colqwen3_retrievers.pages.images import MAX_ASPECT_RATIO, ImageSource, open_image
 from colqwen3_retrievers.pages.page import Page, Query, Video
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-
-MAX_ASPECT_RATIO = 200
-"""Largest ratio of the longest side to the shortest for which Qwen3-VL's resizing is defined."""
 
 VIDEO_MIN_PIXELS = 131_072
 VIDEO_MAX_PIXELS = 786_432

@@ -7,9 +7,9 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import IO, Any, Final, Literal, TypeVar
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
 
@@ -23,6 +23,8 @@ ONE_ROOT: Final = "give a root= above both of them (--root on the command line)"
 """Advice for two files with the same source."""
 
 PagePath = str | os.PathLike[str]
+PageData = bytes | bytearray | memoryview | IO[bytes]
+PageInput = PagePath | IO[bytes] | tuple[str, PageData]
 OnError = Literal["raise", "skip"] | Callable[[PageError], None]
 _Failure = TypeVar("_Failure", bound=ColQwen3Error)
 
@@ -32,23 +34,49 @@ _SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
 
 @dataclass(frozen=True, slots=True)
 class PageFile:
-    """A file that holds pages.
+    """A file that holds pages, or bytes with a name.
 
     Attributes:
-        path: absolute, symbolic links kept.
+        path: absolute, symbolic links kept; of data, the name that it was given.
         source: path relative to the loaded root, with forward slashes: ``Page.source`` of its pages.
+        data: bytes, or a file object that :meth:`read` replaces by its bytes; None when they are in the file.
 
-    >>> PageFile(Path("/reports/2024/a.PDF"), "2024/a.PDF").is_pdf
-    True
+    >>> PageFile(Path("/reports/2024/a.PDF"), "2024/a.PDF").is_pdf, PageFile(Path("a"), "a", b"%PDF-1.7").is_pdf
+    (True, True)
     """
 
     path: Path
     source: str
+    data: PageData | None = None
 
     @property
     def is_pdf(self) -> bool:
-        """Whether its name says that it is a PDF."""
-        return self.path.suffix.lower() == ".pdf"
+        """Whether its name, or of bytes their beginning, says that it is a PDF."""
+        return self.path.suffix.lower() == ".pdf" or (isinstance(self.data, bytes) and b"%PDF-" in self.data[:1024])
+
+    def read(self) -> PageFile:
+        """Return a file whose content can be read: one with a path as it is, data as bytes.
+
+        Raises:
+            PageError: not a regular file, empty, or a file object that cannot be read.
+            ConfigError: a file object that is open as text.
+        """
+        if self.data is None:
+            check_not_empty(self.path, self.source)
+            return self
+        data: Any = self.data
+        if hasattr(data, "read"):
+            try:
+                if hasattr(data, "seekable") and data.seekable():
+                    data.seek(0)
+                data = data.read()
+            except Exception as exc:  # a file object of any library
+                raise PageError(f"cannot be read: {reason_of(exc) or type(exc).__name__}", source=self.source) from exc
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigError(f"{self.source}: open the file in binary mode; it gave {type(data).__name__}, not bytes")
+        if len(data) == 0:
+            raise PageError("the file is empty (0 bytes)", source=self.source)
+        return replace(self, data=bytes(data))
 
 
 def user_path(given: str | os.PathLike[str]) -> Path:
@@ -71,14 +99,19 @@ def user_path(given: str | os.PathLike[str]) -> Path:
 
 
 def find_page_files(
-    paths: PagePath | Iterable[PagePath], *, root: PagePath | None = None, on_error: OnError = "raise"
+    paths: PageInput | Iterable[PageInput],
+    *,
+    root: PagePath | None = None,
+    on_error: OnError = "raise",
+    data: bool = False,
 ) -> list[PageFile]:
     """List the files :func:`load_pages` would read, without opening any.
 
     Args:
-        paths: as in :func:`load_pages`.
+        paths: as in :func:`load_pages`; file objects and named bytes only with ``data``.
         root: as in :func:`load_pages`.
         on_error: as in :func:`load_pages`; here for paths and folders that cannot be found or listed.
+        data: whether file objects and named bytes are accepted, too.
 
     Returns:
         Files in the order in which they would be read; sources are unique.
@@ -91,27 +124,57 @@ def find_page_files(
     []
     """
     failed = error_policy(on_error)
-    items = [paths] if isinstance(paths, str | os.PathLike) else paths
-    if not isinstance(items, Iterable) or isinstance(items, bytes | bytearray):
+    items: Any = [paths] if isinstance(paths, str | os.PathLike) or is_data(paths) else paths
+    if not isinstance(items, Iterable):
         raise ConfigError(f"paths: expected a path or a list of paths, got {type(paths).__name__}")
     base = None if root is None else _absolute(root)
-    files: dict[Path, PageFile] = {}
-    by_source: dict[str, Path] = {}
+    paths_read: set[Path] = set()
+    by_source: dict[str, PageFile] = {}
     for item in items:
-        try:
-            matches, own_root = _expand(item, failed)
-        except PageError as error:
-            failed(error)
-            continue
-        for path in matches:
-            if path in files:
+        if is_data(item):
+            if not data:
+                raise ConfigError("paths: expected paths of files; read bytes and file objects with load_pages")
+            files = [_named(item, base)]
+        else:
+            try:
+                matches, own_root = _expand(item, failed)
+            except PageError as error:
+                failed(error)
                 continue
-            source = _source(path, own_root if base is None else base)
-            if source in by_source:
-                raise ConfigError(f"{by_source[source]} and {path} would both be {source!r}: {ONE_ROOT}")
-            by_source[source] = path
-            files[path] = PageFile(path, source)
-    return list(files.values())
+            files = [PageFile(path, _source(path, base or own_root)) for path in matches if path not in paths_read]
+            paths_read.update(matches)
+        for file in files:
+            other = by_source.setdefault(file.source, file)
+            if other is not file:
+                remedy = ONE_ROOT if file.data is other.data is None else "give each a name, as a pair (name, data)"
+                raise ConfigError(f"{other.path} and {file.path} would both be {file.source!r}: {remedy}")
+    return list(by_source.values())
+
+
+def is_data(item: object) -> bool:
+    """Return whether an argument is bytes or a file object, with or without a name, instead of paths.
+
+    >>> is_data(("a.pdf", b"%PDF-1.7")), is_data(("a.pdf", "b.pdf"))
+    (True, False)
+    """
+    if isinstance(item, tuple) and len(item) == 2:
+        item = item[1]
+    return isinstance(item, bytes | bytearray | memoryview) or (
+        hasattr(item, "read") and not isinstance(item, os.PathLike)
+    )
+
+
+def _named(item: Any, root: Path | None) -> PageFile:
+    """Return data as a file: named by the caller, else as its file would be."""
+    if isinstance(item, tuple):
+        name, data = item
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"paths: expected a name and its data, got {type(name).__name__} as a name")
+        return PageFile(Path(name), name, data)
+    name = getattr(item, "name", None)
+    if not isinstance(name, str) or not name:  # an open file may be called by its number
+        raise ConfigError(f"paths: a {type(item).__name__} has no file name; give a pair (name, data)")
+    return PageFile(Path(name), Path(name).name if root is None else _source(_absolute(name), root), item)
 
 
 def _expand(item: PagePath, failed: Callable[[PageError], None]) -> tuple[list[Path], Path]:

@@ -31,6 +31,9 @@ MAX_IMAGE_PIXELS = 178_956_970
 MAX_IMAGE_BYTES = 256 * 2**20
 """Most bytes an encoded image may have before it is opened at all."""
 
+MAX_ASPECT_RATIO = 200
+"""Largest ratio of the longest side to the shortest for which Qwen3-VL's resizing is defined."""
+
 ImageSource = Image.Image | str | Path | bytes
 """An image: a PIL image, a path, or the bytes of an image file."""
 
@@ -291,12 +294,30 @@ def _stretch(image: Image.Image) -> Image.Image:
 def size_within(width: float, height: float, max_pixels: int) -> tuple[int, int]:
     """Return the whole size of an image within a bound: reduced when it is above it, never enlarged.
 
-    >>> size_within(2000, 1000, 500_000), size_within(30, 20, 500_000)
-    ((1000, 500), (30, 20))
+    Rounding makes no strip longer than :data:`MAX_ASPECT_RATIO`.
+
+    >>> size_within(2000, 1000, 500_000), size_within(30, 20, 500_000), size_within(100, 20_000, 1_310_720)
+    ((1000, 500), (30, 20), (80, 16000))
     """
     scale = min(1.0, math.sqrt(max_pixels / (width * height)))
     across = min(max_pixels, max(1, math.floor(width * scale)))
-    return across, max(1, min(max_pixels // across, math.floor(height * scale)))
+    down = max(1, min(max_pixels // across, math.floor(height * scale), MAX_ASPECT_RATIO * across))
+    return min(across, MAX_ASPECT_RATIO * down), down
+
+
+def check_shape(width: float, height: float, source: str, page: int | None = None) -> None:
+    """Refuse a strip that no family can encode.
+
+    Raises:
+        PageError: one side is more than :data:`MAX_ASPECT_RATIO` times the other.
+
+    >>> check_shape(1, 2_000_000, "a.pdf", 3)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: a.pdf, page 3: 1 x 2000000: one side is more than 200 times the other
+    """
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        message = f"{width:.12g} x {height:.12g}: one side is more than {MAX_ASPECT_RATIO} times the other"
+        raise PageError(message, source=source, page=page)
 
 
 def check_size(image: Image.Image, max_pixels: int, label: str) -> None:

@@ -6,6 +6,7 @@ file that is broken, encrypted, empty or hostile is a :class:`PageError`, or a w
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 
 from PIL import Image
@@ -15,15 +16,16 @@ from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.pages.files import (
     OnError,
     PageFile,
+    PageInput,
     PagePath,
     caused_by,
-    check_not_empty,
     error_policy,
     find_page_files,
     reason_of,
 )
 from colqwen3_retrievers.pages.images import (
     MAX_IMAGE_PIXELS,
+    check_shape,
     check_size,
     checked_size,
     decoding,
@@ -41,7 +43,7 @@ _REDUCED = 254  # TIFF tag NewSubfileType; its lowest bit marks a smaller copy o
 
 
 def load_pages(
-    paths: PagePath | Iterable[PagePath],
+    paths: PageInput | Iterable[PageInput],
     *,
     root: PagePath | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -60,9 +62,11 @@ def load_pages(
         paths: one or several of: a file (png jpg jpeg webp gif bmp tif tiff pdf), a folder, read with its subfolders,
             or a pattern (``*``, ``?``, ``[...]``, and ``**`` for any subfolders) that finds files. Hidden files and
             other types are left out of folders and patterns. Inside a folder, links to files are read and links to
-            folders are not followed.
+            folders are not followed. Files in memory, too: a binary file object, which has the source of the file that
+            its ``name`` says, or a pair of a name, which is the source, and bytes or a file object. A file object is
+            read from its start when its pages are requested, whole, and is not closed.
         root: what sources are relative to. By default a folder itself, a file's folder, and of a pattern the folders
-            before its first wildcard.
+            before its first wildcard. The names of pairs stay as they are.
         max_pixels: most pixels (width x height) of a rendered page, from 1 to 178,956,970.
         on_error: ``"raise"``; ``"skip"``, which logs a warning and goes on with the next page or file; or a function
             that is called with the PageError and, by returning, skips.
@@ -84,12 +88,14 @@ def load_pages(
     >>> Image.new("RGB", (40, 30), "white").save(folder / "scan.png")
     >>> [(page.id, page.metadata["width"]) for page in load_pages(folder)]
     [('scan.png#page=1', 40)]
+    >>> [page.id for page in load_pages([("upload/1.png", (folder / "scan.png").read_bytes())])]
+    ['upload/1.png#page=1']
     """
     max_pixels = whole_number(max_pixels, "max_pixels", least=1, most=MAX_IMAGE_PIXELS)
     if password is not None and not isinstance(password, str):
         raise ConfigError(f"password: expected a string, got {type(password).__name__}")  # never its value
     failed = error_policy(on_error)
-    return _read(find_page_files(paths, root=root, on_error=failed), max_pixels, failed, password)
+    return _read(find_page_files(paths, root=root, on_error=failed, data=True), max_pixels, failed, password)
 
 
 def _read(
@@ -97,13 +103,13 @@ def _read(
 ) -> Iterator[Page]:
     for file in files:
         try:
-            check_not_empty(file.path, file.source)
+            file = file.read()
             check_name(file)
         except PageError as error:
             failed(error)
             continue
         if file.is_pdf:
-            yield from pdf_pages(file.path, source=file.source, max_pixels=max_pixels, password=password, failed=failed)
+            yield from pdf_pages(file, max_pixels=max_pixels, password=password, failed=failed)
         else:
             yield from _image_pages(file, max_pixels, failed)
 
@@ -123,7 +129,7 @@ def check_name(file: PageFile) -> None:
 
 def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], None]) -> Iterator[Page]:
     try:
-        stream = file.path.open("rb")
+        stream = io.BytesIO(file.data) if isinstance(file.data, bytes) else file.path.open("rb")
     except OSError as exc:
         failed(caused_by(PageError(f"cannot be read: {reason_of(exc)}", source=file.source), exc))
         return
@@ -135,11 +141,13 @@ def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], 
                 with decoding(file.source):
                     image.seek(0)
                     width, height = checked_size(image)
+                check_shape(width, height, file.source)
         except PageError as error:
             failed(error)
             return
         if len(frames) == 1 and broken is None:
-            yield Page(source=file.source, image=file.path, metadata=_metadata(file, image, 1, (width, height)))
+            content = file.data if isinstance(file.data, bytes) else file.path
+            yield Page(source=file.source, image=content, metadata=_metadata(file, image, 1, (width, height)))
             return
         for number, frame in enumerate(frames, start=1):
             try:
@@ -180,6 +188,7 @@ def _frame(image: Image.Image, position: int, max_pixels: int, source: str) -> t
         image.seek(position)
         check_size(image, MAX_IMAGE_PIXELS, source)
         picture = to_rgb(image.copy())
+        check_shape(*picture.size, source)
         full, size = picture.size, size_within(*picture.size, max_pixels)
         return picture if size == full else picture.resize(size, Image.Resampling.LANCZOS), full
 

@@ -2,11 +2,12 @@
 
 PDFium is not thread-safe, so every call into it holds one lock of this module; the lock is not held between pages, so
 that two threads can read two files in turn. Pages are drawn as a viewer shows them: crop box, rotation, annotations and
-form fields.
+form fields, whose text is read as well.
 
-PDFium inflates most embedded images line by line, so that a bomb of 1.2 GB takes about 100 MB. Not bounded here: it
-runs inside this process, and other codecs (JPEG 2000, JBIG2) or endless drawing commands take as much memory and time
-as they need. Read files of strangers in a process with limits of its own.
+Only the pixels of a rendered page are bounded, not the memory and time that PDFium takes inside this process. A file of
+600 bytes whose drawing commands call themselves, a stream compressed twice, or nested patterns may take all memory,
+and then PDFium ends the process without an error to catch, or may draw for hours. Read files you do not trust in a
+process with limits of its own (``ulimit -v``, a container).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from colqwen3_retrievers.errors import PageError, require
+from colqwen3_retrievers.pages.files import PageFile
+from colqwen3_retrievers.pages.images import check_shape
 from colqwen3_retrievers.pages.page import Page
 
 MAX_TEXT_CHARACTERS = 1_000_000
@@ -40,18 +42,12 @@ _DROPPED = {**_CONTROLS, **dict.fromkeys(range(0xD800, 0xE000))}
 
 
 def pdf_pages(
-    path: Path,
-    *,
-    source: str,
-    max_pixels: int,
-    password: str | None = None,
-    failed: Callable[[PageError], None],
+    file: PageFile, *, max_pixels: int, password: str | None = None, failed: Callable[[PageError], None]
 ) -> Iterator[Page]:
     """Render a PDF's pages, each when it is requested.
 
     Args:
-        path: a regular file.
-        source: what to call it in ids and errors.
+        file: a regular file, or named bytes.
         max_pixels: most pixels (width x height) of a rendered page; a page has nearly as many, whatever its size on
             paper.
         password: opens an encrypted file; ignored by one that is not.
@@ -66,7 +62,7 @@ def pdf_pages(
     with _PDFIUM:
         pdfium = require("pdf", "pypdfium2")
     try:
-        document = _open(pdfium, path, source, password)
+        document = _open(pdfium, file, password)
     except PageError as error:
         failed(error)
         return
@@ -76,12 +72,12 @@ def pdf_pages(
         lost = 0
         for index in range(count):
             try:
-                page = _read(pdfium, document, index, count, source, path.name, max_pixels)
+                page = _read(pdfium, document, index, count, file, max_pixels)
             except PageError as error:
                 failed(error)
                 lost += 1
                 if lost == MAX_PAGES_LOST_IN_A_ROW and index + 1 < count:
-                    failed(PageError(f"given up: {lost} broken pages in a row of {count:,}", source=source))
+                    failed(PageError(f"given up: {lost} broken pages in a row of {count:,}", source=file.source))
                     return
                 continue
             lost = 0
@@ -123,17 +119,20 @@ def clean_text(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\x02", "-").translate(_DROPPED).strip()
 
 
-def _open(pdfium: Any, path: Path, source: str, password: str | None) -> Any:
-    """Open a document that has pages, or raise a PageError."""
-    raw = pdfium.raw
+def _open(pdfium: Any, file: PageFile, password: str | None) -> Any:
+    """Open a document that has pages, or raise a PageError; bytes must stay in memory as long as it is open."""
+    raw, source = pdfium.raw, file.source
     try:
-        name = str(path).encode("utf-8") + b"\0"
+        name = str(file.path).encode("utf-8") + b"\0"
         secret = None if password is None else password.encode("utf-8") + b"\0"
     except UnicodeEncodeError as exc:
         raise PageError("the file name or the password is not valid Unicode", source=source) from exc
     with _PDFIUM:
         # By hand: the helper class leaves the file open when a document has no pages.
-        handle = raw.FPDF_LoadDocument(name, secret)
+        if isinstance(file.data, bytes):
+            handle = raw.FPDF_LoadMemDocument64(file.data, len(file.data), secret)
+        else:
+            handle = raw.FPDF_LoadDocument(name, secret)
         if not handle:
             code = raw.FPDF_GetLastError()
             if code == _PASSWORD_NEEDED:
@@ -151,9 +150,9 @@ def _open(pdfium: Any, path: Path, source: str, password: str | None) -> Any:
         return document
 
 
-def _read(pdfium: Any, document: Any, index: int, count: int, source: str, name: str, max_pixels: int) -> Page:
+def _read(pdfium: Any, document: Any, index: int, count: int, file: PageFile, max_pixels: int) -> Page:
     """Render one page and read its text and label, closing all of PDFium's objects."""
-    number = index + 1
+    source, number = file.source, index + 1
     with _PDFIUM:
         try:
             page = document[index]
@@ -163,15 +162,16 @@ def _read(pdfium: Any, document: Any, index: int, count: int, source: str, name:
             width, height = page.get_size()
             if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
                 raise PageError(f"the page has no visible area ({width} x {height})", source=source, page=number)
+            check_shape(width, height, source, number)
             image = _render(page, scale_for(width, height, max_pixels))
-            text = _text(page)
+            text = _drawn_text(pdfium, document, page, index)
             label = clean_text(document.get_page_label(index)[:_MAX_LABEL]) or None
         except (pdfium.PdfiumError, ValueError, AssertionError, MemoryError, OverflowError) as exc:
             raise PageError(f"the page cannot be rendered: {exc}", source=source, page=number) from exc
         finally:
             page.close()
     metadata = {
-        "file_name": name, "file_type": "pdf", "page_count": count,
+        "file_name": file.path.name, "file_type": "pdf", "page_count": count,
         "width": round(width, 3), "height": round(height, 3),
     }  # fmt: skip
     return Page(source=source, number=number, label=label, image=image, text=text, metadata=metadata)
@@ -186,11 +186,28 @@ def _render(page: Any, scale: float) -> Image.Image:
         bitmap.close()
 
 
-def _text(page: Any) -> str:
-    layer = page.get_textpage()
-    try:
+def _drawn_text(pdfium: Any, document: Any, page: Any, index: int) -> str:
+    """Return a page's text with that of its form fields and annotations, which PDFium reads when it is flattened.
+
+    A copy is flattened: pages may share their content, and the next one must be drawn as the file has it. Flattening
+    loses text of some files, therefore the text with more characters is kept.
+    """
+    raw, area = pdfium.raw, page.get_bbox()
+    text = _text(page, area)
+    if raw.FPDFPage_GetAnnotCount(page) < 1:
+        return text
+    with contextlib.suppress(pdfium.PdfiumError), contextlib.closing(pdfium.PdfDocument.new()) as copy:
+        copy.import_pages(document, [index])
+        with contextlib.closing(copy[0]) as unread:
+            if raw.FPDFPage_Flatten(unread, raw.FLAT_NORMALDISPLAY) != raw.FLATTEN_SUCCESS:
+                return text
+        with contextlib.closing(copy[0]) as flat:  # a page has its new content once it is loaded again
+            text = max(text, _text(flat, area), key=lambda read: len("".join(read.split())))
+    return text
+
+
+def _text(page: Any, area: tuple[float, float, float, float]) -> str:
+    with contextlib.closing(page.get_textpage()) as layer:
         if layer.count_chars() > MAX_TEXT_CHARACTERS:
             return clean_text(layer.get_text_range(0, MAX_TEXT_CHARACTERS))
-        return clean_text(layer.get_text_bounded())
-    finally:
-        layer.close()
+        return clean_text(layer.get_text_bounded(*area))

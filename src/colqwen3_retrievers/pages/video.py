@@ -16,7 +16,7 @@ from PIL import Image
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError, require
 from colqwen3_retrievers.pages.files import check_not_empty, reason_of
-from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, size_within
+from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, check_shape, size_within
 from colqwen3_retrievers.pages.page import Video
 
 # Containers that hold pictures themselves. FFmpeg's playlists (hls, concat, dash, sdp, ...) would open further files
@@ -83,6 +83,8 @@ def _sample(
             raise PageError("the file has no pictures", source=source)
         video = container.streams.video[0]
         context = video.codec_context
+        if context is None:
+            raise PageError("its codec is unknown to FFmpeg", source=source)
         if context.width * context.height > MAX_IMAGE_PIXELS:
             raise PageError(f"{context.width} x {context.height} pixels a frame, more than the bound", source=source)
         video.thread_type = "AUTO"
@@ -94,7 +96,7 @@ def _sample(
             elapsed = max(0.0, now - first)
             if times and _slot(elapsed, step) <= _slot(times[-1], step):
                 continue
-            size = size or _size(frame, video.sample_aspect_ratio, max_pixels)
+            size = size or _size(frame, video.sample_aspect_ratio, max_pixels, source)
             frames.append(_upright(frame, size))
             times.append(elapsed)
             while len(frames) > max_frames:
@@ -109,9 +111,10 @@ def _slot(time: float, step: float) -> int:
     return math.floor(time / step + 1e-6)  # a frame at 0.9999999 s belongs to second 1
 
 
-def _size(frame: Any, aspect: Any, max_pixels: int) -> tuple[int, int]:
+def _size(frame: Any, aspect: Any, max_pixels: int, source: str) -> tuple[int, int]:
     """Return the stored size (before rotation) in square pixels within the bound."""
     width = frame.width * (float(aspect) if aspect and 0.1 <= float(aspect) <= 10 else 1.0)
+    check_shape(width, frame.height, source)
     return size_within(width, float(frame.height), max_pixels)
 
 

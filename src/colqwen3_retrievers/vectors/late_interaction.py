@@ -115,8 +115,8 @@ def maxsim(
 
     Args:
         queries: one multi-vector (:class:`MultiVector` or array-like of shape (n_tokens, dim)), a list or tuple of
-            them, or :class:`PackedEmbeddings`. One multi-vector counts as a list of one.
-        documents: the same; packed documents may be empty, and may be in a memory-mapped file.
+            them, or :class:`PackedEmbeddings`. One multi-vector counts as a list of one, and a list may be empty.
+        documents: the same; packed documents may be in a memory-mapped file.
         mode: "sum", or "mean", which divides by the number of query tokens. Unit rows give sums in
             -n_query_tokens..n_query_tokens and means in -1..1.
         kernel: computes the sums; the default needs numpy only.
@@ -134,15 +134,18 @@ def maxsim(
     >>> query = [[1.0, 0.0], [0.0, 1.0]]
     >>> maxsim(query, [[[0.6, 0.8]], [[1.0, 0.0], [0.8, 0.6]]]).round(3).tolist()
     [[1.399999976158142, 1.600000023841858]]
-    >>> maxsim(query, [[-1.0, 0.0]], mode="mean").tolist()
-    [[-0.5]]
+    >>> maxsim(query, [[-1.0, 0.0]], mode="mean").tolist(), maxsim([], [query]).shape
+    ([[-0.5]], (0, 1))
     """
     packed = _pack_queries(queries, mode)
     parts: list[Float32] = []
     seen = 0
     for block in _blocks(documents):
-        parts.append(_scores(packed, block, mode, kernel, seen))
+        if packed is not None:
+            parts.append(_scores(packed, block, mode, kernel, seen))
         seen += len(block)
+    if not parts:
+        return np.empty((0 if packed is None else len(packed), seen), dtype=np.float32)
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
@@ -188,14 +191,15 @@ def _scores(queries: PackedEmbeddings, documents: PackedEmbeddings, mode: Mode, 
     return scores
 
 
-def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings:
+def _pack_queries(queries: MultiVectors, mode: Mode) -> PackedEmbeddings | None:
+    """Return packed queries, None when there are none."""
     if mode not in ("sum", "mean"):
         raise ConfigError(f'mode: expected "sum" or "mean", got {mode!r}')
     if isinstance(queries, PackedEmbeddings):
-        if not len(queries):
-            raise ConfigError("queries: expected at least one multi-vector")
-        return queries
+        return queries if len(queries) else None
     members = _members(queries, "queries")
+    if not members:
+        return None
     return lay_end_to_end([_one(member, f"query {i}") for i, member in enumerate(members)], "query")
 
 
@@ -213,7 +217,8 @@ def _blocks(documents: object) -> Iterator[PackedEmbeddings]:
             arrays, first, size = [], i, 0
         arrays.append(array)
         size += array.size
-    yield lay_end_to_end(arrays, "document", first)
+    if arrays:
+        yield lay_end_to_end(arrays, "document", first)
 
 
 def _members(value: object, name: str) -> Sequence[object]:
@@ -228,7 +233,7 @@ def _members(value: object, name: str) -> Sequence[object]:
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{name}: expected {expected}, got {type(value).__name__}")
     if not value:
-        raise ConfigError(f"{name}: expected at least one multi-vector")
+        return []
     if isinstance(value[0], PackedEmbeddings):
         raise ConfigError(f"{name}: expected {expected}, got a {type(value).__name__} of PackedEmbeddings")
     try:

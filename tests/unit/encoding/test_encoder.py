@@ -161,6 +161,8 @@ def test_score_is_maxsim(encoder: ColQwen3Encoder) -> None:
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     lengths = np.asarray([[len(q)] for q in queries])
     np.testing.assert_allclose(encoder.score(queries, documents, mode="mean"), expected / lengths, atol=1e-5)
+    assert encoder.score([], []).shape == (0, 0)
+    assert (encoder.score(queries, []).shape, encoder.score([], documents).shape) == ((2, 0), (0, 3))
 
 
 def test_bfloat16_is_near_float32(tiny: TinyCheckpoint, encoder: ColQwen3Encoder) -> None:

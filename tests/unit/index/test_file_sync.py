@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import signal
@@ -595,10 +596,11 @@ def test_a_root_by_a_link_is_the_same_root(synced: PageIndex, reports: Path, tmp
     assert synced.sync(tmp_path / "link") == Synced(unchanged=4, removed=1)
 
 
-@pytest.mark.parametrize("wrong", [3, None, "https://host/a.pdf", "", [b"a"]])
+@pytest.mark.parametrize("wrong", [3, None, "https://host/a.pdf", "", [b"a"], ("a.pdf", b"a"), io.BytesIO()])
 def test_what_is_no_path_is_refused(index: PageIndex, wrong: Any) -> None:
-    with pytest.raises(ConfigError, match=r"path|URL"):
-        index.sync(wrong)
+    for method in (index.sync, index.add_files):
+        with pytest.raises(ConfigError, match=r"path|URL"):
+            method(wrong)
 
 
 def test_patterns_and_bad_arguments_are_refused(index: PageIndex, reports: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
 import pickle
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_each_page_is_a_document_that_survives_json(folder: Path) -> None:
     assert documents[0].metadata["image_path"] == str(folder / "a.png")
     assert "image" not in documents[0].metadata
     assert "image_path" not in documents[1].metadata
+
+
+def test_named_bytes_and_file_objects_are_loaded(folder: Path) -> None:
+    data = (folder / "a.png").read_bytes()
+    for given in (("up/a.png", data), [("up/a.png", io.BytesIO(data))]):
+        (document,) = PageLoader(given).load()
+        assert document.id == "up/a.png#page=1"
+        assert document_to_page(document, "x").sha256 == document.metadata["sha256"]
+    with (folder / "a.png").open("rb") as file:
+        assert [document.id for document in PageLoader(file).load()] == ["a.png#page=1"]
 
 
 def test_images_dir_keeps_rendered_pages_as_files(folder: Path, tmp_path: Path) -> None:

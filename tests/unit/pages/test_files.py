@@ -170,10 +170,10 @@ def test_a_moved_folder_gives_the_same_pages(tmp_path):
     [
         ({"paths": 3}, "expected a path or a list"),
         ({"paths": None}, "expected a path or a list"),
-        ({"paths": b"a.pdf"}, "expected a path or a list"),
+        ({"paths": b"a.pdf"}, "a bytes has no file name"),
         ({"paths": ""}, "non-empty path"),
         ({"paths": [""]}, "non-empty path"),
-        ({"paths": [b"a.pdf"]}, "non-empty path"),
+        ({"paths": [b"a.pdf"]}, "a bytes has no file name"),
         ({"paths": [None]}, "non-empty path"),
         ({"paths": "https://example.org/a.pdf"}, "a URL is not fetched"),
         ({"paths": [], "on_error": "ignore"}, "on_error"),

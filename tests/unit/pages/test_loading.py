@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from colqwen3_retrievers.errors import PageError
+from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.pages.files import find_page_files
 from colqwen3_retrievers.pages.loading import load_pages
 from colqwen3_retrievers.pages.pdf import MAX_PAGES_LOST_IN_A_ROW
 from tests.bad_pages import (
@@ -19,6 +22,7 @@ from tests.bad_pages import (
     image_bytes,
     live_pdfium_objects,
     make_image,
+    make_pdf,
     one_page_pdf,
     open_files,
     tiff_stack,
@@ -43,6 +47,9 @@ def test_a_bad_file_raises_an_error_that_names_it(bad: BadPage, tmp_path: Path):
     assert (open_files(), live_pdfium_objects()) == before
 
 
+_TWO_ERRORS = ("PDF page tree in a circle", "TIFF page a strip")
+
+
 @pytest.mark.parametrize("bad", BAD_PAGES, ids=lambda bad: bad.name)
 def test_a_bad_file_is_skipped_with_a_warning_and_the_next_one_read(bad: BadPage, tmp_path: Path, caplog):
     path = bad.make(tmp_path)
@@ -53,7 +60,7 @@ def test_a_bad_file_is_skipped_with_a_warning_and_the_next_one_read(bad: BadPage
     warnings = [record for record in caplog.records if record.name == "colqwen3_retrievers.pages"]
     assert warnings and all(record.levelno == logging.WARNING for record in warnings)
     assert bad.text in warnings[0].getMessage()
-    assert len(warnings) == (MAX_PAGES_LOST_IN_A_ROW + 1 if "million" in bad.name else 1 + ("circle" in bad.name))
+    assert len(warnings) == (MAX_PAGES_LOST_IN_A_ROW + 1 if "million" in bad.name else 1 + (bad.name in _TWO_ERRORS))
 
 
 def test_there_are_many_distinct_bad_files():
@@ -186,6 +193,14 @@ def test_thumbnails_in_a_tiff_are_no_pages(tmp_path):
     assert page.metadata["page_count"] == 1
 
 
+def test_a_long_tiff_page_is_not_reduced_to_a_longer_strip(tmp_path):
+    from colqwen3_retrievers.models.rendering import fit_size
+
+    (tmp_path / "a.tif").write_bytes(tiff_stack(2, size=(100, 20_000)))
+    for page in load_pages(tmp_path):
+        fit_size(*page.image.size, min_pixels=65_536, max_pixels=1_310_720)
+
+
 def test_an_animation_is_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -193,3 +208,107 @@ def test_an_animation_is_its_first_frame(tmp_path):
     for page in load_pages(tmp_path):
         assert page.metadata["page_count"] == 1
         assert page.image.getpixel((5, 5))[0] > 200
+
+
+# --- data in memory ------------------------------------------------------------------------------------------------
+
+
+def upload(data: bytes, name: object) -> io.BytesIO:
+    file = io.BytesIO(data)
+    file.name = name  # as uploads of web frameworks have it
+    return file
+
+
+def test_data_gives_the_pages_of_the_same_files(tmp_path):
+    make_pdf(tmp_path / "2024" / "a.pdf", 2)
+    make_image(tmp_path / "2024" / "b.png")
+    (tmp_path / "2024" / "c.tif").write_bytes(tiff_stack(2))
+    paths = sorted((tmp_path / "2024").iterdir())
+    expected = [(page.id, page.sha256, page.metadata) for page in load_pages(tmp_path)]
+
+    def read(items: object) -> list[tuple[object, ...]]:
+        return [(page.id, page.sha256, page.metadata) for page in load_pages(items)]
+
+    for convert in (bytes, bytearray, memoryview, io.BytesIO):
+        assert read([(f"2024/{path.name}", convert(path.read_bytes())) for path in paths]) == expected
+    files = [path.open("rb") for path in paths]
+    assert [page.id for page in load_pages(files)] == [page.id for page in load_pages(paths)]
+    assert [(page.id, page.sha256, page.metadata) for page in load_pages(files, root=tmp_path)] == expected
+    assert not any(file.closed for file in files)
+    for file in files:
+        file.close()
+
+
+def test_a_file_object_is_read_from_its_start_and_named_by_its_file(tmp_path):
+    data = make_pdf(tmp_path / "a.pdf", 1).read_bytes()
+    file = upload(b"", "folder/report.pdf")
+    file.write(data)
+    assert [(page.id, page.text) for page in load_pages(file)] == [("report.pdf#page=1", "a sheet 1")]
+    assert [page.id for page in load_pages(("mail 7/report", data))] == ["mail 7/report#page=1"]  # no suffix
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.pdf", "inner/a.pdf")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive, archive.open("inner/a.pdf") as member:
+        assert [page.id for page in load_pages([tmp_path / "a.pdf", ("z/a.pdf", member)])] == [
+            "a.pdf#page=1", "z/a.pdf#page=1",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        (b"%PDF-1.7", "a bytes has no file name"),
+        ([b"%PDF-1.7"], "a bytes has no file name"),
+        (io.BytesIO(b"%PDF-1.7"), "a BytesIO has no file name"),
+        (upload(b"x", 5), "a BytesIO has no file name"),
+        (("", b"x"), "expected a name"),
+        ((Path("a.pdf"), b"x"), "expected a name"),
+        ([("a.pdf", b"x"), ("a.pdf", b"y")], r"give each a name, as a pair"),
+        ([("a.pdf", 3)], "expected a non-empty path"),
+    ],
+)
+def test_data_without_a_name_of_its_own_is_a_config_error(items, text):
+    with pytest.raises(ConfigError, match=text):
+        load_pages(items)
+
+
+def test_data_that_cannot_be_read_is_an_error_that_names_it_and_is_skipped(tmp_path):
+    closed = upload(b"x", "closed.pdf")
+    closed.close()
+
+    class Broken(io.BytesIO):
+        name = "broken.pdf"
+
+        def read(self, *_: object) -> bytes:
+            raise RuntimeError("connection lost")
+
+    bad = [
+        closed,
+        Broken(),
+        ("empty.png", b""),
+        ("cut.png", image_bytes("PNG")[:99]),
+        ("junk.pdf", b"junk"),
+        ("x", b"?"),
+    ]
+    errors: list[PageError] = []
+    pages = list(load_pages([*bad, ("good.png", image_bytes("PNG"))], on_error=errors.append))
+    assert [page.id for page in pages] == ["good.png#page=1"]
+    assert [str(error) for error in errors] == [
+        "closed.pdf: cannot be read: I/O operation on closed file.",
+        "broken.pdf: cannot be read: connection lost",
+        "empty.png: the file is empty (0 bytes)",
+        str(errors[3]),
+        "junk.pdf: not a PDF, or damaged beyond repair",
+        "x: not an image that can be read",
+    ]
+    assert str(errors[3]).startswith("cut.png: the image is broken")
+    with pytest.raises(ConfigError, match=r"notes\.pdf: open the file in binary mode"):
+        list(load_pages(("notes.pdf", io.StringIO("text"))))
+
+
+def test_files_are_still_found_by_path_alone():
+    for item in (b"x", ("a.pdf", b"x"), io.BytesIO(b"x")):
+        for paths in (item, [item]):
+            with pytest.raises(
+                ConfigError, match="expected paths of files; read bytes and file objects with load_pages"
+            ):
+                find_page_files(paths)

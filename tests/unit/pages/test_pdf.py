@@ -48,7 +48,7 @@ def test_pages_of_a_pdf_carry_ids_text_and_metadata(tmp_path):
 @pytest.mark.parametrize(
     "box",
     [b"[0 0 612 792]", b"[0 0 842 595]", b"[0 0 36 36]", b"[0 0 0.01 0.01]", b"[0 0 1036800 1036800]",
-     b"[0 0 1000000000 1000000000]", b"[0 0 0.5 100000]", b"[0 0 14400 3]", b"[100 100 -100 -100]", b"[0 0 NaN NaN]",
+     b"[0 0 1000000000 1000000000]", b"[0 0 0.5 100]", b"[0 0 600 3]", b"[100 100 -100 -100]", b"[0 0 NaN NaN]",
      b"[0 0 0 0]", b"[0 0 1e30 1e30]", b"[0 0 612]", b"null"],
 )  # fmt: skip
 def test_a_page_of_any_size_fills_the_pixel_bound_and_never_exceeds_it(tmp_path, box, max_pixels):
@@ -131,6 +131,75 @@ def test_form_fields_are_drawn(tmp_path):
     (page,) = load_pages(tmp_path)
     dark = sum(page.image.convert("L").histogram()[:100])
     assert dark > 1000  # the value's letters; an undrawn field leaves the page white
+
+
+def annotated_pdf(*pages: bytes) -> bytes:
+    """Pages that say "Name:", each with a form field of the given value and an annotation "Paid 2024"."""
+
+    def form(text: bytes) -> bytes:
+        content = b"BT /F1 12 Tf 2 5 Td (%s) Tj ET" % text
+        resources = b"/Resources<</Font<</F1 3 0 R>>>>"
+        return b"<</Type/XObject/Subtype/Form/BBox[0 0 180 20]%s/Length %d>>\nstream\n%s\nendstream" % (
+            resources, len(content), content,
+        )  # fmt: skip
+
+    content = b"BT /F1 12 Tf 50 700 Td (Name:) Tj ET"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[%s]/DA(/F1 12 Tf)>>>>"
+        % b" ".join(b"%d 0 R" % (8 + 3 * i) for i in range(len(pages))),
+        b"<</Type/Pages/Kids[%s]/Count %d/Resources 6 0 R>>"
+        % (b" ".join(b"%d 0 R" % (7 + 3 * i) for i in range(len(pages))), len(pages)),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        b"<</Length %d>>\nstream\n%s\nendstream" % (len(content), content),
+        b"[4 0 R]",
+        b"<</Font<</F1 3 0 R>>>>",
+    ]
+    count = 6 + 3 * len(pages)
+    for number, value in enumerate(pages):
+        first = 7 + 3 * number
+        objects += [
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 5 0 R/Annots[%d 0 R %d 0 R]>>"
+            % (first + 1, first + 2),
+            b"<</Type/Annot/Subtype/Widget/FT/Tx/T(n%d)/F 4/V(%s)/DA(/F1 9 Tf)/Rect[90 695 270 715]/AP<</N %d 0 R>>>>"
+            % (number, value, count + 1 + number),
+            b"<</Type/Annot/Subtype/FreeText/F 4/Contents(Paid 2024)/Rect[320 695 500 715]/AP<</N %d 0 R>>>>"
+            % (count + 1 + len(pages)),
+        ]
+    return pdf_bytes(*objects, *map(form, pages), form(b"Paid 2024"))
+
+
+def test_text_of_form_fields_and_annotations_is_read(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(annotated_pdf(b"Ada Lovelace"))
+    (page,) = load_pages(tmp_path)
+    assert page.text.split() == ["Name:", "Ada", "Lovelace", "Paid", "2024"]
+
+
+def test_annotations_are_read_and_drawn_on_their_own_page_alone(tmp_path):
+    names = [b"Ada Lovelace", b"Alan Turing", b"Grace Hopper"]
+    (tmp_path / "all.pdf").write_bytes(annotated_pdf(*names))  # the pages share their content and resources
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.pdf").write_bytes(annotated_pdf(name))
+    alone = [page for number in range(3) for page in load_pages(tmp_path / f"{number}.pdf")]
+    together = list(load_pages(tmp_path / "all.pdf"))
+    assert [page.text.split() for page in together] == [f"Name: {name.decode()} Paid 2024".split() for name in names]
+    assert [page.sha256 for page in together] == [page.sha256 for page in alone]
+    assert live_pdfium_objects() == 0
+
+
+def test_a_hidden_annotation_is_not_read(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(annotated_pdf(b"").replace(b"/F 4/Contents", b"/F 2/Contents"))
+    (page,) = load_pages(tmp_path)
+    assert page.text == "Name:"
+
+
+def test_the_longer_text_is_kept(tmp_path, monkeypatch):
+    from colqwen3_retrievers.pages import pdf
+
+    texts = iter(["all of the words", "fewer words"])
+    monkeypatch.setattr(pdf, "_text", lambda page, area: next(texts))
+    (tmp_path / "a.pdf").write_bytes(annotated_pdf(b"Ada"))
+    (page,) = load_pages(tmp_path)
+    assert page.text == "all of the words"
 
 
 def test_labels_are_those_the_file_names(tmp_path):

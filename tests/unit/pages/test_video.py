@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_what_is_no_video_is_a_page_error_that_names_it(tmp_path, name, data, te
     with pytest.raises(PageError, match=text) as caught:
         load_video(tmp_path / name)
     assert name in str(caught.value)
+
+
+def test_a_video_of_an_unknown_codec_is_a_page_error(tmp_path):
+    data = make_video(tmp_path / "a.mkv").read_bytes()
+    codec = re.search(rb"V_[A-Z0-9/]+", data).group()
+    (tmp_path / "b.mkv").write_bytes(data.replace(codec, b"V_" + b"Z" * (len(codec) - 2)))
+    with pytest.raises(PageError, match=r"b\.mkv: its codec is unknown"):
+        load_video(tmp_path / "b.mkv")
+
+
+def test_a_video_of_strips_is_a_page_error(tmp_path):
+    make_video(tmp_path / "a.mp4", size=(1608, 4))
+    with pytest.raises(PageError, match=r"a\.mp4: 1608 x 4: one side is more than 200 times"):
+        load_video(tmp_path / "a.mp4")
 
 
 def test_a_truncated_video_is_a_page_error_and_closes_its_file(tmp_path):

@@ -86,9 +86,16 @@ def test_a_page_at_minus_a_half_ranks_below_one_at_minus_four_tenths() -> None:
     assert maxsim([[1.0, 0.0]], [far, near]).round(5).tolist() == np.float32([[-0.5, -0.4]]).tolist()
 
 
-def test_no_documents_give_no_scores(queries) -> None:
-    none = PackedEmbeddings(np.empty((0, 16), dtype=np.float16), [0])
-    assert maxsim(queries, none).shape == (3, 0)
+@pytest.mark.parametrize("none", [[], (), PackedEmbeddings(np.empty((0, 16), dtype=np.float16), [0])], ids=type)
+def test_no_queries_or_documents_give_an_empty_matrix(queries, documents, none) -> None:
+    for scores, shape in (
+        (maxsim(queries, none), (len(queries), 0)),
+        (maxsim(none, documents), (0, len(documents))),
+        (maxsim(none, none, mode="mean"), (0, 0)),
+    ):
+        assert (scores.shape, scores.dtype) == (shape, np.float32)
+    with pytest.raises(ConfigError, match="document 0: expected shape"):
+        maxsim(none, [[]])
 
 
 def test_a_long_list_is_packed_block_by_block(rng, monkeypatch) -> None:
@@ -157,7 +164,6 @@ def test_relevance_refuses(score: float, tokens: int) -> None:
 
 ROW = [[1.0, 0.0]]
 BAD = {
-    "nothing": ([], "expected at least one"),
     "none": (None, "got NoneType"),
     "text": ("what was the revenue?", "got str"),
     "generator": ((row for row in [ROW]), None),
@@ -205,9 +211,7 @@ def test_unknown_mode(mode) -> None:
         maxsim(ROW, ROW, mode=mode)
 
 
-def test_packed_queries_of_none_and_packed_chunks_for_maxsim() -> None:
-    with pytest.raises(ConfigError, match="queries: expected at least one"):
-        maxsim(PackedEmbeddings(np.empty((0, 2), dtype=np.float32), [0]), ROW)
+def test_a_list_of_packed_chunks_is_refused() -> None:
     with pytest.raises(ConfigError, match="list of PackedEmbeddings"):
         maxsim(ROW, [PackedEmbeddings.pack([ROW])])
 
