@@ -9,6 +9,7 @@ the header, before anything is decoded, and only plain raster formats are tried:
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -373,26 +374,32 @@ def _load(image: Image.Image) -> None:
 def _in_srgb(image: Image.Image, profile: bytes | None, grey: bool) -> Image.Image:
     """Convert an image by its ICC profile to sRGB; one that is broken or of other colours is ignored, as by viewers."""
     try:
-        if image.mode == "LAB":
-            space, source = "Lab ", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        else:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-            space = source.profile.xcolor_space
+        space = "Lab " if image.mode == "LAB" else _opened_profile(profile).profile.xcolor_space
         if space == "GRAY" and grey:
             image = image.getchannel(0) if image.mode == "RGBA" else image.convert("L")
         elif space == "RGB " and image.mode not in ("RGB", "RGBA", "CMYK"):
             image = image.convert("RGB")
         elif image.mode not in {"RGB ": ("RGB", "RGBA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}.get(space, ()):
             return image
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
-        if image.mode not in ("CMYK", "LAB"):
-            probe = Image.fromarray(_COLOURS).convert(image.mode)
-            change = np.asarray(transform.point(probe)).astype(int) - np.asarray(probe.convert("RGB"))
-            if np.abs(change).max() <= 2:  # sRGB itself, up to rounding
-                return image
-        return transform.point(image)
+        transform = _transform(None if image.mode == "LAB" else profile, image.mode)
+        return image if transform is None else transform.point(image)
     except Exception:  # a profile is metadata, and LittleCMS may be missing from a build of Pillow
         return image
+
+
+def _opened_profile(profile: bytes | None) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else ImageCms.createProfile("LAB"))
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return what converts images of a profile (None is CIELAB) to sRGB; None if it is sRGB itself, up to rounding."""
+    transform = ImageCms.buildTransform(_opened_profile(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode not in ("CMYK", "LAB"):
+        probe = Image.fromarray(_COLOURS).convert(mode)
+        change = np.asarray(transform.point(probe)).astype(int) - np.asarray(probe.convert("RGB"))
+        return None if np.abs(change).max() <= 2 else transform
+    return transform
 
 
 def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | None:

@@ -163,3 +163,22 @@ def test_paths_that_are_no_files_are_errors(tmp_path):
 def test_wrong_arguments_are_config_errors(tmp_path, arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         load_video(tmp_path / "a.mp4", **arguments)
+
+
+def test_a_video_of_an_unknown_codec_is_a_page_error(tmp_path):
+    data = make_video(tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/ASP", b"V_ZZZZZ/ISO/ASP"))
+    with pytest.raises(PageError, match=r"a\.mkv: the video's codec is unknown"):
+        load_video(tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), MemoryError(), AttributeError("x"), UserWarning("x")])
+def test_whatever_a_decoder_raises_is_a_page_error(tmp_path, monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    make_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(av, "open", broken)
+    with pytest.raises(PageError, match=r"a\.mp4: not a video that can be read") as caught:
+        load_video(tmp_path / "a.mp4")
+    assert caught.value.__cause__ is error
