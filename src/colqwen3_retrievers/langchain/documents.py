@@ -14,7 +14,7 @@ from typing import Any, Final
 from langchain_core.documents import Document
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.pages.images import PlainImage, plain_image
+from colqwen3_retrievers.pages.images import PlainImage, is_image, plain_image
 from colqwen3_retrievers.pages.page import Hit, Page, json_object
 from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.retrieval.evidence import BOXES, HEATMAP, POOLED, without_evidence
@@ -205,8 +205,10 @@ def document_image(document: Document, allow_remote: AllowRemote = False) -> Pla
         return None
     if isinstance(image, Mapping):
         return _block_image(image, allow_remote)
-    if not isinstance(image, str):
+    if is_image(image):
         return plain_image(image, name="metadata['image']")
+    if not isinstance(image, str):
+        raise ConfigError(f"metadata['image']: expected base64, bytes or an image block, got {type(image).__name__}")
     return None if _REMOTE.match(image) else _decode(image)
 
 

@@ -136,13 +136,13 @@ def _image_pages(file: PageFile, max_pixels: int, failed: Callable[[PageError], 
             image = open_header(stream, name=file.source)
             kind = (image.format or "").lower()
             frames, broken = _tiff_pages(stream, file.source) if kind == "tiff" else ([0], None)
-            if len(frames) == 1 and broken is None:
+            if frames == [0] and broken is None:
                 with decoding(file.source):
                     size = checked_size(image)
         except PageError as error:
             failed(error)
             return
-        if len(frames) == 1 and broken is None:
+        if frames == [0] and broken is None:
             del image  # a decoder's buffers, while the caller opens the file again
             yield Page(source=file.source, image=file.path, metadata=_metadata(file, kind, 1, size))
             return

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image, PngImagePlugin, features
+from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from colqwen3_retrievers.errors import PageError
 from colqwen3_retrievers.pages import loading
@@ -177,8 +177,6 @@ def test_tiff_pages_stay_within_the_pixel_bound_and_tell_their_own_size(tmp_path
 
 
 def test_thumbnails_in_a_tiff_are_no_pages(tmp_path):
-    from PIL import TiffImagePlugin
-
     full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[254] = 1
@@ -189,6 +187,15 @@ def test_thumbnails_in_a_tiff_are_no_pages(tmp_path):
     (page,) = load_pages(tmp_path)
     assert page.image.size == (64, 64)
     assert page.metadata["page_count"] == 1
+
+
+def test_a_thumbnail_before_its_page_is_left_out(tmp_path):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 1
+    full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
+    small.save(tmp_path / "a.tif", save_all=True, append_images=[full], tiffinfo=info)
+    (page,) = load_pages(tmp_path)
+    assert page.image.size == (64, 64)
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
