@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -186,6 +187,22 @@ def test_a_digest_in_strips_is_that_of_all_pixels():
     assert Page(id="a", image=image).sha256 == expected
 
 
+def test_hashing_copies_a_strip_at_a_time():
+    page = Page(id="a", image=Image.new("RGB", (4000, 3000)))
+    tracemalloc.start()
+    try:
+        page.sha256  # noqa: B018 - computed when it is read
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4000 * 3000 * 3 / 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+def test_an_opened_image_leaves_its_file_and_decoder_behind(kind):
+    assert type(open_image(image_bytes(kind))) is Image.Image
+
+
 def test_large_images_are_decoded_one_at_a_time(monkeypatch):
     inside, counts, lock = 0, [], threading.Lock()
     original = PngImagePlugin.PngImageFile.load
@@ -216,3 +233,10 @@ def test_a_loaded_file_is_freed_before_its_page_is_used(tmp_path):
     pages = load_pages(tmp_path)
     next(pages)
     assert "image" not in pages.gi_yieldfrom.gi_frame.f_locals
+
+
+def test_an_array_and_a_file_object_are_questions():
+    from colqwen3_retrievers.index.search import to_encode
+
+    queries, _ = to_encode([PIXELS, io.BytesIO(b"x"), "text"])
+    assert [type(getattr(query, "image", query)) for query in queries] == [Image.Image, bytes, str]

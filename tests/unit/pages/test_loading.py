@@ -193,6 +193,7 @@ def test_a_thumbnail_before_its_page_is_left_out(tmp_path):
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[254] = 1
     full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
+    full.encoderinfo = {"tiffinfo": TiffImagePlugin.ImageFileDirectory_v2()}
     small.save(tmp_path / "a.tif", save_all=True, append_images=[full], tiffinfo=info)
     (page,) = load_pages(tmp_path)
     assert page.image.size == (64, 64)
