@@ -15,6 +15,8 @@ from colqwen3_retrievers.vectors.multi_vector import COMPARED, EncoderInfo
 SHAPING: Final = (*COMPARED, "max_visual_tokens", "revision")
 """Fields of an :class:`EncoderInfo` that shape a multi-vector."""
 
+_DECODING = b"\0decoding 2"  # part of the names of files whose pixels are known; raised when decoding changes
+
 
 def content_key(page: Page, include_text: bool) -> str:
     """Return a digest of what an encoder sees of a page. A file is read, not decoded: its bytes suffice.
@@ -53,7 +55,9 @@ def pixel_key(page: Page, include_text: bool, names: DiskCache) -> str:
     if not isinstance(source, str | Path | bytes):
         return f"pixels:{Page(id=page.id, image=source).sha256}:{text}"
     data = read_image_bytes(source, name=page.id if isinstance(source, bytes) else None)
-    name = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data)
+    digest.update(_DECODING)
+    name = digest.hexdigest()
     pixels = names.content_of(name)
     if pixels is None:
         pixels = Page(id=page.id, image=data).sha256

@@ -18,7 +18,7 @@ from colqwen3_retrievers.encoding.shared_engine import IN_FLIGHT_PAGES, EngineSt
 from colqwen3_retrievers.engines.options import EngineOptions
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.models.rendering import EncoderInput
-from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.images import ImageSource, is_image
 from colqwen3_retrievers.pages.page import Page, Query, Video
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote, local_image
 from colqwen3_retrievers.progress import progress_bar
@@ -135,7 +135,8 @@ class ColQwen3Encoder:
         """Encode images as documents.
 
         Args:
-            images: PIL images, paths, bytes of image files, or web addresses where they may be fetched.
+            images: PIL images, paths, bytes of image files, binary file objects, NumPy arrays or tensors (see
+                :func:`~colqwen3_retrievers.pages.images.plain_image`), or web addresses where they may be fetched.
             show_progress: whether to draw a progress bar.
             allow_remote: which web addresses are fetched; see
                 :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
@@ -372,7 +373,7 @@ _Submit = Callable[[T, int, ListFuture[MultiVector]], None]
 
 def _listed(values: Iterable[T], name: str) -> Iterable[T]:
     """Refuse a single input where a list is expected."""
-    if isinstance(values, str | bytes | Page | Query | Path) or not isinstance(values, Iterable):
+    if isinstance(values, str | Page | Query) or is_image(values) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}: expected a list, got {type(values).__name__}; wrap a single one: [...]")
     return values
 

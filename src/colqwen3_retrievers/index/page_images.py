@@ -18,7 +18,7 @@ from PIL import Image
 from colqwen3_retrievers.atomic_files import write_atomically
 from colqwen3_retrievers.errors import ConfigError, StoreError
 from colqwen3_retrievers.pages.files import user_path
-from colqwen3_retrievers.pages.images import ImageSource, open_image
+from colqwen3_retrievers.pages.images import PlainImage, open_image
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.embedded.row_files import sync_folder
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
@@ -194,7 +194,7 @@ class _PageOutOfReach(Page):
         return None
 
     @property
-    def image_source(self) -> ImageSource | None:
+    def image_source(self) -> PlainImage | None:
         self._images.warn_out_of_reach(self)
         return None
 

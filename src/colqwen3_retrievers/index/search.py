@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
 
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_records import PageRecords
+from colqwen3_retrievers.pages.images import ImageSource, is_image
 from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.stores.protocol import GroupBy, check_search
 from colqwen3_retrievers.stores.where import Filter, Where, parse
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
-Question = str | Query | MultiVector | Image.Image | Path | bytes
-"""What can be searched for: a text, a query, an image (PIL, path or bytes), or a multi-vector encoded before."""
+Question = str | Query | MultiVector | ImageSource
+"""What can be searched for: a text, a query, an image (but no path as a string), or a multi-vector encoded before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +79,10 @@ def to_encode(questions: Sequence[Question]) -> tuple[list[str | Query], list[Mu
         vectors.append(question if isinstance(question, MultiVector) else None)
         if isinstance(question, str | Query):
             queries.append(question)
-        elif isinstance(question, Image.Image | Path | bytes):
+        elif is_image(question):
             queries.append(Query(image=question))
         elif not isinstance(question, MultiVector):
-            expected = "a text, a Query, an image (PIL, Path or bytes) or a MultiVector"
+            expected = "a text, a Query, an image (no string) or a MultiVector"
             raise ConfigError(f"query: expected {expected}, got {type(question).__name__}")
     return queries, vectors
 

@@ -12,10 +12,9 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from langchain_core.documents import Document
-from PIL import Image
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.images import PlainImage, is_image, plain_image
 from colqwen3_retrievers.pages.page import Hit, Page, json_object
 from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.retrieval.evidence import BOXES, HEATMAP, POOLED, without_evidence
@@ -175,12 +174,13 @@ def document_text(document: Document) -> str:
     return "" if document.page_content == cited else document.page_content.removeprefix(f"{cited}\n\n")
 
 
-def document_image(document: Document, allow_remote: AllowRemote = False) -> ImageSource | None:
+def document_image(document: Document, allow_remote: AllowRemote = False) -> PlainImage | None:
     """Return a document's page image, unopened; nothing is fetched unless ``allow_remote`` permits it.
 
     Args:
         document: with ``metadata["image_path"]``, a file; or ``metadata["image"]``, which is base64, a data URL, bytes,
-            a PIL image, or a LangChain or OpenAI image content block. The path takes precedence.
+            a PIL image, a binary file object, an array, a tensor, or a LangChain or OpenAI image content block. The
+            path takes precedence.
         allow_remote: whether a content block's web address is fetched; see
             :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
@@ -201,12 +201,12 @@ def document_image(document: Document, allow_remote: AllowRemote = False) -> Ima
             raise ConfigError(f"metadata['image_path']: expected a path, got {type(path).__name__}")
         return path
     image = document.metadata.get("image")
-    if image is None or image == "" or image == b"":
+    if image is None or (isinstance(image, str | bytes) and not image):
         return None
-    if isinstance(image, Image.Image | bytes):
-        return image
     if isinstance(image, Mapping):
         return _block_image(image, allow_remote)
+    if is_image(image):
+        return plain_image(image, name="metadata['image']")
     if not isinstance(image, str):
         raise ConfigError(f"metadata['image']: expected base64, bytes or an image block, got {type(image).__name__}")
     return None if _REMOTE.match(image) else _decode(image)
@@ -320,7 +320,7 @@ def document_to_stored_page(document: Document, id: str, name: str, allow_remote
 
 
 def _original_page(
-    document: Document, metadata: dict[str, Any], id: str, image: ImageSource | None, text: str, name: str
+    document: Document, metadata: dict[str, Any], id: str, image: PlainImage | None, text: str, name: str
 ) -> Page | None:
     """The page that this document was made from, if there is one."""
     source, number = metadata.get("source"), metadata.get("page")

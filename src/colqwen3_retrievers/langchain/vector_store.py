@@ -33,7 +33,7 @@ from colqwen3_retrievers.langchain.documents import (
     page_to_document,
 )
 from colqwen3_retrievers.langchain.filters import document_filter
-from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.images import ImageSource, is_image
 from colqwen3_retrievers.pages.page import Page, Query
 from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
 from colqwen3_retrievers.retrieval.evidence import Evidence
@@ -248,7 +248,8 @@ class ColQwen3VectorStore(VectorStore):
         """Add images as pages.
 
         Args:
-            images: paths, bytes or PIL images; web addresses if they may be fetched.
+            images: paths, bytes, PIL images, binary file objects, arrays or tensors; web addresses if they may be
+                fetched.
             metadatas: one for each image; ``source``, ``page`` (from 1) and ``page_label`` name it. The default source
                 of a file is its path.
             ids: one for each image; the default of a file is ``f"{source}#page={page}"``, so that it replaces itself,
@@ -266,7 +267,7 @@ class ColQwen3VectorStore(VectorStore):
                 may not be fetched.
             EncodeError, PageError, StoreError: as for :meth:`add_documents`.
         """
-        if isinstance(images, str | bytes | Path) or not isinstance(images, Iterable):
+        if isinstance(images, str) or is_image(images) or not isinstance(images, Iterable):
             raise ConfigError(f"images: expected a list of images, got {type(images).__name__}")
         items = list(images)
         metadata_of = _one_each(metadatas, len(items), "metadatas", "images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,16 +21,13 @@ from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.nodes import page_from_node
 from colqwen3_retrievers.llama_index.pydantic_fields import RemoteHosts, config_errors
-from colqwen3_retrievers.pages.images import ImageSource
+from colqwen3_retrievers.pages.images import ImageSource, is_image
 from colqwen3_retrievers.pages.page import Page, Query
 from colqwen3_retrievers.pages.remote_images import AllowRemote
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 from colqwen3_retrievers.vectors.single_vector import Method, SingleVectorSettings, single_vectors
 
 T = TypeVar("T")
-
-Picture = ImageSource | io.BytesIO
-"""An image of LlamaIndex or ours: a path, bytes, a stream or a PIL image."""
 
 
 class ColQwen3Embedding(MultiModalEmbedding):
@@ -167,7 +163,7 @@ class ColQwen3Embedding(MultiModalEmbedding):
         """Encode texts as documents."""
         return self.encoder.submit_pages(_text_pages(texts)).result()
 
-    def get_image_multi_vectors(self, images: Sequence[Picture]) -> list[MultiVector]:
+    def get_image_multi_vectors(self, images: Sequence[ImageSource]) -> list[MultiVector]:
         """Encode images as documents."""
         return self.encoder.submit_pages(_image_pages(images)).result()
 
@@ -183,7 +179,7 @@ class ColQwen3Embedding(MultiModalEmbedding):
         """Encode texts as documents without blocking the event loop."""
         return await asyncio.wrap_future(self.encoder.submit_pages(_text_pages(texts)))
 
-    async def aget_image_multi_vectors(self, images: Sequence[Picture]) -> list[MultiVector]:
+    async def aget_image_multi_vectors(self, images: Sequence[ImageSource]) -> list[MultiVector]:
         """Encode images as documents without blocking the event loop."""
         return await asyncio.wrap_future(self.encoder.submit_pages(_image_pages(images)))
 
@@ -213,16 +209,16 @@ class ColQwen3Embedding(MultiModalEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._flat, await self.aget_text_multi_vectors(texts))
 
-    def _get_image_embedding(self, img_file_path: Picture) -> list[float]:
+    def _get_image_embedding(self, img_file_path: ImageSource) -> list[float]:
         return self._get_image_embeddings([img_file_path])[0]
 
-    async def _aget_image_embedding(self, img_file_path: Picture) -> list[float]:
+    async def _aget_image_embedding(self, img_file_path: ImageSource) -> list[float]:
         return (await self._aget_image_embeddings([img_file_path]))[0]
 
-    def _get_image_embeddings(self, img_file_paths: Sequence[Picture]) -> list[list[float]]:
+    def _get_image_embeddings(self, img_file_paths: Sequence[ImageSource]) -> list[list[float]]:
         return self._flat(self.get_image_multi_vectors(img_file_paths))
 
-    async def _aget_image_embeddings(self, img_file_paths: Sequence[Picture]) -> list[list[float]]:
+    async def _aget_image_embeddings(self, img_file_paths: Sequence[ImageSource]) -> list[list[float]]:
         return await asyncio.to_thread(self._flat, await self.aget_image_multi_vectors(img_file_paths))
 
     def _flat(self, multi_vectors: list[MultiVector], *, is_query: bool = False) -> list[list[float]]:
@@ -289,12 +285,10 @@ def _text_pages(texts: Sequence[str]) -> list[Page]:
     return _pages(texts, lambda text: Page(id="text", text=text))
 
 
-def _image_pages(images: Sequence[Picture]) -> list[Page]:
-    if isinstance(images, str | bytes):
+def _image_pages(images: Sequence[ImageSource]) -> list[Page]:
+    if isinstance(images, str) or is_image(images):
         raise ConfigError("images: expected a list of images, got a single one")
-    return _pages(
-        images, lambda image: Page(id="image", image=image.getvalue() if isinstance(image, io.BytesIO) else image)
-    )
+    return _pages(images, lambda image: Page(id="image", image=image))
 
 
 def _pages(items: Sequence[T], convert: Callable[[T], Page]) -> list[Page]:

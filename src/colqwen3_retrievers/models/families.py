@@ -59,7 +59,7 @@ class Family:
         min_pixels: fewest pixels an image is resized to.
         max_pixels: most pixels an image is resized to.
         processor_pixels: whether the checkpoint's own preprocessor file may narrow these bounds.
-        rendering_version: incremented when a prompt or the resizing changes, since old embeddings cannot be compared.
+        rendering_version: incremented when a prompt or the pixels change, since old embeddings cannot be compared.
         unverified: what its authors' files have not confirmed.
 
     >>> get_family("nemotron").causal, get_family("tomoro").query[:6]
@@ -85,7 +85,7 @@ class Family:
     min_pixels: int = _MIN_PIXELS
     max_pixels: int = _MAX_PIXELS
     processor_pixels: bool = False
-    rendering_version: int = 1
+    rendering_version: int = 2
     unverified: tuple[str, ...] = ()
 
     @property

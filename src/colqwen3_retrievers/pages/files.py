@@ -340,7 +340,7 @@ def reason_of(error: Exception) -> str:
     """
     if isinstance(error, PageError | EncodeError):
         return error.message
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def caused_by(error: PageError, cause: Exception) -> PageError:

@@ -1,32 +1,41 @@
-"""Images: decoding a file, bytes or a PIL image into RGB pixels.
+"""Images: decoding a file, bytes, an array or a PIL image into RGB pixels.
 
-EXIF orientation is applied, transparency is put over white, palettes, CMYK, greyscale and 16-bit images become 8-bit
-RGB, and of an animation the first frame is used. Sizes are checked in the header, before anything is decoded, and only
-plain raster formats are tried: some of Pillow's others start programs (EPS runs Ghostscript).
+EXIF orientation is applied, an embedded ICC profile is converted to sRGB, transparency is put over white, palettes,
+CMYK, greyscale and 16-bit images become 8-bit RGB, and of an animation the first frame is used. Sizes are checked in
+the header, before anything is decoded, and only plain raster formats are tried: some of Pillow's others start programs
+(EPS runs Ghostscript).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import math
+import os
 import re
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
 from colqwen3_retrievers.pages.files import file_size, reason_of
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Most pixels an image may declare (about 0.5 GB as RGB): Pillow's bound, as an error instead of a warning."""
+"""Most pixels of a PIL image or array: Pillow's own bound, as an error instead of a warning."""
+
+MAX_FILE_PIXELS = 75_000_000
+"""Most pixels an image file may declare; A3 at 600 dpi has 69.7 million.
+
+Pillow holds a decoded RGB image in 4 bytes a pixel: 0.3 GB. Opening a file takes at most three times that, 0.9 GB, and
+hashing a strip more. Two decoders need more while they run: that of WebP 16 bytes a pixel (1.2 GB), that of JPEG 2000
+20 (1.5 GB). Of images above 16.8 million pixels, one at a time is decoded.
+"""
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Most bytes an encoded image may have before it is opened at all."""
@@ -34,8 +43,16 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_ASPECT_RATIO = 200
 """Largest ratio of the longest side to the shortest for which Qwen3-VL's resizing is defined."""
 
-ImageSource = Image.Image | str | Path | bytes
-"""An image: a PIL image, a path, or the bytes of an image file."""
+
+class _Array(Protocol):
+    def __array__(self) -> Any: ...
+
+
+PlainImage = Image.Image | str | Path | bytes
+"""An image as pages hold it: a PIL image, a path, or the bytes of an image file."""
+
+ImageSource = PlainImage | os.PathLike[str] | bytearray | memoryview | IO[bytes] | _Array
+"""An image: also a file object opened in binary mode, a NumPy array or a tensor; see :func:`plain_image`."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "AVIF", "MPO")
 """Pillow's names of the supported formats, where this build of Pillow has them."""
@@ -43,10 +60,14 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM",
 CHAT_FORMATS: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that chat models accept, with their media types."""
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_FULL_RANGE = ("PNG", "JPEG2000", "PPM")  # formats that define 65,535 as white
+_WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 _URL = re.compile(r"(?:https?|ftps?|s3|gs|az|file):/|data:", re.IGNORECASE)  # one slash: a Path folds "//" into "/"
 _SECRETS = re.compile(r"(?<=/)[^/?#@]*@|[?#].*", re.DOTALL)  # user and password, and the query
 _ORIENTATION = 0x0112  # the EXIF and TIFF tag
+_BITS, _PHOTOMETRIC, _LEAST, _MOST, _LEAST_SIGNED, _MOST_SIGNED = 258, 262, 280, 281, 340, 341  # TIFF tags
+_CHANNELS = (1, 3, 4)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,24 +77,30 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_COLOURS = (np.indices((16, 16, 16)).T * 17).astype(np.uint8).reshape(64, 64, 3)
 _WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
+_LARGE = 2**24  # pixels above which images are decoded one at a time, since a decoder's buffers add up
+_LARGE_DECODES = threading.Lock()
 _STRIPES = 64
 _GIVEN_IMAGES = [threading.Lock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
 
 
 def forget_locks() -> None:
     """Replace the locks: in a forked child, another thread of the parent would seem to hold them forever."""
-    global _WARNING_FILTERS
+    global _LARGE_DECODES, _WARNING_FILTERS
+    _LARGE_DECODES = threading.Lock()
     _WARNING_FILTERS = threading.Lock()
     _GIVEN_IMAGES[:] = [threading.Lock() for _ in range(_STRIPES)]
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None) -> Image.Image:
-    """Decode an image into upright 8-bit RGB.
+def open_image(source: ImageSource, *, max_pixels: int | None = None, name: str | None = None) -> Image.Image:
+    """Decode an image into upright 8-bit sRGB.
 
     Args:
-        source: a PIL image, a path, or the bytes of an image file. URLs are refused: nothing is fetched here.
-        max_pixels: most pixels (width x height) the header may declare.
+        source: a PIL image, a path, the bytes of an image file, a binary file object, an array or a tensor. URLs are
+            refused: nothing is fetched here.
+        max_pixels: most pixels (width x height) the header may declare; by default :data:`MAX_FILE_PIXELS` for a file
+            and :data:`MAX_IMAGE_PIXELS` for an image in memory.
         name: what to call it in an error; a path names itself.
 
     Returns:
@@ -89,18 +116,64 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name:
     (255, 255, 255)
     """
     label = name or _label(source)
+    source = plain_image(source, name=name)
     if isinstance(source, Image.Image):
-        check_size(source, max_pixels, label)
-        with decoding(label):
-            with _GIVEN_IMAGES[(id(source) >> 4) % _STRIPES]:
-                loaded = _loaded(source)
-            return _converted(*loaded)
-    opened = open_header(io.BytesIO(read_image_bytes(source, name=label)), max_pixels=max_pixels, name=label)
-    with opened, decoding(label):
-        return to_rgb(opened)
+        check_size(source, max_pixels or MAX_IMAGE_PIXELS, label)
+        if getattr(source, "tile", None) and getattr(getattr(source, "fp", None), "closed", True):
+            raise PageError("its file was closed before it was decoded; call its load() first", source=label)
+        with decoding(label), _GIVEN_IMAGES[(id(source) >> 4) % _STRIPES]:
+            return to_rgb(source)
+    stream = io.BytesIO(read_image_bytes(source, name=label))
+    with decoding(label):  # no name for the opened image: it would keep the decoder's buffers
+        return _converted(open_header(stream, max_pixels=max_pixels or MAX_FILE_PIXELS, name=label), own=True)
 
 
-def open_header(stream: IO[bytes], *, max_pixels: int = MAX_IMAGE_PIXELS, name: str) -> Image.Image:
+def plain_image(source: ImageSource, *, name: str | None = None) -> PlainImage:
+    """Read a file object, or convert an array, so that it can be kept.
+
+    Args:
+        source: any image. A file object is read from its start. An array or tensor is uint8, or floats from 0 to 1, of
+            shape (height, width) or (height, width, channels) with 1, 3 or 4 channels; channels may come first, which
+            is preferred for tensors.
+        name: what to call it in an error.
+
+    Returns:
+        A PIL image, a path, or bytes; a source that is one of these is returned as it is.
+
+    Raises:
+        ConfigError: not an image, or an array of another shape or type.
+        PageError: a file object that cannot be read, or holds more than :data:`MAX_IMAGE_BYTES`.
+
+    >>> plain_image(io.BytesIO(b"abc")), plain_image(np.zeros((3, 4, 3), np.uint8)).size
+    (b'abc', (4, 3))
+    """
+    if isinstance(source, Image.Image | str | Path | bytes):
+        return source
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, os.PathLike):
+        return Path(source)
+    label = name or _label(source)
+    if hasattr(source, "read"):
+        return _read_stream(source, label)
+    if hasattr(source, "__array__"):
+        return _array_image(source, label)
+    expected = "a PIL image, a path, bytes, a binary file object, an array or a tensor"
+    raise ConfigError(f"{f'{name}: ' if name else ''}an image is {expected}, not {type(source).__name__}")
+
+
+def is_image(value: object) -> bool:
+    """Return whether a value is a single image, and no list of images; a string may be a path or a text.
+
+    >>> is_image(b"..."), is_image(np.zeros((4, 4, 3))), is_image(np.zeros((2, 4, 4, 3))), is_image("a.png")
+    (True, True, False, False)
+    """
+    if isinstance(value, Image.Image | bytes | bytearray | memoryview | os.PathLike) or hasattr(value, "read"):
+        return True
+    return hasattr(value, "__array__") and getattr(value, "ndim", None) in (2, 3)
+
+
+def open_header(stream: IO[bytes], *, max_pixels: int = MAX_FILE_PIXELS, name: str) -> Image.Image:
     """Read an image's header and check its size; no pixel is decoded.
 
     Args:
@@ -120,9 +193,7 @@ def open_header(stream: IO[bytes], *, max_pixels: int = MAX_IMAGE_PIXELS, name: 
     """
     Image.init()
     formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
-    with decoding(name), _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is ours and exact
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on damaged metadata, which is not used
+    with decoding(name), _unwarned():
         opened = Image.open(stream, formats=formats)
     check_size(opened, max_pixels, name)
     return opened
@@ -150,9 +221,9 @@ def checked_size(image: Image.Image) -> tuple[int, int]:
     size = image.size
     if image.format in ("JPEG", "MPO"):
         image.draft(None, (1, 1))
-        image.load()
+        _load(image)
     else:
-        image.load()
+        _load(image)
         size = image.size  # Pillow rotates a TIFF as it is loaded
     method = _upright_method(image)
     swapped = method is not None and Image.new("L", (2, 1)).transpose(method).size == (1, 2)
@@ -190,7 +261,7 @@ def chat_image(source: ImageSource, *, name: str | None = None) -> tuple[bytes, 
     return file.getvalue(), "image/png"
 
 
-def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> bytes:
+def read_image_bytes(source: ImageSource, *, name: str | None = None) -> bytes:
     """Return the bytes of an image file, within :data:`MAX_IMAGE_BYTES`.
 
     Raises:
@@ -201,6 +272,7 @@ def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> 
     b'abc'
     """
     label = name or _label(source)
+    source = plain_image(source, name=name)
     if isinstance(source, str | Path):
         if _URL.match(str(source)):
             raise ConfigError(f"{label}: an image URL is not fetched; download it and give the file or its bytes")
@@ -212,17 +284,17 @@ def read_image_bytes(source: str | Path | bytes, *, name: str | None = None) -> 
                 source = file.read(MAX_IMAGE_BYTES + 1)  # the file may be growing
         except OSError as exc:
             raise PageError(f"cannot be read: {reason_of(exc)}", source=label) from exc
-    elif not isinstance(source, bytes | bytearray | memoryview):
-        raise ConfigError(f"an image is a PIL image, a path or bytes, not {type(source).__name__}")
+    elif not isinstance(source, bytes):
+        raise ConfigError(f"an image file is a path, bytes or a file object, not {type(source).__name__}")
     if len(source) == 0:
         raise PageError("the image is empty (0 bytes)", source=label)
     if len(source) > MAX_IMAGE_BYTES:
         raise PageError(f"{len(source):,} bytes, more than {MAX_IMAGE_BYTES:,}", source=label)
-    return bytes(source)
+    return source
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to upright 8-bit RGB: EXIF orientation, first frame, transparency over white.
+    """Convert any PIL image to upright 8-bit sRGB: first frame, orientation and profile applied, alpha over white.
 
     Args:
         image: any mode; not changed.
@@ -234,38 +306,121 @@ def to_rgb(image: Image.Image) -> Image.Image:
     >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
     (255, 255, 255)
     """
-    return _converted(*_loaded(image))
+    return _converted(_first_frame(image) if image.tell() != 0 else image)
 
 
-def _loaded(image: Image.Image) -> tuple[Image.Image, Image.Transpose | None]:
-    """Load the first frame's pixels, and return them with the transposition that makes them upright."""
-    if image.tell() != 0:
-        image = _first_frame(image)
-    image.load()
-    return image, _upright_method(image)
+def frame_to_rgb(image: Image.Image, position: int, *, name: str) -> Image.Image:
+    """Convert one page of a TIFF of :func:`open_header`, as :func:`to_rgb` converts the first.
+
+    Raises:
+        PageError: it is broken, or has more than :data:`MAX_FILE_PIXELS`.
+    """
+    with decoding(name):
+        with _unwarned():
+            image.seek(position)
+        check_size(image, MAX_FILE_PIXELS, name)
+        return _converted(image)
 
 
-def _converted(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    """Convert loaded pixels to upright RGB, without changing the image."""
-    image = image if turn is None else image.transpose(turn)
-    if image.mode in _SIXTEEN_BIT:
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        image = Image.fromarray(high_byte)
-    elif image.mode in ("I", "F"):
-        image = _stretch(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield an image in strips of about a million pixels, each with its top row, so that copies stay small.
+
+    >>> [(top, strip.size) for top, strip in strips(Image.new("L", (2**19, 3)))]
+    [(0, (524288, 2)), (2, (524288, 1))]
+    """
+    width, height = image.size
+    rows = max(1, 2**20 // width)
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+def _converted(image: Image.Image, *, own: bool = False) -> Image.Image:
+    """Convert the current frame to upright sRGB; with ``own`` nobody else uses the image, and no copy is made."""
+    transparent = _transparent_colour(image)
+    _load(image)
+    turn, profile = _upright_method(image), image.info.get("icc_profile")
+    original = image
+    if image.mode in _WIDE_GREY:
+        image = _grey(image)
+    elif transparent is not None:
+        image = image.copy()
+        image.info["transparency"] = transparent
+    elif own:
+        image = image._new(image.im)  # a plain image of the same pixels: the decoder and its buffers are freed
+    own = own or image is not original
+    del original
+    if turn is not None:
+        image, own = image.transpose(turn), True
+    if image.mode == "La":
+        image = image.convert("LA")
+    grey = image.mode in ("1", "L", "LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, (255, 255, 255))
-        image.paste(rgba, mask=rgba)
-    image = image.convert("RGB") if image.mode != "RGB" else image.copy()
+        image, own = Image.new("RGB", rgba.size, (255, 255, 255)), True
+        image.paste(_in_srgb(rgba, profile, grey), mask=rgba)
+    elif profile or image.mode == "LAB":
+        colours = _in_srgb(image, profile, grey)
+        image, own = colours, own or colours is not image
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    elif not own:
+        image = image.copy()
     image.info = {}  # an orientation left here would be applied a second time
     return image
+
+
+def _load(image: Image.Image) -> None:
+    with _LARGE_DECODES if image.width * image.height > _LARGE else contextlib.nullcontext():
+        image.load()
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None, grey: bool) -> Image.Image:
+    """Convert an image by its ICC profile to sRGB; one that is broken or of other colours is ignored, as by viewers."""
+    try:
+        space = "Lab " if image.mode == "LAB" else _opened_profile(profile).profile.xcolor_space
+        if space == "GRAY" and grey:
+            image = image.getchannel(0) if image.mode == "RGBA" else image.convert("L")
+        elif space == "RGB " and image.mode not in ("RGB", "RGBA", "CMYK"):
+            image = image.convert("RGB")
+        elif image.mode not in {"RGB ": ("RGB", "RGBA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}.get(space, ()):
+            return image
+        transform = _transform(None if image.mode == "LAB" else profile, image.mode)
+        return image if transform is None else transform.point(image)
+    except Exception:  # a profile is metadata, and LittleCMS may be missing from a build of Pillow
+        return image
+
+
+def _opened_profile(profile: bytes | None) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else ImageCms.createProfile("LAB"))
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return what converts images of a profile (None is CIELAB) to sRGB; None if it is sRGB itself, up to rounding."""
+    transform = ImageCms.buildTransform(_opened_profile(profile), ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode not in ("CMYK", "LAB"):
+        probe = Image.fromarray(_COLOURS).convert(mode)
+        change = np.asarray(transform.point(probe)).astype(int) - np.asarray(probe.convert("RGB"))
+        return None if np.abs(change).max() <= 2 else transform
+    return transform
+
+
+def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | None:
+    """Return the transparent colour of a PNG of 2, 4 or 16 bits in the 8 bits that Pillow decodes it to, else None."""
+    colour, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or not tiles or colour is None:
+        return None
+    raw_mode = tiles[0][3]
+    if raw_mode == "RGB;16B" and isinstance(colour, tuple):
+        return tuple(value >> 8 for value in colour)
+    return colour * {"L;2": 85, "L;4": 17}[raw_mode] if raw_mode in ("L;2", "L;4") and isinstance(colour, int) else None
 
 
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
     """Return the transposition of the EXIF orientation; None if the EXIF cannot be read, as viewers do."""
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        with _unwarned():
+            return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the EXIF parser raises anything, and no pixel depends on it
         return None
 
@@ -279,16 +434,106 @@ def _first_frame(image: Image.Image) -> Image.Image:
     return first
 
 
-def _stretch(image: Image.Image) -> Image.Image:
-    """Convert a 32-bit image to 8 bits: 0..1, 0..255 or 0..65535 by its values, since no header says which."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(values.max(initial=0.0))
-    if image.mode == "F" and top <= 1.0:
-        values = values * 255.0
-    elif top > 255.0:
-        values = values * (255.0 / max(top, 65535.0))
-    np.rint(values, out=values)
-    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
+def _grey(image: Image.Image) -> Image.Image:
+    """Convert a 16-bit, 32-bit or float image to 8 bits, its transparent colour to white."""
+    black, white = _levels(image)
+    transparent = image.info.get("transparency")
+    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    grey = Image.new("L", image.size)
+    for top, strip in strips(image):
+        values = np.asarray(strip)
+        if image.mode == "F":
+            finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+            levels = np.rint((finite - black) * (255.0 / (white - black)))
+        else:  # the high bits
+            levels = (values.astype(np.int64) - int(black)) * 256 // (int(white) - int(black) + 1)
+        levels = np.clip(levels, 0, 255)
+        if inverted:
+            levels = 255 - levels
+        if isinstance(transparent, int):
+            levels[values == transparent] = 255
+        grey.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
+    return grey
+
+
+def _levels(image: Image.Image) -> tuple[float, float]:
+    """Return the values that are black and white: by the format or a TIFF's tags, else by the range of the values.
+
+    Whole numbers are taken to have 8, 10, 12, 14 or 16 bits; floats to be 0..1 or 0..255 if they are within, otherwise
+    their lowest value is black and their highest white.
+    """
+    if image.format in _FULL_RANGE and image.mode != "F":
+        return 0, 65535
+    low, high = math.inf, -math.inf
+    for _, strip in strips(image):
+        values = np.asarray(strip)
+        values = values[np.isfinite(values)]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if low > high:
+        return 0, 1  # no number at all
+    least, most = _tag(image, _LEAST, _LEAST_SIGNED), _tag(image, _MOST, _MOST_SIGNED)
+    black = least if least is not None and least <= low else min(0.0, low)
+    if most is not None and most >= high and most > black:
+        return black, most
+    if image.mode == "F":
+        if low >= 0 and high <= 255:
+            return 0, 1 if high <= 1 else 255
+        return (low, high) if low < high else (black, max(high, black + 1))
+    bits = _tag(image, _BITS)
+    whites = (2 ** int(bits) - 1, *_WHITES) if bits is not None and 8 < bits < 16 else _WHITES
+    return black, next((white for white in whites if low >= 0 and white >= high), max(high, black + 1))
+
+
+def _tag(image: Image.Image, *tags: int) -> float | None:
+    """Return the first number of the first of some tags that a TIFF has; None when it has none."""
+    directory = getattr(image, "tag_v2", {})
+    for tag in tags:
+        with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError):
+            value = directory[tag]
+            return float(value[0] if isinstance(value, tuple) else value)
+    return None
+
+
+def _read_stream(stream: Any, label: str) -> bytes:
+    """Read a file object from its start, within :data:`MAX_IMAGE_BYTES`."""
+    try:
+        if hasattr(stream, "seekable") and stream.seekable():
+            stream.seek(0)
+        data = bytearray()
+        while len(data) <= MAX_IMAGE_BYTES and (piece := stream.read(2**20)):
+            data += piece  # a str is a TypeError
+    except TypeError as exc:
+        raise ConfigError(f"{label}: expected a file object opened in binary mode ('rb')") from exc
+    except Exception as exc:  # whatever a file object of others raises
+        raise PageError(f"cannot be read: {reason_of(exc)}", source=label) from exc
+    if len(data) > MAX_IMAGE_BYTES:
+        raise PageError(f"more than {MAX_IMAGE_BYTES:,} bytes", source=label)
+    return bytes(data)
+
+
+def _array_image(source: Any, label: str) -> Image.Image:
+    """Convert an array, or a tensor of any library that NumPy can read, to a PIL image."""
+    is_tensor = hasattr(source, "detach")
+    try:
+        array = np.asarray(source.detach().cpu() if is_tensor else source)
+    except Exception as exc:
+        raise ConfigError(f"{label}: cannot be read as an array: {exc}") from exc
+    shape, dtype = array.shape, array.dtype
+    if array.ndim == 3 and shape[0] in _CHANNELS and (is_tensor or shape[2] not in _CHANNELS):
+        array = np.moveaxis(array, 0, 2)
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    if (
+        array.dtype != np.uint8
+        or not array.size
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS))
+    ):
+        expected = "uint8, or floats from 0 to 1, of shape (height, width) or (height, width, 1, 3 or 4)"
+        raise ConfigError(f"{label}: expected an array of {expected}, got {dtype} of shape {shape}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.array(array, order="C"))  # a copy: the caller may go on writing to the array
 
 
 def size_within(width: float, height: float, max_pixels: int) -> tuple[int, int]:
@@ -330,7 +575,8 @@ def check_size(image: Image.Image, max_pixels: int, label: str) -> None:
     if width < 1 or height < 1:
         raise PageError(f"the image has no pixels ({width} x {height})", source=label)
     if width * height > max_pixels:
-        raise PageError(f"{width} x {height} pixels, more than the bound of {max_pixels:,}", source=label)
+        remedy = "; reduce it, or pass it as a PIL image" if max_pixels == MAX_FILE_PIXELS else ""
+        raise PageError(f"{width} x {height} pixels, more than the bound of {max_pixels:,}{remedy}", source=label)
 
 
 def _label(source: object) -> str:
@@ -344,7 +590,7 @@ def _label(source: object) -> str:
     return f"<{len(source):,} bytes>" if isinstance(source, bytes | bytearray) else f"<{type(source).__name__}>"
 
 
-@contextmanager
+@contextlib.contextmanager
 def decoding(label: str) -> Iterator[None]:
     """Raise exceptions of Pillow's decoders as a PageError that names ``label``.
 
@@ -357,9 +603,20 @@ def decoding(label: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as exc:
         raise PageError("not an image that can be read", source=label) from exc
-    except Image.DecompressionBombError as exc:
+    except ColQwen3Error:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise PageError("the image declares too many pixels", source=label) from exc
-    except (OSError, ValueError, TypeError, SyntaxError, LookupError, EOFError, ArithmeticError) as exc:
-        raise exc if isinstance(exc, ConfigError) else PageError(f"the image is broken: {exc}", source=label) from exc
-    except (AttributeError, AssertionError, NotImplementedError, struct.error, zlib.error) as exc:
-        raise PageError(f"the image is broken: {exc}", source=label) from exc
+    except MemoryError as exc:
+        raise PageError("the image takes more memory than is available", source=label) from exc
+    except Exception as exc:  # decoders raise anything, so no list of types would be complete
+        raise PageError(f"the image is broken: {str(exc) or type(exc).__name__}", source=label) from exc
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Ignore Pillow's warnings of damaged metadata and large images, which has bounds of our own."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -19,7 +19,7 @@ from PIL import Image
 
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.pages.images import ImageSource, open_image
+from colqwen3_retrievers.pages.images import ImageSource, PlainImage, open_image, plain_image, strips
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Video:
     timestamps: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "frames", tuple(self.frames))
+        object.__setattr__(self, "frames", tuple(plain_image(frame, name="video") for frame in self.frames))
         if not self.frames:
             raise ConfigError("video: expected at least one frame")
         if self.timestamps is not None:
@@ -60,14 +60,16 @@ class Page:
         source: where it comes from, usually the path relative to the loaded root.
         number: page number, from 1.
         label: the number printed on the page, when the file names one ("iv").
-        image: a PIL image, a path or the bytes of an image file. A path is opened anew at each :attr:`image`.
+        image: a PIL image, a path, the bytes of an image file, a binary file object (read now), a NumPy array or a
+            tensor. A path is opened anew at each :attr:`image`.
         text: the page's text layer or the text document itself; "" when there is none.
         metadata: JSON values by name; dates are kept as ISO text.
         sha256: hex digest of the content; computed when not given.
         video: sampled frames of a video document.
 
     Raises:
-        ConfigError: no id and no source, a number below 1, or metadata that is not JSON.
+        ConfigError: no id and no source, a number below 1, no image, or metadata that is not JSON.
+        PageError: a file object that cannot be read.
 
     >>> page = Page(source="a.pdf", number=2, text="Revenue rose.")
     >>> page.id, page.image, page.label
@@ -94,12 +96,6 @@ class Page:
             raise ConfigError(f"page: expected a non-empty string id, got {id!r}")
         if not isinstance(text, str):
             raise ConfigError(f"page {id or source!r}: expected text as a string, got {type(text).__name__}")
-        if isinstance(image, bytearray | memoryview):
-            image = bytes(image)
-        if image is not None and not isinstance(image, Image.Image | str | Path | bytes):
-            raise ConfigError(
-                f"page {id or source!r}: an image is a PIL image, a path or bytes, got {type(image).__name__}"
-            )
         self.source = str(source)
         self.number = whole_number(number, f"page {id or source!r}: number", least=1)
         self.id = id if id is not None else f"{source}#page={self.number}"
@@ -107,7 +103,7 @@ class Page:
         self.text = text
         self.metadata: dict[str, Any] = json_object(metadata or {}, f"page {self.id!r}")
         self.video = video
-        self._image: ImageSource | None = image
+        self._image = None if image is None else plain_image(image, name=f"page {self.id!r}")
         self._sha256 = sha256
 
     @property
@@ -127,8 +123,8 @@ class Page:
         return Path(self._image) if isinstance(self._image, str | Path) else None
 
     @property
-    def image_source(self) -> ImageSource | None:
-        """The image as it was given, unopened: a PIL image, a path, bytes, or None."""
+    def image_source(self) -> PlainImage | None:
+        """The image as the page holds it, unopened: a PIL image, a path, bytes, or None."""
         return self._image
 
     @property
@@ -173,7 +169,8 @@ class Query:
     """A question: text, an image, or both.
 
     Raises:
-        ConfigError: neither is given, or the text is empty and there is no image.
+        ConfigError: neither is given, the text is empty and there is no image, or the image is none.
+        PageError: a file object that cannot be read.
 
     >>> Query("what was the revenue?").text
     'what was the revenue?'
@@ -190,6 +187,8 @@ class Query:
             raise ConfigError(f"query: expected text as a string, got {type(self.text).__name__}")
         if self.image is None and (self.text is None or not self.text.strip()):
             raise ConfigError("query: give a text, an image, or both")
+        if self.image is not None:
+            object.__setattr__(self, "image", plain_image(self.image, name="query"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +256,5 @@ def _rising(times: tuple[float, ...]) -> bool:
 def _hash_picture(digest: Any, picture: ImageSource, name: str) -> None:
     image = open_image(picture, name=name if isinstance(picture, bytes) else None)
     digest.update(f"image\0{image.width}x{image.height}\0".encode())
-    digest.update(image.tobytes())
+    for _, strip in strips(image):
+        digest.update(strip.tobytes())

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 
 from colqwen3_retrievers.checks import whole_number
-from colqwen3_retrievers.errors import ConfigError, PageError, require
+from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError, require
 from colqwen3_retrievers.pages.files import check_not_empty, reason_of
-from colqwen3_retrievers.pages.images import MAX_IMAGE_PIXELS, check_shape, size_within
+from colqwen3_retrievers.pages.images import MAX_FILE_PIXELS, check_shape, size_within
 from colqwen3_retrievers.pages.page import Video
 
 # Containers that hold pictures themselves. FFmpeg's playlists (hls, concat, dash, sdp, ...) would open further files
@@ -59,9 +59,9 @@ def load_video(
     av = require("video", "av")
     try:
         frames, times = _sample(av, Path(path), source, 1.0 / fps, max_frames, max_pixels)
-    except (av.error.FFmpegError, OSError, ValueError) as exc:
-        if isinstance(exc, ConfigError):
-            raise
+    except ColQwen3Error:
+        raise
+    except Exception as exc:  # decoders raise anything, so no list of types would be complete
         raise PageError(f"not a video that can be read: {reason_of(exc)}", source=source) from exc
     if not frames:
         raise PageError("the video has no frames", source=source)
@@ -85,7 +85,7 @@ def _sample(
         context = video.codec_context
         if context is None:
             raise PageError("its codec is unknown to FFmpeg", source=source)
-        if context.width * context.height > MAX_IMAGE_PIXELS:
+        if context.width * context.height > MAX_FILE_PIXELS:
             raise PageError(f"{context.width} x {context.height} pixels a frame, more than the bound", source=source)
         video.thread_type = "AUTO"
         rate = float(video.average_rate or video.guessed_rate or 25)

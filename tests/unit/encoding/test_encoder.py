@@ -547,7 +547,7 @@ BAD_CALLS: list[tuple[str, Callable[[ColQwen3Encoder], object], type[ColQwen3Err
     ("a missing image", lambda e: e.encode_images(["no.png"]), EncodeError, "input 0: no.png: cannot be read: No such"),
     ("bytes that are no image", lambda e: e.encode_images([b"hello"]), EncodeError, "input 0: <5 bytes>: not an image"),
     ("no bytes at all", lambda e: e.encode_images([b""]), EncodeError, "input 0: <0 bytes>: the image is empty"),
-    ("an array", lambda e: e.encode_images([np.zeros((8, 8, 3))]), EncodeError, "an image is a PIL image, a path or"),
+    ("an array of integers", lambda e: e.encode_images([np.zeros((8, 8, 3), int)]), EncodeError, "an array of uint8"),
     ("a url", lambda e: e.encode_images(["https://x.test/a.png"]), EncodeError, "an image URL is not fetched"),
     ("a thin image", lambda e: e.encode_images([Image.new("RGB", (1, 300))]), EncodeError, "more than 200 times"),
     ("a video without frames", lambda e: e.encode_videos([[]]), EncodeError, "input 0: video: expected at least one"),

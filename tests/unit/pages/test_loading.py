@@ -3,18 +3,22 @@ from __future__ import annotations
 import io
 import logging
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.pages import loading
 from colqwen3_retrievers.pages.files import find_page_files
-from colqwen3_retrievers.pages.loading import load_pages
+from colqwen3_retrievers.pages.loading import MAX_TIFF_PAGES, load_pages
+from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.pages.pdf import MAX_PAGES_LOST_IN_A_ROW
 from tests.bad_pages import (
     BAD_PAGES,
@@ -179,8 +183,6 @@ def test_tiff_pages_stay_within_the_pixel_bound_and_tell_their_own_size(tmp_path
 
 
 def test_thumbnails_in_a_tiff_are_no_pages(tmp_path):
-    from PIL import TiffImagePlugin
-
     full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[254] = 1
@@ -199,6 +201,16 @@ def test_a_long_tiff_page_is_not_reduced_to_a_longer_strip(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff_stack(2, size=(100, 20_000)))
     for page in load_pages(tmp_path):
         fit_size(*page.image.size, min_pixels=65_536, max_pixels=1_310_720)
+
+
+def test_a_thumbnail_before_its_page_is_left_out(tmp_path):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 1
+    full, small = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (8, 8), "blue")
+    full.encoderinfo = {"tiffinfo": TiffImagePlugin.ImageFileDirectory_v2()}
+    small.save(tmp_path / "a.tif", save_all=True, append_images=[full], tiffinfo=info)
+    (page,) = load_pages(tmp_path)
+    assert page.image.size == (64, 64)
 
 
 def test_an_animation_is_its_first_frame(tmp_path):
@@ -312,3 +324,102 @@ def test_files_are_still_found_by_path_alone():
                 ConfigError, match="expected paths of files; read bytes and file objects with load_pages"
             ):
                 find_page_files(paths)
+
+
+def chained_tiff(count: int) -> bytes:
+    """A TIFF of one white pixel, shown by ``count`` directories."""
+    entries = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in entries)
+    size = len(body) + 4
+    links = [struct.pack("<I", 10 + size * number if number < count else 0) for number in range(1, count + 1)]
+    return struct.pack("<2sHI", b"II", 42, 10) + b"\xff\0" + b"".join(body + link for link in links)
+
+
+def test_the_first_page_of_a_tiff_of_100_000_directories_comes_at_once(tmp_path):
+    (tmp_path / "a.tif").write_bytes(chained_tiff(100_000))
+    start = time.monotonic()
+    page = next(load_pages(tmp_path))
+    assert time.monotonic() - start < 5
+    assert page.image.getpixel((0, 0)) == (255, 255, 255)
+    assert page.metadata["page_count"] == MAX_TIFF_PAGES
+
+
+def test_the_pages_of_a_tiff_are_bounded_and_its_links_may_not_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "MAX_TIFF_PAGES", 4)
+    errors: list[PageError] = []
+    for count, expected in ((3, []), (4, []), (5, ["a.tif: more than 4 pages; the others are left out"])):
+        errors.clear()
+        (tmp_path / "a.tif").write_bytes(chained_tiff(count))
+        assert [page.number for page in load_pages(tmp_path, on_error=errors.append)] == list(
+            range(1, min(count, 4) + 1)
+        )
+        assert [str(error) for error in errors] == expected
+    data = chained_tiff(2)
+    for link, numbers, expected in ((10, [1, 2], []), (10**9, [1, 2], ["a.tif: the TIFF's list of pages is broken"])):
+        errors.clear()
+        (tmp_path / "a.tif").write_bytes(data[:-4] + struct.pack("<I", link))
+        assert [page.number for page in load_pages(tmp_path, on_error=errors.append)] == numbers
+        assert [str(error) for error in errors] == expected
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", True), ("<", False), (">", False)])  # Pillow reads no other
+def test_tiffs_of_64_bits_and_of_either_byte_order_are_read(tmp_path, order, big):
+    count, entry, link = ("Q", "HHQQ", "Q") if big else ("H", "HHII", "I")
+    count, entry, link = order + count, order + entry, order + link
+    entries = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 16, 277: 1, 278: 1, 279: 1}
+
+    def directory(start: int, extra: dict[int, int], *, last: bool = False) -> bytes:
+        tags = sorted((entries | extra).items())
+        body = b"".join(struct.pack(entry, tag, 16 if big else 4, 1, value) for tag, value in tags)
+        body = struct.pack(count, len(tags)) + body
+        return body + struct.pack(link, 0 if last else start + len(body) + struct.calcsize(link))
+
+    data = b"II" if order == "<" else b"MM"
+    data += struct.pack(f"{order}HHHQ", 43, 8, 0, 24) if big else struct.pack(f"{order}HI", 42, 24)
+    data = data.ljust(16, b"\0") + b"\xff" + bytes(7)
+    for extra, last in (({}, False), ({254: 1}, False), ({}, True)):
+        data += directory(len(data), extra, last=last)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert [page.metadata["page_count"] for page in load_pages(tmp_path)] == [2, 2]  # the second is a thumbnail
+
+
+@pytest.mark.parametrize("name", ["a.avif", "m.png"])
+def test_an_avif_that_breaks_its_decoder_is_skipped(tmp_path, name):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file, "AVIF")
+    data = file.getvalue()
+    start = data.index(b"mdat") + 4
+    (tmp_path / name).write_bytes(data[:start] + b"\xff" * (len(data) - start))
+    (tmp_path / "z.png").write_bytes(image_bytes("PNG"))
+    assert [page.source for page in load_pages(tmp_path, on_error="skip")] == ["z.png"]
+    with pytest.raises(PageError, match=f"{name}: the image is broken: "):
+        Page(id="a", image=tmp_path / name).sha256  # noqa: B018 - computed when it is read
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), MemoryError(), UserWarning("x"), AssertionError()])
+def test_whatever_a_decoder_raises_ends_one_file_alone(tmp_path, monkeypatch, error):
+    for name in ("a.png", "z.tif"):
+        (tmp_path / name).write_bytes(image_bytes("PNG" if name == "a.png" else "TIFF"))
+
+    def broken(self):
+        raise error
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", broken)
+    errors: list[PageError] = []
+    assert [page.source for page in load_pages(tmp_path, on_error=errors.append)] == ["z.tif"]
+    assert [(bad.source, bad.__cause__) for bad in errors] == [("a.png", error)]
+
+
+@pytest.mark.parametrize("size", [(10_000, 9_000), (13_000, 13_700), (8_000, 8_000)])
+def test_a_large_tiff_is_read_or_refused_without_a_warning(tmp_path, size):
+    Image.MAX_IMAGE_PIXELS, bound = None, Image.MAX_IMAGE_PIXELS
+    try:
+        Image.new("1", size, 1).save(tmp_path / "a.tif", compression="group4")
+    finally:
+        Image.MAX_IMAGE_PIXELS = bound
+    errors: list[PageError] = []
+    pages = list(load_pages(tmp_path, on_error=errors.append))
+    assert len(pages) + len(errors) == 1
+    assert len(pages) == (size[0] * size[1] <= 75_000_000)

@@ -314,18 +314,18 @@ def live_images() -> int:
 
 def test_while_a_page_is_rendered_no_earlier_one_is_alive(tmp_path, monkeypatch):
     alive: list[int] = []
-    render, to_rgb = pdfium.PdfPage.render, pages_module.to_rgb
+    render, frame_to_rgb = pdfium.PdfPage.render, pages_module.frame_to_rgb
 
     def counted_render(self, *args, **kwargs):
         alive.append(live_images())
         return render(self, *args, **kwargs)
 
-    def counted_frame(image):
+    def counted_frame(image, position, *, name):
         alive.append(live_images())
-        return to_rgb(image)
+        return frame_to_rgb(image, position, name=name)
 
     monkeypatch.setattr(pdfium.PdfPage, "render", counted_render)
-    monkeypatch.setattr(pages_module, "to_rgb", counted_frame)
+    monkeypatch.setattr(pages_module, "frame_to_rgb", counted_frame)
     make_pdf(tmp_path / "a.pdf", 4)
     (tmp_path / "b.tif").write_bytes(tiff_stack(4))
     gc.collect()

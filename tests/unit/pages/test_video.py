@@ -178,3 +178,15 @@ def test_paths_that_are_no_files_are_errors(tmp_path):
 def test_wrong_arguments_are_config_errors(tmp_path, arguments):
     with pytest.raises(ConfigError, match=next(iter(arguments))):
         load_video(tmp_path / "a.mp4", **arguments)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), MemoryError(), AttributeError("x"), UserWarning("x")])
+def test_whatever_a_decoder_raises_is_a_page_error(tmp_path, monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    make_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(av, "open", broken)
+    with pytest.raises(PageError, match=r"a\.mp4: not a video that can be read") as caught:
+        load_video(tmp_path / "a.mp4")
+    assert caught.value.__cause__ is error
