@@ -52,7 +52,9 @@ def test_a_plain_file_is_sent_unchanged(tmp_path: Path, kind: str, options: dict
     path = tmp_path / f"misnamed.{'jpg' if kind == 'PNG' else 'png'}"
     two_colours(mode).save(path, kind, **options)
     data, media_type = path.read_bytes(), f"image/{kind.lower()}"
-    assert ChatImages().encode(path) == ChatImages().encode(str(path)) == ChatImages().encode(data) == (data, media_type)
+    assert (
+        ChatImages().encode(path) == ChatImages().encode(str(path)) == ChatImages().encode(data) == (data, media_type)
+    )
     assert ChatImages().replacement(path) == (None, media_type)
     assert np.array_equal(naive_pixels(data), np.asarray(open_image(path)))
 
