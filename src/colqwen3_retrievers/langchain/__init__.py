@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.langchain.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.langchain.retriever import ColQwen3Retriever as ColQwen3Retriever
     from colqwen3_retrievers.langchain.retriever_tool import create_page_retriever_tool as create_page_retriever_tool
+    from colqwen3_retrievers.langchain.tool_images import move_tool_images as move_tool_images
+    from colqwen3_retrievers.langchain.tool_images import move_tool_images_middleware as move_tool_images_middleware
     from colqwen3_retrievers.langchain.vector_store import ColQwen3VectorStore as ColQwen3VectorStore
 
 _WHERE = {
@@ -28,6 +30,8 @@ _WHERE = {
     "PageLoader": "page_loader",
     "create_page_retriever_tool": "retriever_tool",
     "docs_to_content_blocks": "content_blocks",
+    "move_tool_images": "tool_images",
+    "move_tool_images_middleware": "tool_images",
     "page_key_encoder": "index_keys",
 }
 

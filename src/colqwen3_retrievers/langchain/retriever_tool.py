@@ -14,10 +14,10 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import BaseModel, Field
 
-from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, EncodeError
 from colqwen3_retrievers.langchain.content_blocks import docs_to_content_blocks
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.retrieval.chat_images import MAX_BYTES, MAX_SIDE
 
 
 class PageQuestion(BaseModel):
@@ -32,6 +32,9 @@ def create_page_retriever_tool(
     description: str,
     *,
     max_images: int | None = None,
+    include_text: bool = False,
+    max_side: int = MAX_SIDE,
+    max_bytes: int = MAX_BYTES,
     allow_remote: AllowRemote = False,
 ) -> StructuredTool:
     """Return a tool that answers with page images, each after its name, for a model to see and cite.
@@ -40,11 +43,20 @@ def create_page_retriever_tool(
     :func:`~colqwen3_retrievers.langchain.content_blocks.docs_to_content_blocks`), and the ToolMessage's ``artifact``
     is the documents.
 
+    Not every chat model accepts images in a tool's answer. Anthropic's models do, and OpenAI's over the Responses API
+    (``ChatOpenAI(..., use_responses_api=True)``). OpenAI's Chat Completions API, which many other servers offer,
+    refuses them: give the agent :func:`~colqwen3_retrievers.langchain.tool_images.move_tool_images_middleware`, or
+    apply :func:`~colqwen3_retrievers.langchain.tool_images.move_tool_images` to the messages of a loop of your own. The
+    images then follow in a user message, which every model with vision accepts.
+
     Args:
         retriever: any retriever whose documents have images, also a reranking one.
         name: the tool's name for the model.
         description: when the model should use it.
         max_images: most images in one answer; the other documents are sent as text. None sends all.
+        include_text: whether a document with an image has its text, too.
+        max_side: longest side of an image in pixels; larger ones are reduced.
+        max_bytes: most bytes of an image, before base64.
         allow_remote: whether images known by a web address are fetched; see
             :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`.
 
@@ -53,24 +65,30 @@ def create_page_retriever_tool(
         model as an error it can correct; any other error is raised.
 
     Raises:
-        ConfigError: ``retriever`` is not a retriever, or ``max_images`` is below 0.
+        ConfigError: ``retriever`` is not a retriever, or a number is out of its range.
 
     Example:
-        >>> from colqwen3_retrievers.langchain import ColQwen3Retriever, create_page_retriever_tool
+        >>> from colqwen3_retrievers.langchain import (
+        ...     ColQwen3Retriever, create_page_retriever_tool, move_tool_images_middleware)
         >>> from langchain.agents import create_agent                                         # doctest: +SKIP
         >>> tool = create_page_retriever_tool(                                                # doctest: +SKIP
         ...     ColQwen3Retriever(index="my-index", k=3), "search_reports", "Search the annual reports.")
-        >>> agent = create_agent("openai:gpt-5", [tool])                                      # doctest: +SKIP
+        >>> agent = create_agent("anthropic:claude-sonnet-4-5", [tool])                       # doctest: +SKIP
+        >>> agent = create_agent(                                                             # doctest: +SKIP
+        ...     "openai:gpt-5", [tool], middleware=[move_tool_images_middleware()])
     """
     if not isinstance(retriever, BaseRetriever):
         raise ConfigError(f"retriever: expected a LangChain retriever, got {type(retriever).__name__}")
-    if max_images is not None:
-        whole_number(max_images, "max_images")
-    remote = checked_remote(allow_remote)
+    options: dict[str, Any] = {
+        "max_images": max_images, "include_text": include_text, "max_side": max_side, "max_bytes": max_bytes,
+        "allow_remote": checked_remote(allow_remote),
+    }  # fmt: skip
+    docs_to_content_blocks([], **options)  # an error now, not in the agent's run
 
     def content(documents: list[Document]) -> list[ContentBlock]:
-        blocks = docs_to_content_blocks(documents, max_images=max_images, allow_remote=remote)
-        return blocks or [TextContentBlock(type="text", text="No page was found.")]
+        return docs_to_content_blocks(documents, **options) or [
+            TextContentBlock(type="text", text="No page was found.")
+        ]
 
     def search(query: str, callbacks: Callbacks = None) -> tuple[list[ContentBlock], list[Document]]:
         with _question_errors(query):
@@ -82,9 +100,9 @@ def create_page_retriever_tool(
             documents = await retriever.ainvoke(query, {"callbacks": callbacks})
         return await asyncio.to_thread(content, documents), documents  # it reads files
 
-    options: dict[str, Any] = {"response_format": "content_and_artifact", "handle_tool_error": True}
+    behaviour: dict[str, Any] = {"response_format": "content_and_artifact", "handle_tool_error": True}
     return StructuredTool(
-        name=name, description=description, func=search, coroutine=asearch, args_schema=PageQuestion, **options
+        name=name, description=description, func=search, coroutine=asearch, args_schema=PageQuestion, **behaviour
     )
 
 

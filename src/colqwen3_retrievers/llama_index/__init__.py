@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.llama_index.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.llama_index.retriever import ColQwen3Retriever as ColQwen3Retriever
     from colqwen3_retrievers.llama_index.tool import PageRetrieverTool as PageRetrieverTool
+    from colqwen3_retrievers.llama_index.tool_images import MoveToolImages as MoveToolImages
+    from colqwen3_retrievers.llama_index.tool_images import move_tool_images as move_tool_images
     from colqwen3_retrievers.llama_index.transformation import PageNodes as PageNodes
 
 _MODULES = {
     "ColQwen3Embedding": "embedding",
     "ColQwen3Reranker": "reranker",
     "ColQwen3Retriever": "retriever",
+    "MoveToolImages": "tool_images",
     "PageNodes": "transformation",
     "PageReader": "reader",
     "PageRetrieverTool": "tool",
     "filters_to_where": "filters",
+    "move_tool_images": "tool_images",
     "node_from_hit": "nodes",
     "page_from_node": "nodes",
 }

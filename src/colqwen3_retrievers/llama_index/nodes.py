@@ -29,22 +29,28 @@ from llama_index.core.schema import (
 
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.llama_index.node_records import NODE_RECORD, PAGE_ID, excluded_keys, recorded_fields
-from colqwen3_retrievers.pages.images import open_header, read_image_bytes
+from colqwen3_retrievers.pages.images import open_header
 from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.pages.remote_images import AllowRemote, local_image
+from colqwen3_retrievers.retrieval.chat_images import ChatImages
 
 _log = logging.getLogger(__name__)
 
 _TECHNICAL_KEYS: Final = (PAGE_ID, "source", "file_type", "page_count", "sha256", "width", "height")
 _OTHER_FRAMEWORKS: Final = ("_langchain",)  # keys in which they keep records of their own in the same index
 _DOCUMENT_NODES: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "nodes.colqwen3-retrievers")  # never to change
+DEFAULT_CHAT_IMAGES: Final = ChatImages()
+"""The limits that the APIs of chat models allow."""
+
 _DATA_URL: Final = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 # -- pages to nodes ----------------------------------------------------------------------------------------------------
 
 
-def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
+def node_from_hit(
+    hit: Hit, *, inline_image: bool = False, chat_images: ChatImages = DEFAULT_CHAT_IMAGES
+) -> NodeWithScore:
     """Convert a hit to a node that LlamaIndex's engines, evaluators and stores handle without loss.
 
     A page with an image becomes an ``ImageNode``: ``id_`` is the page's id, ``image_path`` the image's file, ``text``
@@ -52,13 +58,18 @@ def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
     page of text becomes a ``TextNode`` with its text. So does a page whose image cannot be read, with a warning in the
     log.
 
+    Where the file is none that every chat model can be sent, because it is too large, of another format or not upright
+    RGB, ``image`` is what to send instead, in base64: the picture that was embedded, as ``chat_images`` makes it.
+    LlamaIndex's content blocks prefer it to the file. Images stored by an index need none unless they are large.
+
     A page that was added as a node is restored: its metadata, relationships, templates and excluded keys are its own (a
     ``Document`` or ``Node`` becomes an ``ImageNode`` or ``TextNode``, which the rest of LlamaIndex can handle). Only
     ``page_id`` joins the metadata, and the ``text`` of an image begins with the id.
 
     Args:
         hit: result of :meth:`PageIndex.search`.
-        inline_image: whether the node also carries the image's bytes in base64, for readers without the file.
+        inline_image: whether the node always carries its image in base64, for readers without the file.
+        chat_images: the limits of an image for chat models.
 
     Returns:
         A new node with a Python float score. Its metadata holds JSON values: the page's own and ``page_id``,
@@ -69,27 +80,27 @@ def node_from_hit(hit: Hit, *, inline_image: bool = False) -> NodeWithScore:
     >>> node.node_id, node.score, node.text, node.metadata["page"], node.node.ref_doc_id
     ('a.txt#page=2', 3.5, 'Revenue rose.', 2, 'a.txt')
     """
-    return NodeWithScore(node=node_from_page(hit.page, inline_image=inline_image), score=float(hit.score))
+    node = node_from_page(hit.page, inline_image=inline_image, chat_images=chat_images)
+    return NodeWithScore(node=node, score=float(hit.score))
 
 
-def node_from_page(page: Page, *, inline_image: bool = False) -> BaseNode:
+def node_from_page(
+    page: Page, *, inline_image: bool = False, chat_images: ChatImages = DEFAULT_CHAT_IMAGES
+) -> BaseNode:
     """Convert a page to a node; see :func:`node_from_hit`.
 
     >>> node_from_page(Page(source="a.txt", text="Revenue rose.")).node_id
     'a.txt#page=1'
     """
-    image = _image_file(page)
+    image = _image_file(page, inline_image, chat_images)
     if NODE_RECORD in page.metadata:
         fields = recorded_fields(page)
     else:
-        fields = {"text": page.text, **page_fields(page, None if image is None else image[1:])}
+        fields = {"text": page.text, **page_fields(page, None if image is None else image[1])}
     if image is None:
         kind = IndexNode if "index_id" in fields else TextNode
         return kind(**{**fields, "text": fields["text"] or page.id})
-    data = base64.b64encode(read_image_bytes(image[0])).decode("ascii") if inline_image else None
-    return ImageNode(
-        **{**fields, "text": text_with_id(page.id, fields["text"]), "image": data, "image_path": str(image[0])}
-    )
+    return ImageNode(**{**fields, "text": text_with_id(page.id, fields["text"]), **image[0]})
 
 
 def page_fields(page: Page, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -147,8 +158,39 @@ def with_technical(node: BaseNode, metadata: Mapping[str, Any]) -> BaseNode:
     return node.model_copy(update={"metadata": {**node.metadata, **metadata}, **exclusions})
 
 
-def _image_file(page: Page) -> tuple[Path, int, int] | None:
-    """Return a page's image file with its width and height in pixels, if it can be read."""
+def image_fields(image: Path | bytes, chat_images: ChatImages, *, inline: bool = False) -> dict[str, str]:
+    """Return the arguments of an ``ImageNode`` whose content blocks hold the picture for a chat model.
+
+    Args:
+        image: a file, or the bytes of one.
+        chat_images: the limits of an image for chat models.
+        inline: whether ``image`` is given though the file could be sent as it is.
+
+    Returns:
+        ``image_path`` of a file; ``image`` (base64), if it is to be sent instead of the file; ``image_mimetype``.
+
+    Raises:
+        PageError: the image cannot be read.
+
+    >>> image_fields(Path("missing.png"), DEFAULT_CHAT_IMAGES)
+    Traceback (most recent call last):
+    colqwen3_retrievers.errors.PageError: missing.png: cannot be read: No such file or directory
+    """
+    if inline or isinstance(image, bytes):
+        data: bytes | None
+        data, media_type = chat_images.encode(image)
+    else:
+        data, media_type = chat_images.replacement(image)
+    fields = {"image_mimetype": media_type}  # LlamaIndex's guess is the ending of the file's name
+    if isinstance(image, Path):
+        fields["image_path"] = str(image)
+    if data is not None:
+        fields["image"] = base64.b64encode(data).decode("ascii")
+    return fields
+
+
+def _image_file(page: Page, inline: bool, chat_images: ChatImages) -> tuple[dict[str, str], tuple[int, int]] | None:
+    """Return the node's fields for a page's image, and its size in pixels, if it can be read."""
     if page.image_source is None:
         return None
     path = page.image_path
@@ -156,11 +198,11 @@ def _image_file(page: Page) -> tuple[Path, int, int] | None:
         if path is None:
             raise PageError("the image is in memory, not in a file", source=page.id)
         with path.open("rb") as file:
-            width, height = open_header(file, name=str(path)).size
+            size = open_header(file, name=str(path)).size
+        return image_fields(path.absolute(), chat_images, inline=inline), size
     except (OSError, PageError) as exc:
         _log.warning("page %r is returned as text, because its image cannot be read: %s", page.id, exc)
         return None
-    return path.absolute(), width, height
 
 
 # -- nodes to pages ----------------------------------------------------------------------------------------------------
@@ -228,8 +270,8 @@ def has_image(node: BaseNode) -> bool:
 def image_of(node: BaseNode, allow_remote: AllowRemote = False) -> Path | bytes | None:
     """Return a node's image, unopened: the bytes of base64 and ``data:`` URLs, or a path; None without an image.
 
-    A file is preferred to a URL. A URL that may be fetched is; see
-    :func:`~colqwen3_retrievers.pages.remote_images.fetch_image`.
+    A file is preferred to a URL, and in a page's node also to ``image``, which may be reduced for chat models. A URL
+    that may be fetched is; see :func:`~colqwen3_retrievers.pages.remote_images.fetch_image`.
 
     Raises:
         PageError: invalid base64, or an image that could not be fetched.
@@ -239,6 +281,8 @@ def image_of(node: BaseNode, allow_remote: AllowRemote = False) -> Path | bytes 
     (b'abc', None)
     """
     data, path, url = _image_fields(node)
+    if data and path and page_of(node) and Path(path).is_file():
+        data = None
     if not data and not path and url and _DATA_URL.match(url):
         data = url
     if data:

@@ -17,7 +17,7 @@ from llama_index.core.schema import Document, ImageDocument, MediaResource
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.index.page_images import PageImages
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID
-from colqwen3_retrievers.llama_index.nodes import page_fields, text_with_id
+from colqwen3_retrievers.llama_index.nodes import DEFAULT_CHAT_IMAGES, image_fields, page_fields, text_with_id
 from colqwen3_retrievers.llama_index.pydantic_fields import config_errors
 from colqwen3_retrievers.pages.files import PagePath, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
@@ -35,7 +35,8 @@ class PageReader(BasePydanticReader):
     A document's id is stable (``reports/a.pdf#page=3``), its text is the id followed by the page's text layer, and its
     metadata is JSON: ``source`` (the file), ``file_name``, ``page``, ``page_label`` (when known), ``page_count``,
     ``sha256`` and so on. So no cache, hash or fusion confuses two pages. PDF pages are rendered into files of
-    ``image_dir`` named by their content; an image file is used as it is.
+    ``image_dir`` named by their content; an image file is used as it is, with a copy in base64 for chat models where
+    they may not read it.
 
     Each page is a document of its own: LlamaIndex's upserts, ``refresh_ref_docs`` and ``delete_ref_doc`` use its id. A
     whole file is deleted by ``source``: ``retriever.delete_ref_doc("reports/a.pdf")`` of a
@@ -174,8 +175,13 @@ def _document(page: Page, image_path: Path | None, extra_info: dict[str, Any]) -
     if extra_info:  # a directory reader hides file_name from models, so that the source has to be the citation
         hidden = [key for key in fields["excluded_llm_metadata_keys"] if key != "source"]
         fields["excluded_llm_metadata_keys"] = hidden + [key for key in _FILE_KEYS if key in metadata]
+    image = {} if image_path is None else image_fields(image_path, DEFAULT_CHAT_IMAGES)
     return ImageDocument(
         text_resource=MediaResource(text=text_with_id(page.id, page.text)),
-        image_resource=None if image_path is None else MediaResource(path=image_path),
+        image_resource=None
+        if image_path is None
+        else MediaResource(
+            path=image_path, data=image.get("image", "").encode() or None, mimetype=image["image_mimetype"]
+        ),
         **{**fields, "metadata": metadata, "excluded_embed_metadata_keys": sorted(metadata)},
     )

@@ -61,7 +61,8 @@ class ColQwen3Reranker(BaseNodePostprocessor):
             ``"relevance"``, (1 + mean) / 2, 0..1. The last two compare from one query to another, as cutoffs need.
         keep_retrieval_score: whether ``metadata["retrieval_score"]`` of the returned nodes is the score they had.
         on_error: for a node that cannot be encoded (a broken image, no content): ``"raise"``; ``"skip"`` it; or
-            ``"keep"`` it after the others, without a score, the reason in ``metadata["rerank_error"]``. Skipping and
+            ``"keep"`` it after the others, the reason in ``metadata["rerank_error"]``; its score is 0.0, or the lowest
+            of the others' if that is below, because fusion and sorting in LlamaIndex need a number. Skipping and
             keeping are logged as warnings.
         cache: where token embeddings are kept between calls: a folder, which other processes may share and which
             persists; or a ready :class:`~colqwen3_retrievers.cache.page_cache.PageEmbeddingCache`, whose encoder is
@@ -235,16 +236,18 @@ class ColQwen3Reranker(BaseNodePostprocessor):
         ]
 
     def _ranked_nodes(self, nodes: list[NodeWithScore], ranking: list[Ranked]) -> list[NodeWithScore]:
-        return [self._ranked_node(nodes[ranked.position], ranked) for ranked in ranking]
+        without_score = min([0.0, *(ranked.score for ranked in ranking if ranked.score is not None)])
+        return [self._ranked_node(nodes[ranked.position], ranked, without_score) for ranked in ranking]
 
-    def _ranked_node(self, given: NodeWithScore, ranked: Ranked) -> NodeWithScore:
+    def _ranked_node(self, given: NodeWithScore, ranked: Ranked, without_score: float) -> NodeWithScore:
         node, technical = given.node, dict(ranked.metadata)
         plain = ranked.plain(node.metadata)
         if plain != node.metadata:
             node = node.model_copy(update={"metadata": plain})
         if self.keep_retrieval_score:
             technical["retrieval_score"] = None if given.score is None else float(given.score)
-        return NodeWithScore(node=with_technical(node, technical), score=ranked.score)
+        score = without_score if ranked.score is None else ranked.score
+        return NodeWithScore(node=with_technical(node, technical), score=score)
 
     @contextmanager
     def _events(

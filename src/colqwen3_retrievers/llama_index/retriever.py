@@ -43,7 +43,6 @@ from colqwen3_retrievers.llama_index.node_records import (
 from colqwen3_retrievers.llama_index.nodes import (
     has_image,
     node_from_hit,
-    node_from_page,
     page_from_node,
     plain_text,
     query_from_bundle,
@@ -52,6 +51,7 @@ from colqwen3_retrievers.llama_index.nodes import (
 from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Hit, Page, Query, json_object
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.retrieval.chat_images import MAX_BYTES, MAX_SIDE, ChatImages
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy
 
@@ -67,10 +67,13 @@ _IDS_PER_FILTER: Final = 1000
 class ColQwen3Retriever(BaseRetriever):
     """Retrieves the pages of an index that answer a question, by late interaction.
 
-    Nodes are described at :func:`~colqwen3_retrievers.llama_index.nodes.node_from_hit`: with ``multimodal=True`` their
-    page images reach a multimodal LLM, and they survive evaluation, fusion and storage. A question may be an image,
-    ``QueryBundle("", image_path="chart.png")``, alone or with a text. Scores are MaxSim sums over query tokens, which
-    no cutoff compares from one question to another; ``ColQwen3Reranker(score_mode="mean")`` returns -1..1.
+    Nodes are described at :func:`~colqwen3_retrievers.llama_index.nodes.node_from_hit`: with ``multimodal=True`` a
+    query engine's LLM gets their page images, and they survive evaluation, fusion and storage.
+    ``MultiModalContextChatEngine`` and :class:`~colqwen3_retrievers.llama_index.tool.PageRetrieverTool` pass images on,
+    too; LlamaIndex's ``ContextChatEngine`` and ``CondensePlusContextChatEngine`` pass on only text, so that a page
+    without a text layer is no more than its id. A question may be an image, ``QueryBundle("",
+    image_path="chart.png")``, alone or with a text. Scores are MaxSim sums over query tokens, which no cutoff compares
+    from one question to another; ``ColQwen3Reranker(score_mode="mean")`` returns -1..1.
 
     Create one over an existing index, or with :meth:`from_nodes` or :meth:`from_documents`. Nodes are on disk when the
     call that added them returns.
@@ -89,8 +92,12 @@ class ColQwen3Retriever(BaseRetriever):
             (``page``, ``page_label``, ``page_id``); with ``filters``, both must match.
         exact: whether to score every page; False lets a store score candidates only.
         group_by: ``"source"`` returns the best page of each file.
-        window: number of pages before and after each result that follow it, in their order and without a score.
-        inline_images: whether nodes also carry their image in base64, for readers without access to the index's files.
+        window: number of pages before and after each result that follow it, in their order, each with its own score.
+        inline_images: whether all nodes carry their image in base64, for readers without access to the index's files;
+            otherwise only those whose file a chat model may not read.
+        max_side: longest side in pixels of an image in base64; larger ones are reduced.
+        max_bytes: maximum number of bytes of an image, before base64; see
+            :class:`~colqwen3_retrievers.retrieval.chat_images.ChatImages`.
         boxes: maximum number of answering regions a node, best first, as ``metadata["boxes"]`` in fractions of the
             page; see :class:`~colqwen3_retrievers.retrieval.evidence.Evidence`. Neighbours have them too, texts do not.
         heatmaps: a folder for heatmap images: ``metadata["heatmap"]`` is the file with the map over the node's page.
@@ -131,6 +138,8 @@ class ColQwen3Retriever(BaseRetriever):
         group_by: GroupBy | None = None,
         window: int = 0,
         inline_images: bool = False,
+        max_side: int = MAX_SIDE,
+        max_bytes: int = MAX_BYTES,
         boxes: int = 0,
         heatmaps: str | os.PathLike[str] | None = None,
         callback_manager: CallbackManager | None = None,
@@ -147,6 +156,7 @@ class ColQwen3Retriever(BaseRetriever):
             "window": whole_number(window, "window"),
         }  # fmt: skip
         self._inline_images = inline_images
+        self._chat_images = ChatImages(max_side, max_bytes)
         self._evidence = Evidence(boxes, heatmaps)
         self._owns_index = not isinstance(index, PageIndex)
         self._images_dir = None if images_dir is None else user_path(images_dir).absolute()
@@ -270,15 +280,19 @@ class ColQwen3Retriever(BaseRetriever):
     def _search_arguments(self) -> dict[str, Any]:
         return {"k": self._similarity_top_k, **self._search_options}
 
-    def _nodes(self, hits: list[Hit], evidence: Mapping[str, Mapping[str, Any]]) -> list[NodeWithScore]:
+    def _nodes(
+        self, hits: list[Hit], evidence: Mapping[str, Mapping[str, Any]], neighbour_scores: Mapping[str, float]
+    ) -> list[NodeWithScore]:
         """Convert hits to nodes, each followed by its neighbours that are not listed yet."""
         listed = {hit.page.id for hit in hits}
         nodes: list[NodeWithScore] = []
         for hit in hits:
-            nodes.append(node_from_hit(hit, inline_image=self._inline_images))
-            neighbours = [page for page in hit.neighbours if page.id not in listed]
+            neighbours = [  # without one that was deleted meanwhile
+                page for page in hit.neighbours if page.id not in listed and page.id in neighbour_scores
+            ]
             listed.update(page.id for page in neighbours)
-            nodes += [NodeWithScore(node=node_from_page(page, inline_image=self._inline_images)) for page in neighbours]
+            for each in (hit, *(Hit(page, neighbour_scores[page.id]) for page in neighbours)):
+                nodes.append(node_from_hit(each, inline_image=self._inline_images, chat_images=self._chat_images))
         for node in nodes:
             node.node = with_technical(node.node, evidence.get(node.node_id, {}))
         return nodes
@@ -536,6 +550,7 @@ class ColQwen3Retriever(BaseRetriever):
         """Return the constructor's arguments that are plain data."""
         return {
             "similarity_top_k": self._similarity_top_k, **self._search_options, "inline_images": self._inline_images,
+            "max_side": self._chat_images.max_side, "max_bytes": self._chat_images.max_bytes,
             "boxes": self._evidence.boxes, "heatmaps": self._evidence.heatmaps,
         }  # fmt: skip
 

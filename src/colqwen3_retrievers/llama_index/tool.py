@@ -17,8 +17,8 @@ from llama_index.core.tools import RetrieverTool, ToolMetadata, ToolOutput
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.llama_index.nodes import image_of, plain_text
-from colqwen3_retrievers.pages.images import chat_image
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
+from colqwen3_retrievers.retrieval.chat_images import MAX_BYTES, MAX_SIDE, ChatImages
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +36,15 @@ class PageRetrieverTool(RetrieverTool):
     """A retriever tool for agents whose output contains page images, unlike that of LlamaIndex's ``RetrieverTool``.
 
     Each page is a text block that names it (``[1] file_name: a.pdf, page: 3``) followed by its image, in bytes, so that
-    the model can cite it and no adapter has to open a file; a text node is its text. A ``FunctionAgent`` passes the
-    blocks to its model unchanged. A ``ReActAgent`` passes on text only, whatever a tool returns: it gets the names.
+    the model can cite it and no adapter has to open a file; a text node is its text. The image is the one that was
+    embedded, in a form that chat models accept; see :class:`~colqwen3_retrievers.retrieval.chat_images.ChatImages`.
+
+    A ``FunctionAgent`` passes the blocks to its model's adapter unchanged. OpenAI's Responses API (``OpenAIResponses``
+    of llama-index-llms-openai 0.8) takes images in a tool's result, as do Anthropic's models. The Chat Completions API,
+    which many other servers offer, does not, and its adapter (``OpenAI``) drops them in silence: mix
+    :class:`~colqwen3_retrievers.llama_index.tool_images.MoveToolImages` into the LLM's class, and they follow in a user
+    message, which every model with vision accepts. A ``ReActAgent`` passes on text only, whatever a tool returns: it
+    gets the names, and the text with ``include_text``.
 
     Args:
         retriever: a :class:`~colqwen3_retrievers.llama_index.ColQwen3Retriever`, or any other.
@@ -45,6 +52,9 @@ class PageRetrieverTool(RetrieverTool):
         node_postprocessors: rerankers and so on, in order.
         max_images: maximum number of images, from the first page on; None sends all. Other pages are named, with their
             text.
+        include_text: whether a page with an image has its text, too.
+        max_side: longest side of an image in pixels; larger ones are reduced.
+        max_bytes: maximum number of bytes of an image, before base64.
         allow_remote: whether images given only by a web address are fetched; see
             :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`. Without its image, a node is named, with its
             text.
@@ -55,7 +65,7 @@ class PageRetrieverTool(RetrieverTool):
     Example:
         >>> from llama_index.core.agent.workflow import FunctionAgent
         >>> tool = PageRetrieverTool.from_defaults(ColQwen3Retriever("my-index"))                   # doctest: +SKIP
-        >>> agent = FunctionAgent(tools=[tool], llm=multimodal_llm)                                 # doctest: +SKIP
+        >>> agent = FunctionAgent(tools=[tool], llm=OpenAIResponses("gpt-5"))                       # doctest: +SKIP
         >>> print(await agent.run("What was the revenue in 2024?"))                                 # doctest: +SKIP
     """
 
@@ -66,6 +76,9 @@ class PageRetrieverTool(RetrieverTool):
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         *,
         max_images: int | None = None,
+        include_text: bool = False,
+        max_side: int = MAX_SIDE,
+        max_bytes: int = MAX_BYTES,
         allow_remote: AllowRemote = False,
     ) -> None:
         if not isinstance(retriever, BaseRetriever):
@@ -73,6 +86,8 @@ class PageRetrieverTool(RetrieverTool):
         metadata = metadata or ToolMetadata(DEFAULT_DESCRIPTION, DEFAULT_NAME, PageQuestion)
         super().__init__(retriever, metadata, list(node_postprocessors or []))
         self._max_images = None if max_images is None else whole_number(max_images, "max_images")
+        self._include_text = include_text
+        self._chat_images = ChatImages(max_side, max_bytes)
         self._allow_remote = checked_remote(allow_remote)
 
     @classmethod
@@ -83,11 +98,17 @@ class PageRetrieverTool(RetrieverTool):
         name: str | None = None,
         description: str | None = None,
         max_images: int | None = None,
+        include_text: bool = False,
+        max_side: int = MAX_SIDE,
+        max_bytes: int = MAX_BYTES,
         allow_remote: AllowRemote = False,
     ) -> Self:
         """Create a tool with the arguments of LlamaIndex's ``RetrieverTool`` and of this class."""
         metadata = ToolMetadata(description or DEFAULT_DESCRIPTION, name or DEFAULT_NAME, PageQuestion)
-        return cls(retriever, metadata, node_postprocessors, max_images=max_images, allow_remote=allow_remote)
+        return cls(
+            retriever, metadata, node_postprocessors, max_images=max_images, include_text=include_text,
+            max_side=max_side, max_bytes=max_bytes, allow_remote=allow_remote,
+        )  # fmt: skip
 
     def call(self, input: str) -> ToolOutput:
         """Find pages.
@@ -118,12 +139,11 @@ class PageRetrieverTool(RetrieverTool):
         for number, node in enumerate(nodes, start=1):
             name = f"[{number}] {_label(node.node)}"
             image = self._image(node.node) if self._max_images is None or n_images < self._max_images else None
+            text = plain_text(node.node) if image is None or self._include_text else ""
+            blocks.append(TextBlock(text=f"{name}\n\n{text}" if text.strip() else name))
             if image is not None:
                 n_images += 1
-                blocks += [TextBlock(text=name), image]
-                continue
-            text = plain_text(node.node)
-            blocks.append(TextBlock(text=f"{name}\n\n{text}" if text.strip() else name))
+                blocks.append(image)
         return ToolOutput(
             tool_name=self.metadata.get_name(), blocks=blocks or [TextBlock(text="No page was found.")],
             raw_input={"input": question}, raw_output=nodes,
@@ -135,7 +155,7 @@ class PageRetrieverTool(RetrieverTool):
             source = image_of(node, self._allow_remote)
             if source is None:
                 return None
-            data, media_type = chat_image(source, name=node.node_id)
+            data, media_type = self._chat_images.encode(source, name=node.node_id)
         except (PageError, ConfigError) as exc:
             _log.warning("node %r is shown without its image: %s", node.node_id, exc)
             return None  # its name and text are sent, so that a model can still cite it

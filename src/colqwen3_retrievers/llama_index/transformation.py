@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import Field
@@ -24,8 +24,10 @@ from llama_index.core.schema import (
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.node_records import PAGE_ID, excluded_keys
 from colqwen3_retrievers.llama_index.nodes import (
+    DEFAULT_CHAT_IMAGES,
     document_node_id,
     has_image,
+    image_fields,
     page_from_node,
     page_of,
     plain_text,
@@ -41,8 +43,10 @@ class PageNodes(TransformComponent):
 
     Put it first among the transformations of an ``IngestionPipeline`` or a ``VectorStoreIndex``, in place of a
     splitter. Documents and nodes with an image become an ``ImageNode``: ``text`` is the id followed by the text; the
-    metadata gain ``page_id`` and ``sha256``; an image in memory becomes base64, which survives storage. Documents
-    without an image become text nodes; other text nodes are unchanged. Inputs are not modified.
+    metadata gain ``page_id`` and ``sha256``; an image in memory becomes base64, which survives storage. An image that
+    not every chat model can be sent is put into a form that can, beside the path of a file, which is still what is
+    embedded; see :func:`~colqwen3_retrievers.llama_index.nodes.node_from_hit`. Documents without an image become text
+    nodes; other text nodes are unchanged. Inputs are not modified.
 
     A node keeps its id. A document's node gets one of its own, a UUID that is always the same for the same document
     (several vector stores accept no other), and the document, with its hash, as SOURCE; ``page_id`` is the document's
@@ -131,10 +135,10 @@ class PageNodes(TransformComponent):
         fields |= excluded_keys(
             node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys, new_keys, labels=metadata
         )
-        image, path = page.image_source, page.image_path
+        image = page.image_path or page.image_source
+        assert isinstance(image, Path | bytes)  # noqa: S101 - page_from_node makes no others
         return ImageNode(
             text=text_with_id(page_id, plain_text(node)),
-            image=base64.b64encode(image).decode("ascii") if isinstance(image, bytes) else None,
-            image_path=None if path is None else str(path.absolute()),
+            **image_fields(image.absolute() if isinstance(image, Path) else image, DEFAULT_CHAT_IMAGES),
             **{**fields, "metadata": metadata},
         )

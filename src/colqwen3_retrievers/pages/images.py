@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -56,9 +56,6 @@ ImageSource = PlainImage | os.PathLike[str] | bytearray | memoryview | IO[bytes]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "AVIF", "MPO")
 """Pillow's names of the supported formats, where this build of Pillow has them."""
-
-CHAT_FORMATS: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
-"""Formats that chat models accept, with their media types."""
 
 _WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _FULL_RANGE = ("PNG", "JPEG2000", "PPM")  # formats that define 65,535 as white
@@ -115,7 +112,7 @@ def open_image(source: ImageSource, *, max_pixels: int | None = None, name: str 
     >>> open_image(grey).getpixel((0, 0))
     (255, 255, 255)
     """
-    label = name or _label(source)
+    label = name or image_label(source)
     source = plain_image(source, name=name)
     if isinstance(source, Image.Image):
         check_size(source, max_pixels or MAX_IMAGE_PIXELS, label)
@@ -153,7 +150,7 @@ def plain_image(source: ImageSource, *, name: str | None = None) -> PlainImage:
         return bytes(source)
     if isinstance(source, os.PathLike):
         return Path(source)
-    label = name or _label(source)
+    label = name or image_label(source)
     if hasattr(source, "read"):
         return _read_stream(source, label)
     if hasattr(source, "__array__"):
@@ -230,37 +227,6 @@ def checked_size(image: Image.Image) -> tuple[int, int]:
     return (size[1], size[0]) if swapped else size
 
 
-def chat_image(source: ImageSource, *, name: str | None = None) -> tuple[bytes, str]:
-    """Return an image in a format of :data:`CHAT_FORMATS`, converted to PNG if it has another one.
-
-    Not every chat model applies the EXIF orientation, so a file that is not upright becomes PNG, too.
-
-    Args:
-        source: a PIL image, a path, or the bytes of an image file.
-        name: what to call it in an error; a path names itself.
-
-    Returns:
-        The bytes of an image file, and its media type.
-
-    Raises:
-        PageError, ConfigError: as for :func:`open_image`.
-
-    >>> chat_image(Image.new("RGB", (2, 1)))[1]
-    'image/png'
-    """
-    if not isinstance(source, Image.Image):
-        label = name or _label(source)
-        data = read_image_bytes(source, name=label)
-        header = open_header(io.BytesIO(data), name=label)
-        media_type = CHAT_FORMATS.get(header.format or "")
-        if media_type is not None and _upright_method(header) is None:
-            return data, media_type
-        source, name = data, label
-    file = io.BytesIO()
-    open_image(source, name=name).save(file, "PNG")
-    return file.getvalue(), "image/png"
-
-
 def read_image_bytes(source: ImageSource, *, name: str | None = None) -> bytes:
     """Return the bytes of an image file, within :data:`MAX_IMAGE_BYTES`.
 
@@ -271,7 +237,7 @@ def read_image_bytes(source: ImageSource, *, name: str | None = None) -> bytes:
     >>> read_image_bytes(b"abc")
     b'abc'
     """
-    label = name or _label(source)
+    label = name or image_label(source)
     source = plain_image(source, name=name)
     if isinstance(source, str | Path):
         if _URL.match(str(source)):
@@ -414,6 +380,15 @@ def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | None:
     if raw_mode == "RGB;16B" and isinstance(colour, tuple):
         return tuple(value >> 8 for value in colour)
     return colour * {"L;2": 85, "L;4": 17}[raw_mode] if raw_mode in ("L;2", "L;4") and isinstance(colour, int) else None
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Return whether a file has no EXIF orientation to apply.
+
+    >>> is_upright(Image.new("RGB", (4, 3)))
+    True
+    """
+    return _upright_method(image) is None
 
 
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
@@ -579,7 +554,12 @@ def check_size(image: Image.Image, max_pixels: int, label: str) -> None:
         raise PageError(f"{width} x {height} pixels, more than the bound of {max_pixels:,}{remedy}", source=label)
 
 
-def _label(source: object) -> str:
+def image_label(source: object) -> str:
+    """Return what to call an image in an error: its path without secrets, or its type.
+
+    >>> image_label("https://ada:secret@example.org/a.png?key=1"), image_label(b"abc")
+    ('https://example.org/a.png', '<3 bytes>')
+    """
     if isinstance(source, str | Path):
         text = str(source)
         if _URL.match(text) and not text.lower().startswith("data:"):

@@ -228,8 +228,10 @@ class Evidence:
 
     def search(
         self, index: PageIndex, query: str | Query, how: Mapping[str, Any]
-    ) -> tuple[list[Hit], dict[str, dict[str, Any]]]:
-        """Search an index, and return the hits with their evidence; the query is encoded once.
+    ) -> tuple[list[Hit], dict[str, dict[str, Any]], dict[str, float]]:
+        """Search an index, and return the hits, their evidence, and their neighbours' scores.
+
+        The query is encoded once.
 
         Args:
             index: to search.
@@ -237,30 +239,49 @@ class Evidence:
             how: the other arguments of :meth:`PageIndex.search`.
 
         Returns:
-            The hits, and their :meth:`of_hits`.
+            The hits, their :meth:`of_hits`, and their :func:`neighbour_scores`.
         """
-        if not self.wanted or index.store.is_empty():
-            return index.search(query, **how), {}
+        if not (self.wanted or how.get("window")) or index.store.is_empty():
+            return index.search(query, **how), {}, {}
         [vectors] = index.encoder.submit_queries([query]).result()
-        hits = index.search(vectors, **how)
-        return hits, self.of_hits(index, vectors, hits)
+        return self._with_neighbours(index, vectors, index.search(vectors, **how))
 
     async def asearch(
         self, index: PageIndex, query: str | Query, how: Mapping[str, Any]
-    ) -> tuple[list[Hit], dict[str, dict[str, Any]]]:
+    ) -> tuple[list[Hit], dict[str, dict[str, Any]], dict[str, float]]:
         """Search without blocking the event loop; cancelling it cancels the encoding. See :meth:`search`."""
-        if not self.wanted or await asyncio.to_thread(lambda: index.store.is_empty()):
-            return await index.asearch(query, **how), {}
+        if not (self.wanted or how.get("window")) or await asyncio.to_thread(lambda: index.store.is_empty()):
+            return await index.asearch(query, **how), {}, {}
         pending = await asyncio.to_thread(lambda: index.encoder.submit_queries([query]))
         [vectors] = await asyncio.wrap_future(pending)
         hits = await index.asearch(vectors, **how)
-        return hits, await asyncio.to_thread(self.of_hits, index, vectors, hits)
+        return await asyncio.to_thread(self._with_neighbours, index, vectors, hits)
+
+    def _with_neighbours(
+        self, index: PageIndex, query: MultiVector, hits: list[Hit]
+    ) -> tuple[list[Hit], dict[str, dict[str, Any]], dict[str, float]]:
+        return hits, self.of_hits(index, query, hits), neighbour_scores(index, query, hits)
 
     def _write_overlay(self, regions: SimilarityMap, image: Image.Image, name: str, folder: Path) -> Path:
         digest = hashlib.sha256(f"{name}\0{self.boxes}\0{image.size}\0".encode("utf-8", "surrogatepass"))
         digest.update(regions.values.tobytes())
         overlay = regions.overlay(image, boxes=self.boxes)
         return write_picture(overlay, folder / f"{file_stem(name)}-{digest.hexdigest()[:16]}.png")
+
+
+def neighbour_scores(index: PageIndex, query: MultiVector, hits: Sequence[Hit]) -> dict[str, float]:
+    """Return the MaxSim sums of the neighbours of hits, by page id.
+
+    Args:
+        index: that was searched.
+        query: the multi-vector of the query.
+        hits: from ``index.search``.
+
+    >>> neighbour_scores(index, query, index.search(query, window=1))                    # doctest: +SKIP
+    {'a.pdf#page=6': 11.4, 'a.pdf#page=8': 9.2}
+    """
+    ids = list(dict.fromkeys(page.id for hit in hits for page in hit.neighbours))
+    return {hit.page.id: float(hit.score) for hit in index.rescore(query, ids, k=max(1, len(ids)))}
 
 
 def write_picture(picture: Image.Image, path: Path) -> Path:

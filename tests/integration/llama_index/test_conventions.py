@@ -86,4 +86,6 @@ def test_mixed_lists_keep_what_is_bad_last_in_the_order_it_came(folder: Path, en
     everything = ColQwen3Reranker(encoder=encoder, on_error="keep", top_n=None)
     ranked = everything.postprocess_nodes([*given, *nodes_of(folder)], like(folder, 3))
     assert [node.node_id for node in ranked][-2:] == ["z", "a"]
-    assert [node.score is None for node in ranked] == [False] * 6 + [True] * 2
+    assert ["rerank_error" in node.metadata for node in ranked] == [False] * 6 + [True] * 2
+    scores = [node.get_score(raise_error=True) for node in ranked]
+    assert scores == sorted(scores, reverse=True)

@@ -11,7 +11,8 @@ import colqwen3_retrievers.langchain as ours
 
 NAMES = [
     "ColQwen3Embeddings", "ColQwen3Reranker", "ColQwen3Retriever", "ColQwen3VectorStore", "PageLoader",
-    "create_page_retriever_tool", "docs_to_content_blocks", "page_key_encoder",
+    "create_page_retriever_tool", "docs_to_content_blocks", "move_tool_images", "move_tool_images_middleware",
+    "page_key_encoder",
 ]  # fmt: skip
 
 

@@ -354,7 +354,8 @@ def test_bad_nodes_are_skipped_or_kept_last_with_a_warning(
             ranked = reranker.postprocess_nodes(nodes, query_bundle=like(folder, 1))
     kept = ids(bad) if on_error == "keep" else []
     assert ids(ranked) == ["page 1", "page 0", *kept]
-    assert [found.score for found in ranked[2:]] == [None] * len(kept)
+    lowest = min(0.0, ranked[1].score or 0.0)
+    assert [(type(found.score), found.score) for found in ranked[2:]] == [(float, lowest)] * len(kept)
     assert all(found.metadata["rerank_error"] for found in ranked[2:])
     assert all("rerank_error" not in found.node.get_content("llm") for found in ranked[2:])  # type: ignore[arg-type]
     (again,) = reranker.postprocess_nodes(

@@ -229,7 +229,10 @@ def test_nodes_of_one_document_are_grouped_and_have_neighbours(index: PageIndex)
     document, place = best[0], int(best[1])
     beside = [f"{document}{i}" for i in (place - 1, place + 1) if 0 <= i < len(texts[document])]
     assert [node.node_id for node in found] == [best, *beside]
-    assert [node.score is None for node in found] == [False, *(True for _ in beside)]
+    scores = {hit.page.id: hit.score for hit in index.search("three", k=len(index), exact=True)}
+    assert [(type(node.score), node.score) for node in found] == [
+        (float, pytest.approx(scores[node.node_id], abs=1e-4)) for node in found
+    ]
 
 
 def test_neighbours_stand_once_and_hits_keep_their_place(folder: Path, index: PageIndex) -> None:
@@ -238,7 +241,7 @@ def test_neighbours_stand_once_and_hits_keep_their_place(folder: Path, index: Pa
     found = ColQwen3Retriever(index, similarity_top_k=2, window=2).retrieve("page")
     ids = [node.node_id for node in found]
     assert len(set(ids)) == len(ids)
-    assert [node.node_id for node in found if node.score is not None] == ranked
+    assert [node_id for node_id in ids if node_id in ranked] == ranked
     assert [node.node_id for node in asyncio.run(
         ColQwen3Retriever(index, similarity_top_k=2, window=2).aretrieve("page"))] == ids  # fmt: skip
 

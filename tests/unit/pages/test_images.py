@@ -15,7 +15,6 @@ from colqwen3_retrievers.errors import ConfigError, PageError
 from colqwen3_retrievers.pages.images import (
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PIXELS,
-    chat_image,
     checked_size,
     decoding,
     open_header,
@@ -383,38 +382,6 @@ def test_no_secret_of_a_url_is_repeated():
     assert "secret" not in str(caught.value)
     with pytest.raises(PageError, match=r"what\?/a#1\.png"):
         open_image("what?/a#1.png")  # a file may be named so
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_a_chat_model_is_sent_files_it_reads_as_they_are(tmp_path, kind):
-    file = tmp_path / f"a.{kind.lower()}"
-    Image.new("RGB", (8, 6), "red").save(file, kind)
-    data = file.read_bytes()
-    expected = (data, f"image/{kind.lower()}")
-    assert chat_image(file) == chat_image(str(file)) == chat_image(data) == expected
-
-
-@pytest.mark.parametrize("kind", ["TIFF", "BMP", "turned", "PIL"])
-def test_a_chat_model_is_sent_anything_else_upright_as_png(kind):
-    made, file = Image.new("RGB", (8, 6), "red"), io.BytesIO()
-    made.putpixel((0, 0), (0, 0, 255))
-    exif = Image.Exif()
-    if kind == "turned":
-        exif[0x0112] = 6
-    made.save(file, "PNG" if kind in ("turned", "PIL") else kind, exif=exif)
-    data, media_type = chat_image(made if kind == "PIL" else file.getvalue())
-    assert media_type == "image/png"
-    shown = Image.open(io.BytesIO(data))
-    assert shown.format == "PNG"
-    assert np.array_equal(np.asarray(shown), np.asarray(open_image(file.getvalue())))
-    assert shown.size == ((6, 8) if kind == "turned" else (8, 6))
-
-
-def test_a_broken_chat_image_is_named(tmp_path):
-    with pytest.raises(PageError, match=r"page 3: not an image"):
-        chat_image(b"no image", name="page 3")
-    with pytest.raises(PageError, match=r"gone\.png: cannot be read"):
-        chat_image(tmp_path / "gone.png")
 
 
 def test_a_long_data_url_is_not_repeated_in_full():

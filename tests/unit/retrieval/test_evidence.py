@@ -46,7 +46,7 @@ def index(encoder: HashingEncoder, tmp_path: Path) -> Iterator[PageIndex]:
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 2), (0, 1)])
 def test_a_box_lies_where_the_answer_lies(index: PageIndex, row: int, column: int) -> None:
-    hits, told = Evidence(boxes=1).search(index, Query(image=block(2, row, column)), {"k": 1})
+    hits, told, _ = Evidence(boxes=1).search(index, Query(image=block(2, row, column)), {"k": 1})
     assert [hit.page.number for hit in hits] == [2]
     (found,) = told["a.pdf#page=2"]["boxes"]
     assert found == pytest.approx(box(row, column), abs=1e-3)  # half precision in the store
@@ -58,19 +58,24 @@ def test_no_more_boxes_than_asked_for_and_the_best_first(index: PageIndex) -> No
     asked.paste(block(2, 0, 0), (0, 0))
     asked.paste(block(2, 1, 2), (BLOCK, 0))
     for most, expected in ((1, 1), (5, 2)):
-        _, told = Evidence(boxes=most).search(index, Query(image=asked), {"k": 1})
+        _, told, _ = Evidence(boxes=most).search(index, Query(image=asked), {"k": 1})
         assert len(told["a.pdf#page=2"]["boxes"]) == expected
     scores = [each["score"] for each in told["a.pdf#page=2"]["boxes"]]
     assert scores == sorted(scores, reverse=True)
 
 
 def test_neighbours_have_theirs_and_texts_have_none(index: PageIndex) -> None:
-    hits, told = Evidence(boxes=1).search(index, Query(image=block(2, 0, 0)), {"k": 4, "window": 1})
+    hits, told, _ = Evidence(boxes=1).search(index, Query(image=block(2, 0, 0)), {"k": 4, "window": 1})
     assert len(hits) == 4
     assert told.keys() == {"a.pdf#page=1", "a.pdf#page=2", "a.pdf#page=3"}
-    hits, told = Evidence(boxes=1).search(index, Query(image=block(2, 0, 0)), {"k": 1, "window": 1})
+    hits, told, _ = Evidence(boxes=1).search(index, Query(image=block(2, 0, 0)), {"k": 1, "window": 1})
     assert told.keys() == {"a.pdf#page=1", "a.pdf#page=2", "a.pdf#page=3"}
-    hits, told = Evidence(boxes=1).search(index, "revenue", {"k": 1, "group_by": "source"})
+    scores = {hit.page.id: hit.score for hit in index.search(Query(image=block(2, 0, 0)), 4, exact=True)}
+    for evidence in (Evidence(boxes=1), Evidence()):
+        [hit], _, beside = evidence.search(index, Query(image=block(2, 0, 0)), {"k": 1, "window": 1})
+        assert beside == {page.id: pytest.approx(scores[page.id], abs=1e-4) for page in hit.neighbours}
+        assert {type(score) for score in beside.values()} == {float}
+    hits, told, _ = Evidence(boxes=1).search(index, "revenue", {"k": 1, "group_by": "source"})
     assert [hit.page.source for hit in hits] == ["notes.txt"]
     assert told == {}
 
@@ -101,14 +106,14 @@ def test_the_question_is_encoded_once_and_waiting_leaves_the_loop_free(
 
     answers, _ = asyncio.run(many())
     assert calls == [1] * 4
-    for hits, told in answers:
+    for hits, told, _ in answers:
         assert [hit.page.id for hit in hits] == [hit.page.id for hit in alone[0]]
         assert told == alone[1]
 
 
 def test_nothing_wanted_costs_nothing(index: PageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageIndex, "get", lambda *_, **__: pytest.fail("the vectors were read"))
-    hits, told = Evidence().search(index, "revenue", {"k": 1})
+    hits, told, _ = Evidence().search(index, "revenue", {"k": 1})
     assert (len(hits), told) == (1, {})
     assert Evidence(boxes=3).of_hits(index, MultiVector(np.eye(1, 32, dtype=np.float32)), []) == {}
 
@@ -116,13 +121,13 @@ def test_nothing_wanted_costs_nothing(index: PageIndex, monkeypatch: pytest.Monk
 def test_an_empty_index_needs_no_encoder(tmp_path: Path, encoder: HashingEncoder) -> None:
     with PageIndex.open(tmp_path / "empty", encoder) as empty:
         encoder.submit_queries = lambda _: pytest.fail("encoded")  # type: ignore[assignment,method-assign]
-        assert Evidence(boxes=1).search(empty, "revenue", {}) == ([], {})
+        assert Evidence(boxes=1).search(empty, "revenue", {}) == ([], {}, {})
 
 
 def test_overlays_are_files_of_the_pages_size(index: PageIndex, tmp_path: Path) -> None:
     made = Evidence(boxes=1, heatmaps=tmp_path / "why" / "maps")
     asked = Query(image=block(2, 1, 2))
-    _, told = made.search(index, asked, {"k": 4})
+    _, told, _ = made.search(index, asked, {"k": 4})
     assert "heatmap" not in told.get("notes.txt#page=1", {})
     file = Path(told["a.pdf#page=2"]["heatmap"])
     assert file.is_absolute()
@@ -142,7 +147,7 @@ def test_overlays_are_files_of_the_pages_size(index: PageIndex, tmp_path: Path) 
 
 
 def test_an_overlay_needs_no_boxes(index: PageIndex, tmp_path: Path) -> None:
-    _, told = Evidence(heatmaps=tmp_path).search(index, Query(image=block(1, 0, 0)), {"k": 1})
+    _, told, _ = Evidence(heatmaps=tmp_path).search(index, Query(image=block(1, 0, 0)), {"k": 1})
     assert told["a.pdf#page=1"].keys() == {"heatmap", "pooled"}
     assert told["a.pdf#page=1"]["pooled"] is False
 
@@ -153,7 +158,7 @@ def test_a_picture_that_is_gone_leaves_the_boxes(
     for file in (tmp_path / "index" / "images").rglob("*.png"):
         file.unlink()
     with caplog.at_level(logging.WARNING):
-        _, told = Evidence(boxes=1, heatmaps=tmp_path / "maps").search(index, Query(image=block(1, 0, 0)), {"k": 1})
+        _, told, _ = Evidence(boxes=1, heatmaps=tmp_path / "maps").search(index, Query(image=block(1, 0, 0)), {"k": 1})
     assert told["a.pdf#page=1"].keys() == {"boxes", "pooled"}
     assert "without an overlay" in caplog.text
 
@@ -167,11 +172,11 @@ def test_an_original_that_has_changed_is_not_drawn_over(
     with PageIndex.open(tmp_path / "referring", encoder, images="reference") as index:
         index.add(Page(id="scan", image=file, text="as printed"))
         picture(1).save(file, compress_level=0)  # other bytes, the same pixels
-        _, told = made.search(index, asked, {})
+        _, told, _ = made.search(index, asked, {})
         assert told["scan"].keys() == {"boxes", "heatmap", "pooled"}
         assert caplog.text == ""
         picture(2).save(file)
-        _, told = made.search(index, asked, {})
+        _, told, _ = made.search(index, asked, {})
         assert told["scan"].keys() == {"boxes", "pooled"}
         assert "scan.png: the file has changed since the page was indexed" in caplog.text
         with pytest.raises(PageError, match="has changed"):
@@ -212,7 +217,7 @@ def test_a_pooled_page_answers_by_its_clusters(tmp_path: Path) -> None:
     with PageIndex.open(tmp_path / "index", encoder) as index:
         index.add(Page(source="a.pdf", image=picture(1)))
         asked = encoder.multi_vector("", block(1, 1, 2))
-        _, told = Evidence(boxes=1).search(index, Query(image=block(1, 1, 2)), {"k": 1})
+        _, told, _ = Evidence(boxes=1).search(index, Query(image=block(1, 1, 2)), {"k": 1})
         [record] = index.get(["a.pdf#page=1"], vectors=True)
         made = page_map(asked, record.multi_vector)
         assert made is not None
