@@ -21,7 +21,7 @@ from colqwen3_retrievers.index.page_adder import Added, Encode, Failure, OnFailu
 from colqwen3_retrievers.index.page_images import ImageMode, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.index.row_candidates import MAX_ROWS, CandidateRow
-from colqwen3_retrievers.index.search import Question, Search, in_order, to_encode
+from colqwen3_retrievers.index.search import Question, Search, in_order, report_unknown_names, to_encode
 from colqwen3_retrievers.pages.files import PagePath, error_policy
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.pages.page import Hit, Page, Query
@@ -400,6 +400,7 @@ class PageIndex:
         store, tree = self._writable(), parse(where)
         if ids is None and tree is None:
             raise ConfigError("delete: give ids, or a where that says which pages; an empty one would mean all of them")
+        report_unknown_names(self._records, tree)
         with self._records.lock:
             selected = store.ids(tree) if ids is None else check_ids(ids)
             if ids is not None and tree is not None:
@@ -445,6 +446,7 @@ class PageIndex:
 
     def ids(self, where: Where | Filter | None = None) -> list[str]:
         """Return the ids of all pages, or of those that match a filter, in code point order."""
+        report_unknown_names(self._records, where)
         return self.store.ids(where)
 
     def __len__(self) -> int:
@@ -471,7 +473,8 @@ class PageIndex:
             query: a text (a string is always one), a :class:`Query`, an image (PIL, `pathlib.Path` or bytes), or a
                 multi-vector encoded before.
             k: most hits, at least 1.
-            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`.
+            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`. A metadata
+                name that no page has is logged as a warning, once.
             exact: whether to score every page; False lets a store score candidates only.
             group_by: ``"source"`` returns the best page of each source.
             window: pages before and after each hit, by number in its source, as ``hit.neighbours``, whatever the
@@ -558,7 +561,7 @@ class PageIndex:
         ...     collection.upsert(row.id, embedding=row.vector, metadata={"page_id": row.page_id})
         """
         rows = whole_number(rows, "rows", least=1, most=MAX_ROWS)
-        return row_candidates.candidate_rows(self.store, self.store.ids(parse(where)), rows)
+        return row_candidates.candidate_rows(self.store, self.ids(where), rows)
 
     def row_scheme(self, rows: int = 16) -> str:
         """Return a collection name for this index's rows: all that shapes them, and their number.
