@@ -73,10 +73,10 @@ class ColQwen3Retriever(BaseRetriever):
     index: IndexField
     encoder: EncoderField = None
     images_dir: str | Path | None = None
-    k: int = Field(default=4, ge=1)
+    k: int = Field(default=4, ge=1, strict=True)
     filter: dict[str, Any] | None = None
     group_by: Literal["source"] | None = None
-    window: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0, strict=True)
     boxes: int = Field(default=0, ge=0, strict=True)
     heatmaps: str | Path | None = None
 

@@ -262,7 +262,7 @@ def test_what_cannot_be_kept_is_refused_by_name(store: ColQwen3VectorStore, tmp_
         (lambda: store.add_images("a.png"), "images: expected a list"),
         (lambda: store.add_images([picture(1)], ids=[]), "ids: 0 for 1 images"),
         (lambda: store.add_images([7]), "image 0: page .* an image is a PIL image"),
-        (lambda: store.add_images([picture(1)], [{"page": 0}]), "image 0: .*expected a page number from 1, got 0"),
+        (lambda: store.add_images([picture(1)], [{"page": 0}]), "image 0: .*expected a whole number from 1, got 0"),
         (lambda: store.add_images(["https://example.com/a.png"]), "not fetched"),
         (lambda: asyncio.run(store.aadd_texts(["a"], ids=["1", "2"])), "ids: 2 for 1 texts"),
         (lambda: store.similarity_search(" "), "query: give a text"),
