@@ -19,7 +19,14 @@ from colqwen3_retrievers.encoding.futures import FutureGroup
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.langchain.documents import hits_to_documents
-from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, open_index, pickled
+from colqwen3_retrievers.langchain.fields import (
+    EncoderField,
+    FilterField,
+    IndexField,
+    checked_query,
+    open_index,
+    pickled,
+)
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
@@ -74,7 +81,7 @@ class ColQwen3Retriever(BaseRetriever):
     encoder: EncoderField = None
     images_dir: str | Path | None = None
     k: int = Field(default=4, ge=1, strict=True)
-    filter: dict[str, Any] | None = None
+    filter: FilterField = None
     group_by: Literal["source"] | None = None
     window: int = Field(default=0, ge=0, strict=True)
     boxes: int = Field(default=0, ge=0, strict=True)
