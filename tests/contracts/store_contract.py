@@ -159,6 +159,13 @@ class StoreContract:
         with pytest.raises(StoreError, match="closed"):
             again.is_empty()
 
+    def test_it_knows_the_names_in_its_metadata(self, store: MultiVectorStore) -> None:
+        store.add([record(1, "p1", metadata={"year": 1, "author": {"name": "Ada"}, "tags": ["x"], "none": None})])
+        names = ("year", "author", "author.name", "tags", "yeer", "none", "number", "x")
+        assert [name for name in names if store.has_name(name)] == ["year", "author", "author.name", "tags"]
+        store.delete(["p1"])
+        assert not store.has_name("year")
+
     def test_search_within_a_filter(self, store: MultiVectorStore) -> None:
         store.add([record(n, f"p{n:02d}", metadata={"third": n % 3}) for n in range(30)])
         query = tokens(200)

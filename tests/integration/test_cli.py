@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -341,3 +342,60 @@ def test_sync_forgets_what_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture
     (folder / "10.png").unlink()
     assert main(command) == 0
     assert "0 added, 0 updated, 1 unchanged, 1 removed; 1 pages" in capsys.readouterr().out
+
+
+def test_info_notices_damaged_codes(
+    indexed: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(indexed, copy)
+    (codes,) = copy.glob("codes-*")
+    content = bytearray(codes.read_bytes())
+    content[-1] ^= 1
+    codes.write_bytes(content)
+    assert main(["info", "--index", str(copy)]) == 1
+    shown = capsys.readouterr()
+    assert "damaged_codes      1\n" in shown.out
+    assert "the codes of 1 of 17 pages are missing or not what was written" in shown.err
+    assert main(["info", "--index", str(copy), "--quick"]) == 0
+    assert "damaged_codes" not in capsys.readouterr().out
+    codes.unlink()
+    assert main(["info", "--index", str(copy), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["damaged_codes"] == 17
+    with PageIndex.open(copy) as index:
+        index.compact()
+    assert main(["info", "--index", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["damaged_codes"] == 0
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_output_cannot_show_are_escaped(encoding: str, tmp_path: Path) -> None:
+    """As on a Windows console, or under `LC_ALL=C`, with pages and a folder of Japanese names."""
+    scans = tmp_path / "報告"
+    scans.mkdir()
+    Image.new("RGB", (64, 64), "white").save(scans / "売上\U0001f600.png")
+    place = str(tmp_path / "索引")
+
+    def run(*line: str) -> str:
+        command = [sys.executable, "-m", "colqwen3_retrievers", *line]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
+        assert done.returncode in (0, 1) and b"Traceback" not in done.stderr, done.stderr.decode(encoding)
+        return done.stdout.decode(encoding)
+
+    escaped = "売上\U0001f600.png" if encoding == "utf-8" else r"\u58f2\u4e0a\U0001f600.png"
+    assert "1 added" in run("index", str(scans), "--index", place, "--model", "tiny", "--metadata", "題=年報")
+    assert escaped in run("search", "x", "--index", place, "--heatmap", str(tmp_path / "絵"))
+    (hit,) = json.loads(run("search", "x", "--index", place, "--json", "--where", '{"題": "年報"}'))
+    assert hit["source"] == "売上\U0001f600.png" and hit["metadata"]["題"] == "年報"
+    run("search", "x", "--index", place, "--where", '{"誤り": 1}')
+    assert json.loads(run("info", "--index", place, "--json"))["index"] == place
+    run("info", "--index", place)
+    run("search", "x", "--index", str(tmp_path / "無"))
+    run("copy", place, str(tmp_path / "写し"))
+    assert escaped in run("delete", "--index", place, "--where", '{"題": "年報"}')
+    run("index", str(tmp_path / "無.png"), "--index", place, "--model", "tiny")
+    if encoding == "cp1252":
+        run("demo", "--out", str(tmp_path / "見本"), str(scans / "無.pdf"))
+        run("eval", str(tmp_path / "無"), "--index", place)
+        run("serve", str(tmp_path / "無"))

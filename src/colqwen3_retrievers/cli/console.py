@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
@@ -29,6 +34,45 @@ def print_message(message: object) -> None:
     >>> print_message(ConfigError("k: expected a whole number"))
     """
     print(f"colqwen3: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON, in ASCII where standard output cannot show every character.
+
+    >>> print_json({"label": "iv"})
+    {
+     "label": "iv"
+    }
+    """
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    print(json.dumps(value, ensure_ascii=encoding != "utf8", indent=1))
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """Set up standard output and the library's log for a command.
+
+    A character that standard output cannot show is printed as an escape, unless the user chose another treatment
+    (``PYTHONIOENCODING=cp1252:replace``). Warnings of the library are messages like those of the command.
+    """
+    log, handler = logging.getLogger("colqwen3_retrievers"), _MessageHandler(logging.WARNING)
+    stream: object = sys.stdout
+    errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
+    if isinstance(stream, io.TextIOWrapper) and errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="backslashreplace")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            with contextlib.suppress(OSError):  # it writes what is pending, perhaps to a pipe that was closed
+                stream.reconfigure(errors=errors)
+
+
+class _MessageHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print_message(record.getMessage())
 
 
 def json_filter(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from colqwen3_retrievers import __version__
 from colqwen3_retrievers.cli import copy, delete, demo, evaluate, index, info, search, serve
-from colqwen3_retrievers.cli.console import print_message
+from colqwen3_retrievers.cli.console import console, print_message
 from colqwen3_retrievers.errors import ColQwen3Error
 
 _COMMANDS = (index, search, delete, info, copy, evaluate, serve, demo)
@@ -40,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(subparsers)
-    options = parser.parse_args(arguments)
+    with console():
+        options = parser.parse_args(arguments)
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         code: int = options.command(options)
     except ColQwen3Error as exc:

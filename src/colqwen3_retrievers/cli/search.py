@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from colqwen3_retrievers.cli.console import INDEX_HELP, URL_HELP, json_filter, print_message
+from colqwen3_retrievers.cli.console import INDEX_HELP, URL_HELP, json_filter, print_json, print_message
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
 from colqwen3_retrievers.index.page_index import PageIndex
@@ -25,11 +24,10 @@ from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.retrieval.evidence import file_stem, indexed_picture, page_map, picture_folder, write_picture
 from colqwen3_retrievers.retrieval.similarity_maps import POOLED_NOTE, SimilarityMap
 from colqwen3_retrievers.stores.protocol import Record
-from colqwen3_retrievers.stores.where import ALIASES, FIELDS, Condition, metadata_names
+from colqwen3_retrievers.stores.where import ALIASES, FIELDS
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 _BOXES = 3
-_OWN_FIELDS = ", ".join([*FIELDS, *ALIASES])
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +42,7 @@ def add_parser(commands: Any) -> None:
         "--where",
         metavar="JSON",
         help='a filter, as {"source": "a.pdf", "page": {"$lte": 9}}. A page\'s own fields are '
-        f"{_OWN_FIELDS}; any other name, or one behind metadata., is a key of its metadata",
+        f"{', '.join([*FIELDS, *ALIASES])}; any other name, or one behind metadata., is a key of its metadata",
     )
     parser.add_argument(
         "--heatmap",
@@ -94,13 +92,11 @@ def run(options: argparse.Namespace) -> int:
                 print(f"{rank:3}  {hit.score:8.3f}  {describe(hit.page)}", flush=True)
             if not hits:
                 print_message("no pages")
-        if not hits:
-            _report_unknown_names(index, where)
         if folder is not None:
             evidence, complete = draw_hits(index, vectors, hits, folder, tokens=options.heatmap_tokens)
     if options.json:
         rows = [_row(hit) | evidence.get(hit.page.id, {}) for hit in hits]
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        print_json(rows)
     return 0 if complete else 1
 
 
@@ -181,13 +177,6 @@ def _write(overlay: Image.Image, path: Path) -> str:
 def _report_undrawn(page: Page, reason: str) -> list[str]:
     print_message(f"{describe(page)}: not drawn: {reason}")
     return []
-
-
-def _report_unknown_names(index: PageIndex, where: dict[str, Any] | None) -> None:
-    """Report names in a filter that no page has, which are most likely misspelt."""
-    for name in [] if index.store.is_empty() else metadata_names(where):
-        if not index.ids(Condition(name, False, "exists")):
-            print_message(f"--where: no page has {name!r} in its metadata; own fields are {_OWN_FIELDS}")
 
 
 def _row(hit: Hit) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from colqwen3_retrievers.index.page_adder import Added, Encode, Failure, OnFailu
 from colqwen3_retrievers.index.page_images import ImageMode, PageImages, images_folder
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.index.row_candidates import MAX_ROWS, CandidateRow
-from colqwen3_retrievers.index.search import Question, Search, in_order, to_encode
+from colqwen3_retrievers.index.search import Question, Search, in_order, report_unknown_names, to_encode
 from colqwen3_retrievers.pages.files import PagePath, error_policy, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS
 from colqwen3_retrievers.pages.page import Hit, Page, Query
@@ -37,7 +37,7 @@ from colqwen3_retrievers.stores.protocol import (
     check_ids,
     check_info,
 )
-from colqwen3_retrievers.stores.where import Filter, Where, parse
+from colqwen3_retrievers.stores.where import Filter, Where
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, Float32, MultiVector
 
 if TYPE_CHECKING:
@@ -394,6 +394,7 @@ class PageIndex:
         """
         store = self._writable()
         named, tree = check_deletion(ids, where)
+        report_unknown_names(self._records, tree)
         with self._records.lock:
             matching = store.ids(tree) if named is None or tree is not None else named
             return self._records.remove(matching if named is None else sorted(set(matching) & set(named)))
@@ -433,6 +434,7 @@ class PageIndex:
 
     def ids(self, where: Where | Filter | None = None) -> list[str]:
         """Return the ids of all pages, or of those that match a filter, in code point order."""
+        report_unknown_names(self._records, where)
         return self.store.ids(where)
 
     def __len__(self) -> int:
@@ -459,7 +461,8 @@ class PageIndex:
             query: a text (a string is always one), a :class:`Query`, an image (PIL, `pathlib.Path` or bytes), or a
                 multi-vector encoded before.
             k: most hits, at least 1.
-            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`.
+            where: only among these pages; the language is that of :mod:`~colqwen3_retrievers.stores.where`. A metadata
+                name that no page has is logged as a warning, once.
             exact: whether to score every page; False lets a store score candidates only.
             group_by: ``"source"`` returns the best page of each source.
             window: pages before and after each hit, by number in its source, as ``hit.neighbours``, whatever the
@@ -539,7 +542,7 @@ class PageIndex:
             ConfigError: ``rows`` out of its range, or a bad filter.
         """
         rows = whole_number(rows, "rows", least=1, most=MAX_ROWS)
-        return row_candidates.candidate_rows(self.store, self.store.ids(parse(where)), rows)
+        return row_candidates.candidate_rows(self.store, self.ids(where), rows)
 
     def row_scheme(self, rows: int = 16) -> str:
         """Return a collection name for this index's rows: all that shapes them, and their number."""

@@ -25,12 +25,14 @@ class PageRecords:
         images: holds the image files.
 
     Attributes:
+        filter_names: metadata names in filters that have been looked up.
         lock: held while files and records change, so that no deletion removes an image another thread just wrote.
     """
 
     def __init__(self, store: MultiVectorStore, images: PageImages) -> None:
         self.store = store
         self.images = images
+        self.filter_names: set[str] = set()
         self.lock = threading.RLock()
 
     def add(self, records: list[Record], images: Iterable[KeptImage | None], replaced: Iterable[Record]) -> None:

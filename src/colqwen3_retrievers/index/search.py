@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,10 @@ from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.pages.images import ImageSource, is_image
 from colqwen3_retrievers.pages.page import Hit, Page, Query
 from colqwen3_retrievers.stores.protocol import GroupBy, check_search
-from colqwen3_retrievers.stores.where import Filter, Where, parse
+from colqwen3_retrievers.stores.where import ALIASES, FIELDS, Filter, Where, metadata_names, parse
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
+
+_log = logging.getLogger(__name__)
 
 Question = str | Query | MultiVector | ImageSource
 """What can be searched for: a text, a query, an image (but no path as a string), or a multi-vector encoded before."""
@@ -43,6 +46,7 @@ class Search:
 
     def run(self, records: PageRecords, queries: list[MultiVector]) -> list[list[Hit]]:
         """Search an index's store, and return pages with their images and neighbours."""
+        report_unknown_names(records, self.where)
         matches = records.store.search(queries, self.k, where=self.where, exact=self.exact, group_by=self.group_by)
         return [
             [
@@ -59,6 +63,21 @@ class Search:
         ids = records.store.ids({"source": page.source, "number": between})
         pages = map(records.images.with_image, records.store.get(page_id for page_id in ids if page_id != page.id))
         return tuple(sorted(pages, key=lambda other: (other.number, other.id)))
+
+
+def report_unknown_names(records: PageRecords, where: Where | Filter | None) -> None:
+    """Log a warning for each metadata name in a filter that no page has: most likely it is misspelt.
+
+    A name is looked up once in an open index, so that repeated searches cost nothing.
+    """
+    for name in metadata_names(where):
+        if name not in records.filter_names:
+            if not records.store.has_name(name):
+                if records.store.is_empty():
+                    return
+                own = ", ".join([*FIELDS, *ALIASES])
+                _log.warning("where: no page has %r in its metadata; a page's own fields are %s", name, own)
+            records.filter_names.add(name)
 
 
 def to_encode(questions: Sequence[Question]) -> tuple[list[str | Query], list[MultiVector | None]]:

@@ -1,4 +1,4 @@
-"""LangChain: retriever, reranker, vector store, loader, tool, and page images for chat models. Extra ``langchain``.
+"""LangChain: retriever, reranker, vector store, loader, tool, and images for chat models. Extra ``langchain``.
 
 Each name is loaded on first use; importing this package imports neither langchain_core nor torch.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from colqwen3_retrievers.langchain.embeddings import ColQwen3Embeddings as ColQwen3Embeddings
     from colqwen3_retrievers.langchain.index_keys import page_key_encoder as page_key_encoder
     from colqwen3_retrievers.langchain.page_loader import PageLoader as PageLoader
+    from colqwen3_retrievers.langchain.query_translator import ColQwen3Translator as ColQwen3Translator
     from colqwen3_retrievers.langchain.reranker import ColQwen3Reranker as ColQwen3Reranker
     from colqwen3_retrievers.langchain.retriever import ColQwen3Retriever as ColQwen3Retriever
     from colqwen3_retrievers.langchain.retriever_tool import create_page_retriever_tool as create_page_retriever_tool
@@ -26,6 +27,7 @@ _WHERE = {
     "ColQwen3Embeddings": "embeddings",
     "ColQwen3Reranker": "reranker",
     "ColQwen3Retriever": "retriever",
+    "ColQwen3Translator": "query_translator",
     "ColQwen3VectorStore": "vector_store",
     "PageLoader": "page_loader",
     "create_page_retriever_tool": "retriever_tool",

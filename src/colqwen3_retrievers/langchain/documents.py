@@ -298,8 +298,9 @@ def document_to_stored_page(document: Document, id: str, name: str, allow_remote
             if not text.strip():
                 raise ConfigError(_NO_CONTENT)
     dropped = {ORIGIN} if image is None else {ORIGIN, "image", "image_path"}
-    metadata = {key: value for key, value in without_evidence(document.metadata).items() if key not in dropped}
-    original = _original_page(document, metadata, id, image, text, name)
+    own = {key: value for key, value in without_evidence(document.metadata).items() if key not in dropped}
+    metadata = json_object(own, name)
+    original = _original_page(document, metadata, id, image, text)
     if original is not None:
         return original
     if image is not None and not document.page_content.strip():
@@ -315,12 +316,12 @@ def document_to_stored_page(document: Document, id: str, name: str, allow_remote
         label=_string(metadata.get("page_label")),
         image=image,
         text=text if cited else document.page_content,
-        metadata=json_object(metadata, name),
+        metadata=metadata,
     )
 
 
 def _original_page(
-    document: Document, metadata: dict[str, Any], id: str, image: PlainImage | None, text: str, name: str
+    document: Document, metadata: dict[str, Any], id: str, image: PlainImage | None, text: str
 ) -> Page | None:
     """The page that this document was made from, if there is one."""
     source, number = metadata.get("source"), metadata.get("page")
@@ -329,7 +330,7 @@ def _original_page(
     own = {key: value for key, value in metadata.items() if key not in _FROM_PAGE}
     page = Page(
         id=id, source=source, number=number, label=_string(metadata.get("page_label")), image=image, text=text,
-        metadata=json_object(own, name),
+        metadata=own,
     )  # fmt: skip
     cited = citation(page)
     same = metadata.get("citation") == cited and _cited_content(cited, text) == document.page_content

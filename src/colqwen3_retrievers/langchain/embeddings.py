@@ -85,9 +85,9 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     device: str | None = None
     encoder: EncoderField = None
     method: Method = "fde"
-    dimensions: int = Field(default=2048, ge=1)
-    nearest: int = Field(default=16, ge=1)
-    seed: int = Field(default=0, ge=0)
+    dimensions: int = Field(default=2048, ge=1, strict=True)
+    nearest: int = Field(default=16, ge=1, strict=True)
+    seed: int = Field(default=0, ge=0, strict=True)
     allow_remote: RemoteField = False
     show_progress: bool = False
 

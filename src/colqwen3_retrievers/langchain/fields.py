@@ -12,7 +12,7 @@ from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.files import user_path
-from colqwen3_retrievers.pages.page import Query
+from colqwen3_retrievers.pages.page import Query, json_object
 from colqwen3_retrievers.pages.remote_images import checked_remote
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
 
@@ -35,6 +35,10 @@ def _settings(encoder: ColQwen3Encoder | None) -> dict[str, Any] | None:
     return None if encoder is None else encoder.to_dict()
 
 
+def _json_filter(where: dict[str, Any]) -> dict[str, Any]:
+    return json_object(where, "filter")
+
+
 IndexField: TypeAlias = Annotated[PageIndex | str | Path, PlainSerializer(_location, when_used="json")]
 """An open index or its location; in JSON its location."""
 
@@ -46,6 +50,9 @@ EncoderField: TypeAlias = Annotated[ColQwen3Encoder | None, PlainSerializer(_set
 
 CacheField: TypeAlias = Annotated[PageEmbeddingCache | str | Path | None, PlainSerializer(_folder, when_used="json")]
 """A cache of page embeddings, its folder, or None; in JSON its folder."""
+
+FilterField: TypeAlias = Annotated[dict[str, Any] | None, PlainSerializer(_json_filter, when_used="json-unless-none")]
+"""A filter; in JSON its dates and numbers of numpy are JSON values, which mean the same."""
 
 RemoteField: TypeAlias = Annotated[bool | tuple[str, ...], BeforeValidator(checked_remote)]
 """Which web addresses may be fetched: see :data:`~colqwen3_retrievers.pages.remote_images.AllowRemote`."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.langchain.documents import ORIGIN
-from colqwen3_retrievers.stores.where import FIELDS, And, Condition, Filter, Not, Or, parse, rename_fields
+from colqwen3_retrievers.stores.where import FIELDS, And, Condition, Filter, Not, Or, Value, parse, rename_fields
 
 DOCUMENT_KEYS: Final = {
     "source": "source", "page": "number", "page_label": "label", "page_id": "id", "sha256": "sha256",
@@ -56,14 +56,16 @@ def _translated(tree: Filter) -> Filter:
     field = _on_field(tree, DOCUMENT_KEYS[name])
     if name in _MIRRORED and tree.test == "in" and all(value.kind == "text" for value in tree.values):
         return field
-    was_document = Condition(ORIGIN, False, "exists")
-    own = Condition(name, False, tree.test, tree.values)
+    was_document = Condition(ORIGIN, False, "exists", required=False)
+    own = Condition(name, False, tree.test, tree.values, required=False)
     return Or((And((was_document, own)), And((Not(was_document), field))))
 
 
 def _on_field(condition: Condition, field: str) -> Filter:
     """The same condition on a page's own field, which never holds a value of another kind."""
-    values = tuple(value for value in condition.values if value.kind == FIELDS[field])
+    # A page's own texts are compared as they are written, times too.
+    values = tuple(Value(value.kind, value.payload if value.written is None else value.written)
+                   for value in condition.values if value.kind == FIELDS[field])  # fmt: skip
     if condition.values and not values:
         return _NOTHING
     if condition.test in ("contains", "text", "itext") and FIELDS[field] != "text":

@@ -94,7 +94,7 @@ class ColQwen3Reranker(BaseDocumentCompressor):
 
     model: str | None = None
     device: str | None = None
-    top_n: int | None = Field(default=3, ge=1)
+    top_n: int | None = Field(default=3, ge=1, strict=True)
     encoder: EncoderField = None
     index: OptionalIndexField = None
     images_dir: str | Path | None = None

@@ -19,7 +19,7 @@ from colqwen3_retrievers.errors import ConfigError
 from colqwen3_retrievers.index.page_adder import PageEncoder
 from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.langchain.documents import hits_to_documents
-from colqwen3_retrievers.langchain.fields import EncoderField, IndexField, checked_query, pickled
+from colqwen3_retrievers.langchain.fields import EncoderField, FilterField, IndexField, checked_query, pickled
 from colqwen3_retrievers.langchain.filters import document_filter
 from colqwen3_retrievers.pages.page import Query
 from colqwen3_retrievers.retrieval.evidence import Evidence
@@ -74,10 +74,10 @@ class ColQwen3Retriever(BaseRetriever):
     index: IndexField
     encoder: EncoderField = None
     images_dir: str | Path | None = None
-    k: int = Field(default=4, ge=1)
-    filter: dict[str, Any] | None = None
+    k: int = Field(default=4, ge=1, strict=True)
+    filter: FilterField = None
     group_by: Literal["source"] | None = None
-    window: int = Field(default=0, ge=0)
+    window: int = Field(default=0, ge=0, strict=True)
     boxes: int = Field(default=0, ge=0, strict=True)
     heatmaps: str | Path | None = None
 

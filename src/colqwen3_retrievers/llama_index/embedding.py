@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, field_serializer, field_validator
+from llama_index.core.bridge.pydantic import ConfigDict, Field, ValidationInfo, field_serializer, field_validator
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.constants import DEFAULT_EMBED_BATCH_SIZE
 from llama_index.core.embeddings import MultiModalEmbedding
@@ -17,6 +17,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
 
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError, EncodeError, PageError
 from colqwen3_retrievers.llama_index.nodes import page_from_node
@@ -133,6 +134,12 @@ class ColQwen3Embedding(MultiModalEmbedding):
         if value is not None:
             raise ValueError("it is keyed by the bare text, which a question and a document may have in common")
         return value
+
+    @field_validator("embed_batch_size", "num_workers", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: object, info: ValidationInfo) -> int | None:
+        name = str(info.field_name)
+        return None if value is None else whole_number(value, name, least=1 if name == "embed_batch_size" else 0)
 
     @field_serializer("encoder")
     def _encoder_settings(self, encoder: ColQwen3Encoder) -> dict[str, Any]:

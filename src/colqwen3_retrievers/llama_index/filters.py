@@ -27,7 +27,8 @@ def filters_to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
 
     Keys are those of the nodes from a :class:`ColQwen3Retriever` (``page`` is the page's number, as a number or, as
     language models tend to write it, as digits; ``page_label`` its printed label); a dot leads into nested metadata.
-    NOT matches where none of its filters does, as in LlamaIndex.
+    NOT matches where none of its filters does, as in LlamaIndex. A MetadataFilter takes dates and times as ISO texts
+    only; they are compared as :mod:`colqwen3_retrievers.stores.where` describes.
 
     Args:
         filters: LlamaIndex's filters; None, or no filter at all, means every page.

@@ -21,7 +21,7 @@ from colqwen3_retrievers.llama_index.nodes import DEFAULT_CHAT_IMAGES, image_fie
 from colqwen3_retrievers.llama_index.pydantic_fields import config_errors
 from colqwen3_retrievers.pages.files import PagePath, user_path
 from colqwen3_retrievers.pages.loading import DEFAULT_MAX_PIXELS, load_pages
-from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.page import Page, json_object
 
 # Metadata that a directory reader must not replace, because pipeline caches and citations rely on it; and metadata of
 # its own that models need not see.
@@ -111,7 +111,8 @@ class PageReader(BasePydanticReader):
         Args:
             file: as for :func:`colqwen3_retrievers.load_pages`: a file, folder or pattern, or a list of them.
             extra_info: metadata for all of them, as from a ``SimpleDirectoryReader``; it replaces ours except id,
-                number, label and digest of the page, and its technical keys are hidden from models too.
+                number, label and digest of the page, and its technical keys are hidden from models too. Dates and the
+                like become JSON values.
             fs: a file system to read a single file from; None is the local one.
 
         Raises:
@@ -153,6 +154,7 @@ class PageReader(BasePydanticReader):
     ) -> Iterator[Document]:
         """Convert pages to documents, with another source where one is given."""
         name = None if source is None else Path(source).as_posix()
+        extra_info = json_object(extra_info, "extra_info")
         for page in pages:
             if name is not None:
                 page = page.replace(id=f"{name}#page={page.number}", source=name)

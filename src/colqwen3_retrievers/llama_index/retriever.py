@@ -49,11 +49,12 @@ from colqwen3_retrievers.llama_index.nodes import (
     with_technical,
 )
 from colqwen3_retrievers.pages.files import user_path
-from colqwen3_retrievers.pages.page import Hit, Page, Query, json_object
+from colqwen3_retrievers.pages.page import Hit, Page, Query, json_object, json_value
 from colqwen3_retrievers.pages.remote_images import AllowRemote, checked_remote
 from colqwen3_retrievers.retrieval.chat_images import MAX_BYTES, MAX_SIDE, ChatImages
 from colqwen3_retrievers.retrieval.evidence import Evidence
 from colqwen3_retrievers.stores.protocol import GroupBy
+from colqwen3_retrievers.stores.where import optional
 
 _log = logging.getLogger(__name__)
 
@@ -464,9 +465,8 @@ class ColQwen3Retriever(BaseRetriever):
         added_as_page = {f"{NODE_RECORD}.node": {"$exists": False}}
         from_reader = {PAGE_ID: {"$exists": True}, "metadata.sha256": {"$exists": True}}
         from_file = {"source": ref_doc_id, "$or": [added_as_page, from_reader]}
-        return self._index.delete(
-            where={"$or": [{"id": ref_doc_id}, {f"{NODE_RECORD}.ref_doc_id": ref_doc_id}, from_file]}
-        )
+        where = {"$or": [{"id": ref_doc_id}, {f"{NODE_RECORD}.ref_doc_id": ref_doc_id}, from_file]}
+        return self._index.delete(where=optional(where))
 
     async def adelete_ref_doc(self, ref_doc_id: str) -> int:
         """Delete a document's nodes without blocking the event loop; see :meth:`delete_ref_doc`."""
@@ -477,7 +477,7 @@ class ColQwen3Retriever(BaseRetriever):
         ids = sorted(document_ids)
         for start in range(0, len(ids), _IDS_PER_FILTER):
             of_documents = {f"{NODE_RECORD}.ref_doc_id": {"$in": ids[start : start + _IDS_PER_FILTER]}}
-            if stale := [id_ for id_ in self._index.ids(of_documents) if id_ not in node_ids]:
+            if stale := [id_ for id_ in self._index.ids(optional(of_documents)) if id_ not in node_ids]:
                 self._index.delete(stale)
 
     # -- persisting and copying ----------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ class ColQwen3Retriever(BaseRetriever):
             settings["images_dir"] = _relative(str(self._images_dir), path.parent)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps({**settings, **self._settings()}, indent=2).encode())
+            write_atomically(path, json.dumps({**settings, **self._settings()}, indent=2, default=json_value).encode())
         except OSError as exc:
             raise StoreError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
         return path
@@ -593,11 +593,11 @@ def _pages(nodes: Sequence[BaseNode], on_error: str, allow_remote: AllowRemote) 
     """Convert nodes to pages with records, one at a time, so that pages before a bad node are stored."""
     counts: Counter[str] = Counter()
     for position, node in enumerate(nodes):
-        source = source_of(node)
-        counts[source] += 1
         try:
             # The text that is encoded contains the metadata: dates have to be the ISO texts that will come back.
             node = node.model_copy(update={"metadata": json_object(node.metadata, f"node {node.node_id!r}")})
+            source = source_of(node)
+            counts[source] += 1
             content = page_from_node(node, allow_remote)
             page = page_with_record(node, content, plain_text(node), counts[source] if source else 1)
             _ = page.sha256  # opens the image now, while it is known which node it belongs to

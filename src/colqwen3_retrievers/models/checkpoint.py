@@ -140,11 +140,17 @@ def open_checkpoint(
             they were downloaded before; ``tensors`` then names files that are not in the folder.
 
     Raises:
-        CheckpointError: a file is missing, truncated or foreign, no family matches, or config and weights disagree.
+        CheckpointError: a file is missing, truncated or foreign, no family matches, config and weights disagree, or
+            there is a LoRA adapter.
         ConfigError: ``family`` is unknown.
     """
     name = os.fspath(model)
     folder = locate(name, revision=revision, weights=weights)
+    for adapter in ("adapter_config.json", "adapter_model.safetensors"):
+        if (folder / adapter).exists():
+            raise CheckpointError(
+                f"{name}: {adapter}: a LoRA adapter, which is not applied: merge it into its base first"
+            )
     config = _read_config(folder, name)
     local = weights or name == "tiny" or user_path(name).is_dir() or _has_weights(folder, name)
     remote = None if local else HubFiles(name, folder.name)  # a snapshot's name is its commit

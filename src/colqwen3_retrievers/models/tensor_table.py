@@ -106,8 +106,6 @@ def read_tensor_table(folder: Path, name: str, *, remote: HubFiles | None = None
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f" ({pickled[0]} is a pickle, which is never read: convert it)" if pickled else ""
         raise CheckpointError(f"{name}: no safetensors in {folder}{hint}")
-    if files[0].name == "adapter_model.safetensors":
-        raise CheckpointError(f"{name}: a LoRA adapter, not a model: merge it into its base first")
     table: dict[str, TensorRecord] = {}
     for file in files:
         for record in _read_header(file, name, remote or LocalFiles(folder)):

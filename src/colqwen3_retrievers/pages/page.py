@@ -5,16 +5,22 @@ A page may have an image, a text, or both; an image in a file is opened when it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
+import numpy as np
 from PIL import Image
 
 from colqwen3_retrievers.checks import whole_number
@@ -63,7 +69,7 @@ class Page:
         image: a PIL image, a path, the bytes of an image file, a binary file object (read now), a NumPy array or a
             tensor. A path is opened anew at each :attr:`image`.
         text: the page's text layer or the text document itself; "" when there is none.
-        metadata: JSON values by name; dates are kept as ISO text.
+        metadata: JSON values by name, or what :func:`json_value` converts to them, as dates and numpy's numbers.
         sha256: hex digest of the content; computed when not given.
         video: sampled frames of a video document.
 
@@ -207,7 +213,7 @@ class Hit:
 
 
 def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return metadata as JSON values: dates and times of day as ISO text, which filters compare as dates.
+    """Return metadata as JSON values, converted by :func:`json_value` where they are of other types.
 
     Args:
         values: by name; not changed.
@@ -216,8 +222,8 @@ def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ConfigError: a value that is not JSON; its key and type are named.
 
-    >>> json_object({"day": date(2024, 5, 17), "tags": ("tax",)}, "page 'a'")
-    {'day': '2024-05-17', 'tags': ['tax']}
+    >>> json_object({"day": date(2024, 5, 17), "tags": ("tax",), "year": np.int64(2024)}, "page 'a'")
+    {'day': '2024-05-17', 'tags': ['tax'], 'year': 2024}
     >>> json_object({"size": {"mm": 1j}}, "page")
     Traceback (most recent call last):
     colqwen3_retrievers.errors.ConfigError: page: metadata must be JSON values by name: 'size': a complex is none; ...
@@ -225,8 +231,8 @@ def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     items: dict[Any, Any] = {}
     try:
         items = dict(values)
-        copy = json.loads(json.dumps(items, allow_nan=False, default=_iso))
-    except (TypeError, ValueError) as exc:
+        copy = json.loads(json.dumps(items, allow_nan=False, default=json_value))
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as exc:
         key, reason = next(filter(None, map(_fault, items.items())), (None, exc))
         at = "" if key is None else f"{key!r}: "
         raise ConfigError(f"{name}: metadata must be JSON values by name: {at}{reason}") from exc
@@ -234,17 +240,65 @@ def json_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return copy
 
 
-def _iso(value: object) -> str:
-    if isinstance(value, date):  # a datetime is one too
-        return value.isoformat()
+def json_value(value: object) -> object:
+    """Convert a value of a common type to one that JSON has, for metadata and for filters alike.
+
+    Dates and times become ISO text, those with an offset in UTC, so that their order as texts is their order in time;
+    numpy's and other numbers (``Decimal``, ``Fraction``) numbers; a UUID and a path text; a set a sorted list; an array
+    a list; a member of an ``Enum`` its value.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: not a number, or not a time (``pandas.NaT``).
+        ArithmeticError: a number that no float is near.
+
+    >>> from datetime import timedelta, timezone
+    >>> json_value(datetime(2024, 5, 1, 1, tzinfo=timezone(timedelta(hours=2))))
+    '2024-04-30T23:00:00+00:00'
+    >>> json_value(Decimal("19.90")), json_value(np.datetime64("2024-05-01T10:00", "ns"))
+    (19.9, '2024-05-01T10:00:00')
+    """
+    if isinstance(value, np.generic | date | Decimal) and value != value:  # NaN and NaT alone differ
+        raise ValueError(f"{value!r} has no JSON value; leave the key out, or give None")
+    if isinstance(value, date | time):
+        return _iso_text(value)
+    if isinstance(value, np.datetime64):
+        text = str(value)
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, np.timedelta64):
+        raise TypeError("a timedelta64 is none; keep it as a number of seconds or days")
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, numbers.Real | Decimal):
+        number = float(value)
+        return math.floor(value) if abs(number) < 2**63 and value == math.floor(value) else number
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim else value[()]
+    if isinstance(value, np.bool):
+        return bool(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=lambda item: (type(item).__name__, item))
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, UUID | PurePath):
+        return str(value)
     raise TypeError(f"a {type(value).__name__} is none; keep it as text, a number, a list or an object of these")
+
+
+def _iso_text(value: date | time) -> str:
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        with contextlib.suppress(OverflowError, ValueError):  # within a day of the first or last year
+            value = value.astimezone(UTC)
+    return value.isoformat()
 
 
 def _fault(item: tuple[Any, Any]) -> tuple[Any, Exception] | None:
     """Return the key of a value that is not JSON, and the error; None when it is."""
     try:
-        json.dumps(dict([item]), allow_nan=False, default=_iso)
-    except (TypeError, ValueError) as exc:
+        json.dumps(dict([item]), allow_nan=False, default=json_value)
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as exc:
         return item[0], exc
     return None
 

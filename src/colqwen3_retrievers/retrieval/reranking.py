@@ -33,6 +33,7 @@ from typing import Any, Final, Literal, Protocol, Self, TypeAlias, cast
 from PIL import Image
 
 from colqwen3_retrievers.cache.page_cache import PageEmbeddingCache, PageSubmitter
+from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
@@ -95,6 +96,9 @@ class RerankerOptions:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
+        for name, least in (("top_n", 1), ("cache_bytes", 0), ("embed_batch_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                whole_number(value, name, least=least)
         named = self.model is not None or self.device is not None
         if self.encoder is not None and named:
             raise ConfigError("encoder: give it, or model and device, not both")

@@ -147,6 +147,10 @@ class MultiVectorStore(Protocol):
         """Return the image references in use, all or only those ``among`` some."""
         ...
 
+    def has_name(self, name: str) -> bool:
+        """Return whether the metadata of any record has a dotted name, without listing the records."""
+        ...
+
     def is_empty(self) -> bool:
         """Return whether there are no records, without counting them.
 

@@ -14,7 +14,15 @@ key called ``page``. When a key itself contains a dot, the key nearest to the su
 
 **Values.** Texts, numbers and booleans are three kinds that never equal each other and are never ordered against each
 other: ``True`` is not ``1`` and ``"3"`` is not ``3``. Integers beyond 64 bits are compared as floats. Texts are ordered
-by code point, so ISO dates compare as dates. ``None`` and a missing name are the same thing.
+by code point. ``None`` and a missing name are the same thing. Whatever
+:func:`~colqwen3_retrievers.pages.page.json_value` converts for metadata may stand in a filter too: dates, datetimes,
+numpy's numbers, UUIDs and so on.
+
+**Times.** A metadata text that is a whole ISO 8601 time, as ``2024-05-01T01:00:00+02:00``, ``2024-04-30T23:00:00Z`` or
+``2024-04-30 23:00``, is compared as that moment, in UTC: these three are equal. One without an offset is taken for UTC,
+as stored in most databases; convert local times before. A date, ``2024-05-01``, comes just before the first moment of
+its day and after the last of the day before: ``{"$gte": date(2024, 5, 1), "$lt": date(2024, 6, 1)}`` is all of May.
+``$contains`` and ``$text`` look into a time as it is written, and as it is in UTC (``2024-04-30T23:00:00+00:00``).
 
 =================  ===========================================================================  ======================
 operator           holds when                                                                   LlamaIndex
@@ -38,17 +46,21 @@ Every filter is true or false of a page, never unknown: ``$ne`` and ``$nin`` hol
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import numbers
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from colqwen3_retrievers.errors import ConfigError
-from colqwen3_retrievers.pages.page import Page
+from colqwen3_retrievers.pages.page import Page, json_value
 
 Where = Mapping[str, Any]
 """A filter as users write it."""
@@ -73,6 +85,9 @@ Test = Literal["in", "gt", "gte", "lt", "lte", "contains", "text", "itext", "emp
 Kind = Literal["text", "number", "boolean", "list", "object"]
 
 _INT64 = 2**63
+_TIME: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d+))?)? ?([Zz]|[+-]\d\d(?::?\d\d)?)?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +95,33 @@ class Value:
     """One value of a known kind.
 
     ``payload`` is a str, int, float or bool, the scalar elements of a list, or None for an object. ``size`` counts all
-    items of a list or an object, including those that filters cannot match.
+    items of a list or an object, including those that filters cannot match. ``written`` is the text of a time whose
+    ``payload`` is its moment in UTC.
     """
 
     kind: Kind
     payload: Any
     size: int = 0
+    written: str | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """A text's forms, as compared and as written if that differs; parts are looked for in both."""
+        return (self.payload,) if self.written is None else (self.payload, self.written)
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One test of one name; ``field`` tells the page's own fields from metadata names."""
+    """One test of one name; ``field`` tells the page's own fields from metadata names.
+
+    ``required`` is false for a name that no page need have, since nobody wrote it: see :func:`metadata_names`.
+    """
 
     name: str
     field: bool
     test: Test
     values: tuple[Value, ...] = ()
+    required: bool = dataclasses.field(default=True, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +283,16 @@ def _condition(key: str, test: str, *values: Value) -> Condition:
 def _value(item: object, label: str, key: str, *, contains: bool = False) -> Value:
     if isinstance(item, list | tuple | set | Mapping):
         raise ConfigError(f"{label}: expected one text, number or boolean, got {_short(item)}; use $in, $any or $all")
+    kind = FIELDS.get(ALIASES.get(key, key))
     value = scalar(item)
     if value is None:
-        raise ConfigError(f"{label}: expected a text, a number or a boolean, got {_short(item)}")
+        with contextlib.suppress(TypeError, ValueError, ArithmeticError):
+            value = scalar(json_value(item))
+    if value is None:
+        raise ConfigError(f"{label}: expected a text, a number, a boolean, a date or a time, got {_short(item)}")
     if value.kind == "text":
         _check_text(value.payload, label)
-    kind = FIELDS.get(ALIASES.get(key, key))
+        value = value if kind is not None else moment(value)
     if kind is not None and (value.kind != kind or (contains and kind != "text")):
         raise ConfigError(f"{label}: {key} is a {kind}, got {_short(item)}")
     return value
@@ -284,8 +314,22 @@ def _count(tree: Filter) -> int:
     return _count(tree.part) if isinstance(tree, Not) else sum(map(_count, tree.parts))
 
 
+def optional(where: Where | Filter) -> Filter:
+    """Parse a filter whose names no page need have: those of :func:`metadata_names` are none of them.
+
+    >>> metadata_names(optional({"$or": [{"year": 2020}, {"$not": {"name": "Ada"}}]}))
+    []
+    """
+    tree = parse(where) or And(())
+    if isinstance(tree, Condition):
+        return dataclasses.replace(tree, required=False)
+    if isinstance(tree, Not):
+        return Not(optional(tree.part))
+    return type(tree)(tuple(map(optional, tree.parts)))
+
+
 def metadata_names(where: Where | Filter | None) -> list[str]:
-    """Return the metadata names in a filter, sorted, to find misspelt ones.
+    """Return the metadata names that the author of a filter wrote, sorted, to find misspelt ones.
 
     >>> metadata_names({"page": 3, "$or": [{"yeer": 2020}, {"metadata.page": 1}, {"yeer": 2021}]})
     ['page', 'yeer']
@@ -296,7 +340,7 @@ def metadata_names(where: Where | Filter | None) -> list[str]:
     while parts:
         part = parts.pop()
         if isinstance(part, Condition):
-            names |= set() if part.field else {part.name}
+            names |= {part.name} if part.required and not part.field else set()
         else:
             parts.extend((part.part,) if isinstance(part, Not) else part.parts)
     return sorted(names)
@@ -335,8 +379,8 @@ def _passes(condition: Condition, value: Value | None) -> bool:
     if value.kind != "text":  # $contains of a number or boolean that is not a list
         return False
     if test == "itext":
-        return operand.payload.casefold() in value.payload.casefold()
-    return operand.payload in value.payload
+        return any(part.casefold() in text.casefold() for part in operand.texts for text in value.texts)
+    return any(part in text for part in operand.texts for text in value.texts)
 
 
 def rename_fields(where: object, names: Mapping[str, str]) -> Any:
@@ -384,10 +428,10 @@ def facts(metadata: Mapping[str, Any]) -> dict[str, Value]:
                     deeper.append((f"{name}.", item))
                     values.setdefault(name, Value("object", None, len(item)))
                 elif isinstance(item, list | tuple):
-                    elements = tuple(value for element in item if (value := scalar(element)) is not None)
+                    elements = tuple(moment(value) for element in item if (value := scalar(element)) is not None)
                     values.setdefault(name, Value("list", elements, len(item)))
                 elif (value := scalar(item)) is not None:
-                    values.setdefault(name, value)
+                    values.setdefault(name, moment(value))
         level = deeper
     return values
 
@@ -413,6 +457,26 @@ def scalar(item: object) -> Value | None:
     if isinstance(item, float | np.floating) and not math.isnan(item):
         return Value("number", float(item))
     return None
+
+
+def moment(value: Value) -> Value:
+    """Return the text of a whole ISO time as its moment in UTC, and any other value unchanged.
+
+    >>> moment(Value("text", "2024-05-01T01:00+02:00")).payload, moment(Value("text", "2024-05-01")).payload
+    ('2024-04-30T23:00:00+00:00', '2024-05-01')
+    """
+    time = _TIME.fullmatch(value.payload) if value.kind == "text" else None
+    if time is None:
+        return value
+    day, minute, second, fraction, offset = time.groups()
+    try:
+        instant = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}{(offset or 'Z').upper()}").astimezone(UTC)
+    except (ValueError, OverflowError):  # no such day or minute, or none within the years of UTC
+        return value
+    digits = (fraction or "").rstrip("0")  # as many as there are: pandas has nanoseconds
+    text = f"{instant:%H:%M:%S}{'.' if digits else ''}{digits}+00:00"
+    utc = f"{instant.date().isoformat()}T{text}"
+    return value if utc == value.payload else Value("text", utc, written=value.payload)
 
 
 def is_unicode(text: str) -> bool:

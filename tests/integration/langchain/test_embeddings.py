@@ -179,6 +179,7 @@ def test_what_cannot_be_embedded_is_refused(embeddings: ColQwen3Embeddings, enco
     wrong: tuple[dict[str, Any], ...] = (
         {"dimensions": 0}, {"method": "mean"}, {"method": "fde", "dimensions": 100}, {"nearest": 3000}, {"size": 3},
         {"encoder": encoder, "device": "cpu"}, {"encoder": "tiny"}, {"seed": -1},
+        {"dimensions": "2048"}, {"nearest": True}, {"seed": "0"},
     )  # fmt: skip
     for fields in wrong:
         with pytest.raises(ValidationError):

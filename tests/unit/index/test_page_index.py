@@ -516,3 +516,26 @@ def test_the_real_encoder_is_rebuilt_from_what_the_index_knows(tmp_path: Path) -
         assert len(index) == 2  # no model is needed for that
         with pytest.raises((CheckpointError, StoreMismatchError), match=r"tomoro|fingerprint"):
             index.search("hello")
+
+
+def test_a_name_in_a_filter_that_no_page_has_is_logged_once(
+    index: PageIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert index.search("tax", where={"yeer": 2020}) == [] and index.ids({"yeer": 2020}) == []
+    assert caplog.messages == [], "an empty index has no name at all"
+    index.add([text_page("tax", metadata={"year": 2020, "author": {"name": "Ada"}})])
+    calls = (
+        lambda where: index.search("tax", where=where),
+        lambda where: asyncio.run(index.asearch("tax", where=where)),
+        lambda where: index.ids(where),
+        lambda where: index.delete(["nobody"], where=where),
+        lambda where: list(index.candidate_rows(2, where=where)),
+    )
+    for n, call in enumerate(calls):
+        for _ in range(2):
+            call({"year": 2020, "author.name": "Ada", "page": 1, "$not": {f"yeer{n}": 2020}})
+        (message,) = caplog.messages
+        assert message.startswith(f"where: no page has 'yeer{n}' in its metadata; a page's own fields are id, source, ")
+        caplog.clear()
+    monkeypatch.delattr(EmbeddedStore, "has_name")
+    assert len(index.search("tax", where={"year": 2020, "yeer0": {"$exists": False}})) == 1, "names are looked up once"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 
@@ -42,6 +47,39 @@ def test_filters_are_over_the_metadata_that_documents_show(words: ColQwen3Vector
         assert {d.id for d, _ in words.similarity_search_with_score("wine", k=9, filter=where)} == wanted
     with pytest.raises(ConfigError, match=r"where: 'page': unknown operator '\$near'"):
         words.similarity_search("wine", filter={"page": {"$near": 1}})
+
+
+def test_dates_and_times_in_filters_of_documents(store: ColQwen3VectorStore) -> None:
+    moment = datetime(2024, 5, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+    store.add_documents([
+        Document("wine", id="day", metadata={"when": date(2024, 5, 1), "page": np.int64(4), "source": Path("a.pdf")}),
+        Document("wine", id="moment", metadata={"when": moment, "source": "2024-04-30T23:00:00Z"}),
+        Document("wine", id="text", metadata={"when": "2024-04-30T23:00:00Z"}),
+    ])  # fmt: skip
+    for where, wanted in (
+        ({"when": {"$gte": date(2024, 5, 1)}}, {"day"}),
+        ({"when": moment}, {"moment", "text"}),
+        ({"when": {"$lt": "2024-05-01T00:00Z"}}, {"day", "moment", "text"}),
+        ({"when": {"$in": [date(2024, 5, 1), "2024-05-01T01:00:00+02:00"]}}, {"day", "moment", "text"}),
+        ({"page": np.int64(4), "source": "a.pdf"}, {"day"}),
+        ({"source": "2024-04-30T23:00:00Z"}, {"moment"}),
+        ({"source": "2024-05-01T01:00:00+02:00"}, set()),
+    ):
+        assert set(ids(store.similarity_search("wine", filter=where))) == wanted, where
+        retriever = ColQwen3Retriever(index=store.index, filter=where)
+        assert set(ids(retriever.invoke("wine"))) == wanted, where
+        again = ColQwen3Retriever(index=store.index, filter=json.loads(retriever.model_dump_json())["filter"])
+        assert set(ids(again.invoke("wine"))) == wanted, where
+    assert store.get_by_ids(["moment"])[0].metadata["when"] == "2024-04-30T23:00:00+00:00"
+    assert store.index.get(["day"])[0].page.number == 5, "counted from 0, as in every loader"
+
+
+def test_keys_of_documents_are_not_reported_as_misspelt(
+    words: ColQwen3VectorStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    words.index.delete(["wine"])
+    words.similarity_search("wine", filter={"page": 1, "source": "a.pdf", "page_label": "i", "page_id": "x", "yeer": 1})
+    assert [message[:29] for message in caplog.messages] == ["where: no page has 'yeer' in "]
 
 
 def test_a_document_without_a_source_has_none_in_filters_either(store: ColQwen3VectorStore) -> None:

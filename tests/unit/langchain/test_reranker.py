@@ -372,6 +372,10 @@ def test_a_bar_and_a_window_change_no_ranking(encoder: ColQwen3Encoder, mixed: l
     "wrong",
     [
         {"top_n": 0},
+        {"top_n": True},
+        {"top_n": "2"},
+        {"cache_bytes": True},
+        {"embed_batch_size": "2"},
         {"on_error": "ignore"},
         {"score_mode": "max"},
         {"score_threshold": float("nan")},
@@ -382,6 +386,14 @@ def test_a_bar_and_a_window_change_no_ranking(encoder: ColQwen3Encoder, mixed: l
 def test_wrong_arguments_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         ColQwen3Reranker(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [True, "2", 0, 1.5])
+def test_a_number_assigned_later_is_checked_too(wrong: Any) -> None:
+    tool = ColQwen3Reranker()
+    tool.top_n = wrong
+    with pytest.raises(ConfigError, match="top_n: expected a whole number from 1"):
+        tool.compress_documents([Document("x")], "revenue")
 
 
 def test_it_needs_no_argument_and_loads_nothing() -> None:

@@ -150,7 +150,8 @@ def test_a_wrong_k_or_filter_is_refused_by_name(retriever: ColQwen3Retriever, pa
         retriever.invoke("x", filter={"year": {"$near": 2020}})
     with pytest.raises(TypeError, match="top_k"):
         retriever.invoke("x", top_k=3)
-    for wrong in ({"k": 0}, {"top_k": 3}, {"filter": "a.pdf"}, {"encoder": "tiny"}, {"group_by": "year"}):
+    for wrong in ({"k": 0}, {"top_k": 3}, {"filter": "a.pdf"}, {"encoder": "tiny"}, {"group_by": "year"},
+                  {"k": True}, {"k": "2"}, {"window": True}, {"window": "1"}, {"boxes": True}):  # fmt: skip
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             ColQwen3Retriever(index=pages, **wrong)
     with pytest.raises(ValidationError, match="index"):

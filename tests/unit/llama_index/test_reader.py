@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,11 @@ def test_documents_of_the_reader_become_nodes(folder: Path) -> None:
         assert (node.ref_doc_id, node.text, node.metadata) == (document.id_, document.text, document.metadata)
         assert node.get_metadata_str(MetadataMode.LLM) == document.get_metadata_str(MetadataMode.LLM)
         assert page_from_node(node).sha256 == page_from_node(document).sha256 == node.metadata["sha256"]
+
+
+def test_extra_info_becomes_json_values(folder: Path, tmp_path: Path) -> None:
+    extra = {"year": np.int64(2024), "day": date(2024, 5, 1), "from": Path("reports")}
+    for document in PageReader(image_dir=str(tmp_path / "images")).load_data(folder, extra):
+        assert [document.metadata[name] for name in extra] == [2024, "2024-05-01", "reports"]
+    with pytest.raises(ConfigError, match="extra_info: metadata must be JSON values by name: 'day': "):
+        PageReader(image_dir=str(tmp_path / "images")).load_data(folder, {"day": float("nan")})

@@ -137,7 +137,9 @@ def test_the_reranker_scores_a_node_as_the_index_does(
         assert ranked.score == pytest.approx(found.score, abs=1e-3)
 
 
-def test_dates_come_back_as_text_that_filters_compare(index: PageIndex, encoder: ColQwen3Encoder) -> None:
+def test_dates_come_back_as_text_that_filters_compare(
+    index: PageIndex, encoder: ColQwen3Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     moment = datetime(2024, 5, 18, 9, 30, tzinfo=UTC)
     nodes = [
         TextNode(id_="day", text="x", metadata={"day": date(2024, 5, 17), "more": {"days": [date(2024, 5, 17)]}}),
@@ -149,14 +151,22 @@ def test_dates_come_back_as_text_that_filters_compare(index: PageIndex, encoder:
     assert back["day"].metadata == {"page_id": "day", "day": "2024-05-17", "more": {"days": ["2024-05-17"]}}
     assert back["moment"].metadata["day"] == "2024-05-18T09:30:00+00:00"
     assert set(all_of(index, filters=only("day", "2024-05-18", FilterOperator.GTE))) == {"moment"}
+    assert set(all_of(index, filters=only("day", "2024-05-18T11:30:00+02:00"))) == {"moment"}
+    since = ColQwen3Retriever(index, where={"day": {"$gte": date(2024, 5, 18)}})
+    assert [node.node_id for node in since.retrieve("x")] == ["moment"]
+    since.persist(tmp_path)
+    assert [node.node_id for node in ColQwen3Retriever.from_persist_dir(tmp_path).retrieve("x")] == ["moment"]
     (found,) = ColQwen3Retriever(index, where={"page_id": "moment"}).retrieve("revenue")
     (ranked,) = ColQwen3Reranker(encoder=encoder).postprocess_nodes([found], query_str="revenue")
     assert ranked.score == pytest.approx(found.score, abs=1e-3)
     encoded = encoder.stats.inputs
     retriever.add(nodes)
     assert encoder.stats.inputs == encoded, "the same again costs nothing"
-    with pytest.raises(EncodeError, match=r"input 0: node 'n': metadata must be JSON.*'where': a PosixPath"):
-        retriever.add([TextNode(id_="n", text="x", metadata={"day": moment, "where": Path("x")})])
+    with pytest.raises(EncodeError, match=r"input 0: node 'n': metadata must be JSON.*'where': a bytes"):
+        retriever.add([TextNode(id_="n", text="x", metadata={"day": moment, "where": b"x"})])
+    caplog.clear()
+    assert retriever.delete_ref_doc("nobody") == 0
+    assert caplog.messages == [], "names of ours in a filter are not misspelt"
 
 
 def test_nodes_from_the_index_can_be_added_again(folder: Path, index: PageIndex) -> None:

@@ -292,7 +292,12 @@ BAD_CHECKPOINTS: list[tuple[str, Callable[[TinyCheckpoint], None], str]] = [
     ("weights empty", _text("model.safetensors", ""), "torn or not safetensors"),
     ("weights that are text", _text("model.safetensors", "version https://git-lfs.github.com/spec/v1"), "torn or not"),
     ("only a pickle", _only_pickle, "pytorch_model.bin is a pickle, which is never read"),
-    ("only an adapter", _adapter, "a LoRA adapter, not a model"),
+    ("only an adapter", _adapter, "adapter_model.safetensors: a LoRA adapter, which is not applied: merge it"),
+    (
+        "an adapter beside it",
+        _text("adapter_config.json", "{}"),
+        "adapter_config.json: a LoRA adapter, which is not ap",
+    ),
     ("a shard is lost", _lose_a_shard, "model-00002-of-00003.safetensors is missing"),
     ("the index promises too much", _promise_too_much, "visual.not.there named in model.safetensors.index.json"),
     ("a shard outside the folder", _shard_outside, "shards outside the folder"),

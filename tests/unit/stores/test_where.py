@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ PAGE = Page(
         "flag": True,
         "name": "Ada",
         "none": None,
-        "tags": ["tax", "Q1", 7, None, {"x": 1}],
+        "tags": ["tax", "Q1", 7, None, {"x": 1}, date(2024, 5, 1)],
         "nothing": [],
         "blank": "",
         "empty": {},
@@ -42,6 +43,12 @@ PAGE = Page(
         "source": "metadata source",
         "$odd": 1,
         "huge": 2**70,
+        "day": date(2024, 5, 1),
+        "moment": "2024-05-01T01:00+02:00",
+        "zulu": "2024-04-30T23:00:00.5Z",
+        "naive": "2024-05-01 10:00",
+        "no moment": "2024-13-01T00:00Z",
+        "moments": ["2024-05-01T02:00+02:00"],
     },
 )
 
@@ -102,6 +109,23 @@ PAGE = Page(
         ({"huge": {"$lt": 10**400}}, True),
         ({"year": {"$lt": math.inf}}, True),
         ({"year": np.int64(2020)}, True),
+        ({"year": Decimal("2020.0"), "name": {"$in": {"Ada"}}}, True),
+        ({"day": {"$gte": date(2024, 5, 1), "$lt": date(2024, 5, 2)}, "tags": {"$contains": date(2024, 5, 1)}}, True),
+        ({"day": date(2024, 5, 1), "$not": {"day": datetime(2024, 5, 1)}}, True),
+        ({"moment": {"$lt": "2024-05-01T00:00:00Z"}}, True),
+        ({"moment": "2024-04-30T23:00:00Z", "zulu": "2024-04-30T23:00:00.50+00:00"}, True),
+        ({"moment": datetime(2024, 4, 30, 23), "zulu": {"$gt": datetime(2024, 4, 30, 23)}}, True),
+        ({"moment": {"$in": [datetime(2024, 4, 30, 18, tzinfo=timezone(timedelta(hours=-5)))]}}, True),
+        ({"moment": {"$gt": date(2024, 4, 30), "$lt": date(2024, 5, 1)}}, True),
+        ({"naive": datetime(2024, 5, 1, 10, tzinfo=UTC), "zulu": {"$lt": "2024-04-30 23:00:01"}}, True),
+        ({"naive": {"$text": "-01 10:00"}, "moment": {"$itext": "t01:00+02"}}, True),
+        ({"moment": {"$text": "04-30T23:00"}, "zulu": {"$contains": ".5Z"}}, True),
+        ({"zulu": {"$text": "2024-05-01T01:00:00.5+02:00"}}, True),
+        ({"moments": {"$any": ["2024-05-01T00:00Z", datetime(2024, 1, 1)]}}, True),
+        ({"moments": {"$all": ["2024-05-01T00:00Z", datetime(2024, 1, 1)]}}, False),
+        ({"moment": {"$empty": False}, "no moment": "2024-13-01T00:00Z"}, True),
+        ({"moment": {"$empty": True}}, False),
+        ({"label": "2024-04-30T23:00:00Z"}, False),
         ({"$or": [{"year": 1}, {"name": "Ada"}]}, True),
         ({"$and": [{"year": 1}, {"name": "Ada"}]}, False),
         ({"$not": {"$or": [{"year": 1}, {"name": "Bob"}]}}, True),
@@ -129,9 +153,9 @@ def test_meaning(where: dict[str, Any] | None, holds: bool, store_of_one: Embedd
         ({"year": {"$in": "2020"}}, r"\$in: expected a list"),
         ({"year": {"$in": [[1]]}}, "expected one text"),
         ({"year": float("nan")}, "got nan"),
-        ({"year": Decimal(1)}, "expected a text, a number or a boolean"),
+        ({"year": 1j}, "expected a text, a number, a boolean, a date or a time, got 1j"),
         ({"year": {"$gt": True}}, "a boolean has no order"),
-        ({"year": {"$gt": None}}, "expected a text, a number or a boolean, got None"),
+        ({"year": {"$gt": None}}, "expected a text, a number, a boolean, a date or a time, got None"),
         ({"name": {"$text": 3}}, "a text is looked for in texts, got 3"),
         ({"number": {"$text": "3"}}, r"'number': \$text: number is a number"),
         ({"number": "3"}, "number is a number, got '3'"),
@@ -209,6 +233,12 @@ TEXTS = [
     "a\0b",
     "%",
     "_",
+    "2024-05-01",
+    "2024-05-01T01:00+02:00",
+    "2024-04-30T23:00:00Z",
+    "2024-04-30 23:00:00.0",
+    "2024-04-30T23:00:00+00:00",
+    "T23:00:00",
 ]
 NUMBERS = [0, -0.0, 1, 1.0, -1, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, 2**63, -(2**63), 2**70, 0.1, 1e300, 10**400]
 
@@ -231,7 +261,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 def any_page(rng: random.Random, n: int) -> Page:
     keys = ["year", "name", "tags", "deep", "deep.key", "a", "a.b", "odd key", "Ünï", "q'uo\"te", "source", "text"]
     return Page(
-        id=f"{rng.choice(TEXTS)}{n}",
+        id=f"{rng.choice(TEXTS)}#{n}",
         source=rng.choice(TEXTS),
         number=rng.choice([1, 2, 3, 2**53 + 1]),
         label=rng.choice([None, *TEXTS]),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Final
@@ -160,6 +160,19 @@ class StoreFiles:
             scores[:, inside] = scan(queries, mapped, starts, rows, extents.code_scales[inside].astype(np.float32))
         return scores
 
+    def count_damaged_codes(self, extents: Extents, segments: Mapping[int, Segment]) -> int:
+        """Count the pages of ``extents`` whose codes are missing or not what was written."""
+        count = 0
+        for number, inside in _by_segment(extents):
+            segment = segments[number]
+            if not self.codes.exists(segment.codes):
+                count += len(inside)
+                continue
+            mapped = self.codes.rows(segment.codes, segment.code_rows)
+            starts, rows, crc32 = extents.code_starts[inside], extents.code_rows[inside], extents.code_crc32[inside]
+            count += sum(1 for _ in _damaged(mapped, starts, rows, crc32))
+        return count
+
     def _verify(
         self,
         connection: Connection,
@@ -178,17 +191,21 @@ class StoreFiles:
         new = np.flatnonzero(~verified[keys])
         if not len(new):
             return
-        for i, start, count, checksum in zip(
-            new.tolist(), starts[new].tolist(), rows[new].tolist(), crc32[new].tolist(), strict=True
-        ):
-            if zlib.crc32(mapped[start : start + count].data) != checksum:
-                (page_id,) = connection.execute("SELECT id FROM pages WHERE key = ?", (int(keys[i]),)).fetchone()
-                raise self._damaged(name, "codes" if mapped.dtype == CODE_TYPE else "token embeddings", page_id)
+        for i in _damaged(mapped, starts[new], rows[new], crc32[new]):
+            (page_id,) = connection.execute("SELECT id FROM pages WHERE key = ?", (int(keys[new[i]]),)).fetchone()
+            raise self._damaged(name, "codes" if mapped.dtype == CODE_TYPE else "token embeddings", page_id)
         verified[keys[new]] = True
 
     def _damaged(self, name: str, what: str, page_id: str) -> StoreError:
         remedy = "compact() makes them again, and exact=True needs none" if what == "codes" else "add the page again"
         return StoreError(f"{self.folder / name}: the {what} of {page_id!r} {DAMAGED}; {remedy}")
+
+
+def _damaged(mapped: NDArray[Any], starts: Int64, rows: Int64, crc32: Int64) -> Iterator[int]:
+    """Iterate over the positions of pages whose bytes do not have their checksum."""
+    for i, (start, count, checksum) in enumerate(zip(starts.tolist(), rows.tolist(), crc32.tolist(), strict=True)):
+        if zlib.crc32(mapped[start : start + count].data) != checksum:
+            yield i
 
 
 def _names(segments: Mapping[int, Segment]) -> set[str]:

@@ -16,6 +16,8 @@ from colqwen3_retrievers.stores.where import And, Condition, Filter, Not, Or, Va
 KINDS: Final = {"text": "t", "number": "n", "boolean": "b", "list": "l", "object": "o"}
 """Letters of kinds in ``facts``, capital for the elements of a list."""
 
+_WRITTEN: Final = "w"  # the text of a time beside its moment in UTC, where parts of it are looked for
+
 _COMPARISON: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 Sql = tuple[str, list[Any]]
 """An expression and its parameters."""
@@ -44,7 +46,8 @@ def compile_filter(tree: Filter | None) -> Sql:
 def fact_rows(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str, str | int | float | bytes, int]]:
     """Iterate over metadata as rows ``(name, kind, value, place)`` of ``facts``.
 
-    ``place`` is 0 for the value itself, the size of a list or an object, and from 1 for a list's elements.
+    ``place`` is 0 for the value itself, the size of a list or an object; from 1 for a list's elements; and -1 for a
+    time as it is written.
 
     >>> list(fact_rows({"year": 2020, "tags": ["a", True]}))
     [('year', 'n', 2020, 0), ('tags', 'l', 2, 0), ('tags', 'T', 'a', 1), ('tags', 'B', 1, 2)]
@@ -53,6 +56,8 @@ def fact_rows(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str, str | int
         if not is_unicode(name):
             continue  # no filter can name it
         yield name, KINDS[value.kind], value.size if value.kind in ("list", "object") else _bound(value), 0
+        if value.written is not None:
+            yield name, _WRITTEN, value.written, -1
         if value.kind == "list":
             for place, element in enumerate(dict.fromkeys(value.payload), start=1):
                 yield name, KINDS[element.kind].upper(), _bound(element), place
@@ -109,9 +114,10 @@ def _scalar(condition: Condition, column: str) -> Sql:
         return f"{column} IN ({', '.join('?' * len(values))})", values
     if test in _COMPARISON:
         return f"{column} {_COMPARISON[test]} ?", values
+    parts: list[Any] = list(condition.values[0].texts)
     if test == "itext":
-        return f"instr(folded(CAST({column} AS BLOB)), ?) > 0", [str(values[0]).casefold().encode()]
-    return f"instr({column}, ?) > 0", values
+        column, parts = f"folded(CAST({column} AS BLOB))", [part.casefold().encode() for part in parts]
+    return " OR ".join([f"instr({column}, ?) > 0"] * len(parts)), parts
 
 
 def _metadata(condition: Condition) -> Sql:
@@ -129,11 +135,10 @@ def _metadata(condition: Condition) -> Sql:
     for kind, values in by_kind.items():
         if test == "contains":
             options.append(("kind = ? AND value = ?", [kind.upper(), _bound(values[0])]))
-            if kind == "t":
-                options.append(("kind = 't' AND instr(value, ?) > 0", [_bound(values[0])]))
-        else:
+        if test != "contains" or kind == "t":
             inner, parameters = _scalar(Condition(condition.name, False, test, tuple(values)), "value")
-            options.append((f"kind = ? AND {inner}", [kind, *parameters]))
+            kinds = f"IN (?, '{_WRITTEN}')" if test in ("contains", "text", "itext") else "= ?"
+            options.append((f"kind {kinds} AND ({inner})", [kind, *parameters]))
     if not options:
         return "0", []
     either = " OR ".join(f"({sql})" for sql, _ in options)

@@ -5,7 +5,7 @@
     my-index/
       catalogue.sqlite       what is committed: ids, metadata, where token embeddings are (and its -wal and -shm)
       tokens-000001.f16      token embeddings, appended, float16
-      codes-000001.i8        pages' codes, which find candidates, appended; made again when missing
+      codes-000001.i8        pages' codes, which find candidates, appended; made again when missing or damaged
       writer.lock            who writes
       images/                page images, kept by PageIndex
 
@@ -13,6 +13,8 @@
 process that dies in between leaves uncommitted bytes, which the next writer cuts off. Replaced and deleted pages leave
 their bytes until 30 % of a file are dead, and then it is rewritten: see
 :mod:`~colqwen3_retrievers.stores.embedded.compaction`.
+
+Tokens, codes and what the catalogue records of a page have checksums, which are compared when they are read.
 
 **Search.** Up to 500 pages, or with ``exact=True``, every page is scored; beyond, see
 :mod:`~colqwen3_retrievers.stores.embedded.two_stage`. A filter is applied first: only pages it holds for are read.
@@ -306,6 +308,28 @@ class EmbeddedStore:
                 return {row[0] for row in connection.execute("SELECT image FROM pages WHERE image IS NOT NULL")}
             sql = "SELECT 1 FROM pages WHERE image = ?"
             return {item for item in set(among) if connection.execute(sql, (item,)).fetchone()}
+
+    def has_name(self, name: str) -> bool:
+        """Return whether any metadata has a name; see the protocol."""
+        with self._catalogue.reading() as connection:
+            return connection.execute("SELECT 1 FROM facts WHERE name = ? LIMIT 1", (name,)).fetchone() is not None
+
+    def count_damaged_codes(self) -> int:
+        """Compare the codes of all pages with their checksums, which reads every code file once.
+
+        A search finds a damaged code only when it reads it, which an exact one never does.
+
+        Returns:
+            The number of pages whose codes are missing or not what was written; :meth:`compact` makes these again.
+
+        >>> EmbeddedStore("my-index").count_damaged_codes()                                   # doctest: +SKIP
+        0
+        """
+
+        def count(connection: Connection) -> int:
+            return self._files.count_damaged_codes(self._catalogue.extents(connection), self._segments(connection))
+
+        return self._reading(count)
 
     def is_empty(self) -> bool:
         """Return whether there are no records."""

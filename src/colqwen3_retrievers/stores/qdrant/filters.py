@@ -11,7 +11,7 @@ in a form for which Qdrant's conditions are exact::
     items    {"m_tags": ["t:tax", "n:3"]}               the same of the elements of a list
     number   {"m_year": 2020}                           the whole number at or below it, within 2**53
     rest     {"m_ratio": {"a": ..., "b": ..., "c": 0}}  where that is not all: its place among all numbers
-    text     {"m_author": "Ada"}, folded {...}          as it is, and casefolded
+    text     {"m_author": "Ada"}, folded {...}          as it is, and casefolded; of a time both its forms
 
 Keys are names with every character but letters, digits and the underscore written as ``-hex-``, after ``f_`` for the
 page's own fields and ``m_`` for metadata. What Qdrant cannot express (the order of texts; parts of texts before server
@@ -121,8 +121,9 @@ def filter_payload(page: Page) -> dict[str, Any]:
             payload["equal"][key] = _token(value)
         if value.kind == "text":
             payload["names"].append(f"{key}:text")
-            payload["text"][key] = _replace_surrogates(value.payload)
-            payload["folded"][key] = _replace_surrogates(value.payload.casefold())
+            texts = [_replace_surrogates(text) for text in value.texts]
+            payload["text"][key] = texts if len(texts) > 1 else texts[0]
+            payload["folded"][key] = [text.casefold() for text in texts] if len(texts) > 1 else texts[0].casefold()
         elif value.kind == "number":
             payload["number"][key], rest = _split(value.payload)
             if rest is not None:
@@ -194,21 +195,22 @@ class _Compiler:
             element = self._field(f"items.{key}", match=self._models.MatchAny(any=[_token(operand)]))
             if operand.kind != "text":
                 return Compiled(element, True)
-            inside = self._inside(key, "text", operand.payload)
+            inside = self._inside(key, "text", operand.texts)
             return Compiled(self._any_of([element, inside.filter]), inside.exact)
         if test == "text":
-            return self._inside(key, "text", operand.payload)
+            return self._inside(key, "text", operand.texts)
         if test == "itext":
-            return self._inside(key, "folded", operand.payload.casefold())
+            return self._inside(key, "folded", tuple(text.casefold() for text in operand.texts))
         if operand.kind == "number":
             return Compiled(self._ordered(key, test, operand.payload), True)
         return Compiled(self._match("names", f"{key}:text"), False)
 
-    def _inside(self, key: str, part: str, wanted: str) -> Compiled:
-        """Compile the test for texts with ``wanted`` inside."""
-        if not wanted or not self._substrings or _STAND_IN in wanted:
-            return Compiled(self._match("names", f"{key}:text"), not wanted)
-        return Compiled(self._field(f"{part}.{key}", match=self._models.MatchSubstring(substring=wanted)), True)
+    def _inside(self, key: str, part: str, wanted: tuple[str, ...]) -> Compiled:
+        """Compile the test for texts with one of ``wanted`` inside."""
+        if not wanted[0] or not self._substrings or _STAND_IN in wanted[0]:
+            return Compiled(self._match("names", f"{key}:text"), not wanted[0])
+        fields = [self._field(f"{part}.{key}", match=self._models.MatchSubstring(substring=text)) for text in wanted]
+        return Compiled(fields[0] if len(fields) == 1 else self._any_of(fields), True)
 
     def _ordered(self, key: str, test: str, value: float) -> Any:
         """Compare whole parts, then the rests; a page without a rest is whole."""

@@ -51,7 +51,7 @@ from colqwen3_retrievers.stores.qdrant.points import (
     read_record,
     requests,
 )
-from colqwen3_retrievers.stores.where import Filter, Where, is_unicode, matches, parse
+from colqwen3_retrievers.stores.where import Condition, Filter, Where, is_unicode, matches, parse
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
 
 FEWEST_CANDIDATES: Final = 100
@@ -249,6 +249,15 @@ class QdrantStore:
             filters = [models.Filter(must=[models.FieldCondition(key="image", match=batch)]) for batch in batches]
         self._call.check_open()
         return {point.payload["image"] for condition in filters for point in self._scroll(condition, ["image"])}
+
+    def has_name(self, name: str) -> bool:
+        """Return whether any metadata has a name, with one request; see the protocol."""
+        compiled = compile_filter(Condition(name, False, "exists"), substrings=self._collection.substrings)
+        points, _ = self._call(
+            "scroll", collection_name=self._name, scroll_filter=compiled.filter, limit=1,
+            with_payload=False, with_vectors=False,
+        )  # fmt: skip
+        return bool(points)
 
     def is_empty(self) -> bool:
         """Return whether there are no records, with one request at most.

@@ -333,14 +333,16 @@ def test_a_damaged_code_is_named_and_made_again(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path, info=INFO) as store:
         store.add([record(n) for n in range(20)])
         right = ids(store.search([content(2)], 20)[0])
+        assert store.count_damaged_codes() == 0
     flip(tmp_path / FIRST_CODES, -3)
     with EmbeddedStore(tmp_path) as store:
+        assert store.count_damaged_codes() == 1
         for _ in range(2):
             with pytest.raises(StoreError, match=rf"{FIRST_CODES}: the codes of 'p0019' are not .*compact"):
                 store.search([content(2)], 20)
         assert ids(store.search([content(2)], 20, exact=True)[0]) == right
         store.compact()
-        assert ids(store.search([content(2)], 20)[0]) == right
+        assert ids(store.search([content(2)], 20)[0]) == right and store.count_damaged_codes() == 0
 
 
 @pytest.mark.usefixtures("always_two_stages")
