@@ -7,14 +7,14 @@ plain raster formats are tried: some of Pillow's others start programs (EPS runs
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from colqwen3_retrievers.errors import ConfigError, PageError
+from colqwen3_retrievers.fork import ForkSafeLock, HeldSetting
 from colqwen3_retrievers.pages.files import file_size, reason_of
 
 MAX_IMAGE_PIXELS = 178_956_970
@@ -53,16 +54,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
 _STRIPES = 64
-_GIVEN_IMAGES = [threading.Lock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
-
-
-def forget_locks() -> None:
-    """Replace the locks: in a forked child, another thread of the parent would seem to hold them forever."""
-    global _WARNING_FILTERS
-    _WARNING_FILTERS = threading.Lock()
-    _GIVEN_IMAGES[:] = [threading.Lock() for _ in range(_STRIPES)]
+_GIVEN_IMAGES = [ForkSafeLock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
 
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None) -> Image.Image:
@@ -117,12 +110,28 @@ def open_header(stream: IO[bytes], *, max_pixels: int = MAX_IMAGE_PIXELS, name: 
     """
     Image.init()
     formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
-    with decoding(name), _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is ours and exact
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on damaged metadata, which is not used
+    with decoding(name), _fewer_warnings:
         opened = Image.open(stream, formats=formats)
     check_size(opened, max_pixels, name)
     return opened
+
+
+def _ignore_warnings() -> tuple[Callable[[], object], Callable[[], object]]:
+    filters = warnings.catch_warnings()  # swaps a list of the whole process
+
+    def hold() -> None:
+        filters.__enter__()
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size's bound is ours and exact
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on damaged metadata, which is not used
+
+    def restore() -> None:
+        with contextlib.suppress(RuntimeError):  # not entered, in a child forked just before
+            filters.__exit__(None, None, None)
+
+    return hold, restore
+
+
+_fewer_warnings = HeldSetting(_ignore_warnings)
 
 
 def checked_size(image: Image.Image) -> tuple[int, int]:
