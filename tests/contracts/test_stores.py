@@ -105,31 +105,6 @@ def test_a_store_that_was_forgotten_lets_go_of_the_lock(tmp_path: Path) -> None:
         assert len(next_writer) == 2
 
 
-def test_a_forked_child_is_told_to_open_again_and_harms_nothing(tmp_path: Path) -> None:
-    code = """
-    import warnings; warnings.simplefilter("ignore")
-    store = EmbeddedStore(sys.argv[1], info=INFO)
-    store.add([record(1)])
-    child = os.fork()
-    if child == 0:
-        try:
-            len(store)
-        except Exception as exc:
-            print(exc, flush=True)
-        store.close()
-        os._exit(0)
-    os.waitpid(child, 0)
-    store.add([record(2)])
-    try:
-        EmbeddedStore(sys.argv[1])
-    except Exception as exc:
-        print(type(exc).__name__, len(store))
-    """
-    done = run_python(code, tmp_path / "index")
-    assert "opened before a fork; open it again in the new process" in done.stdout, done.stderr
-    assert "StoreUnavailableError 2" in done.stdout
-
-
 def test_reading_in_another_process_while_one_writes(tmp_path: Path) -> None:
     folder = filled(tmp_path / "index")
     code = """

@@ -16,8 +16,8 @@ from transformers.activations import GELUTanh
 from colqwen3_retrievers import ColQwen3Encoder, Page, TorchOptions
 from colqwen3_retrievers.engines.torch import attention, packed_linear, text_trunk
 from colqwen3_retrievers.engines.torch.model import ColQwen3Model
+from colqwen3_retrievers.fork import HeldSetting
 from colqwen3_retrievers.models.rendering import EncoderInput
-from colqwen3_retrievers.vectors.kernels.torch_settings import HeldSetting
 from tests.checkpoints import make_checkpoint
 from tests.contracts.engine_contract import SENTENCE, EngineContract, pictures
 from tests.reference import QUERY, image_prompt, reference_embeddings
@@ -160,11 +160,10 @@ def test_attention_keeps_clear_of_cudnn_and_puts_it_back(tmp_path: Path, monkeyp
 def test_a_held_setting_is_put_back_by_the_last_thread_to_leave() -> None:
     held: list[str] = []
 
-    def hold() -> Callable[[], None]:
-        held.append("held")
-        return lambda: held.append("put back")
+    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
+        return lambda: held.append("held"), lambda: held.append("put back")
 
-    setting, inside, leave = HeldSetting(hold), threading.Barrier(3), threading.Event()
+    setting, inside, leave = HeldSetting(prepare), threading.Barrier(3), threading.Event()
 
     def stay() -> None:
         with setting:

@@ -158,7 +158,7 @@ def test_checks_its_results_and_frees_the_model(tomoro: TinyCheckpoint) -> None:
     with pytest.raises(InputTooLongError, match=r"vLLM was started for 4,096 \(max_model_len\)"):
         engine.embed([query, long])
 
-    model, folder = weakref.ref(loaded_model(engine)), Path(engine._folder.name)
+    model, folder = weakref.ref(loaded_model(engine)), engine._folder
     assert folder.is_dir()
     engine.close()
     engine.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sqlite3
-import threading
 import time
 import weakref
 import zlib
@@ -18,6 +16,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from colqwen3_retrievers.errors import StoreError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork, before_fork, inherited, no_fork
 from colqwen3_retrievers.vectors.multi_vector import MultiVector
 
 T = TypeVar("T")
@@ -42,7 +41,6 @@ CREATE TABLE contents (
 CREATE TABLE names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, content TEXT NOT NULL);
 """
 _log = logging.getLogger("colqwen3_retrievers.cache")
-_inherited: list[sqlite3.Connection] = []  # of a parent process: neither to be used nor closed in a forked child
 
 
 class DiskCache:
@@ -71,13 +69,17 @@ class DiskCache:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.file = folder / FILE_NAME
         self.max_bytes = max_bytes
-        self._lock = threading.RLock()
-        self._pid = os.getpid()
+        self._lock = ForkSafeLock(delays_fork=True)
+        self._connections: list[sqlite3.Connection] = []  # one at most; none before its first use after a fork
+        self._finalizer = weakref.finalize(self, _close, self._connections)
+        before_fork(self._close_before_fork)
+        after_fork(self._forget_parent)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise StoreError(f"{folder}: no cache can be created there: {exc.strerror or exc}") from exc
-        self._open()
+        with self._lock:
+            self._open()
         self._write(self._evict)  # the bound may be smaller than that of the process before
 
     def get(self, key: str) -> MultiVector | None:
@@ -157,8 +159,7 @@ class DiskCache:
     def close(self) -> None:
         """Close the file. A second call does nothing, and :meth:`get` returns None from then on."""
         with self._lock:
-            if self._pid == os.getpid():
-                self._finalizer()
+            self._finalizer()
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -176,8 +177,7 @@ class DiskCache:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
-        self._finalizer = weakref.finalize(self, _closer(connection))
+        self._connections.append(connection)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._check(connection)  # before anything of a file that is not ours is changed
@@ -207,18 +207,23 @@ class DiskCache:
     def _attempt(self, action: str, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         """Return what ``work`` returns; after an error of the disk, which is logged, ``otherwise``."""
         with self._lock:
-            if self._pid != os.getpid():  # forked: SQLite forbids a child to touch the parent's connection
-                inherited, finalizer = self._connection, self._finalizer
-                self._open()  # if it fails, the next call tries again, and the parent's is never used
-                finalizer.detach()
-                _inherited.append(inherited)
-                self._pid = os.getpid()
-            try:
-                return work(self._connection)
-            except sqlite3.Error as exc:
-                if self._finalizer.alive:
-                    _log.warning("%s: the cache could not be %s: %s", self.file, action, exc)
+            if not self._finalizer.alive:
                 return otherwise
+            if not self._connections:
+                self._open()
+            try:
+                return work(self._connections[0])
+            except sqlite3.Error as exc:
+                _log.warning("%s: the cache could not be %s: %s", self.file, action, exc)
+                return otherwise
+
+    def _close_before_fork(self) -> None:
+        _close(self._connections)
+
+    def _forget_parent(self) -> None:
+        if no_fork.torn:  # SQLite may be in the middle of a call: the child goes without the cache
+            inherited.extend(self._connections)
+            self._finalizer.detach()
 
     def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
         def whole(connection: sqlite3.Connection) -> None:
@@ -276,16 +281,9 @@ def _keep_write_ahead_log(connection: sqlite3.Connection, patience: float = 30.0
             return
 
 
-def _closer(connection: sqlite3.Connection) -> Callable[[], None]:
-    pid = os.getpid()
-
-    def close() -> None:
-        if os.getpid() == pid:
-            connection.close()
-        else:
-            _inherited.append(connection)
-
-    return close
+def _close(connections: list[sqlite3.Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _parts(multi_vector: MultiVector) -> tuple[int, str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from colqwen3_retrievers.cache.disk_cache import DiskCache, nbytes_of
 from colqwen3_retrievers.cache.keys import content_key, pixel_key, settings_key
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, EncodeError, EngineError, PageError
+from colqwen3_retrievers.fork import ForkSafeLock, abandon, after_fork
 from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.vectors.multi_vector import EncoderInfo, MultiVector
@@ -93,16 +93,16 @@ class PageEmbeddingCache:
         self.folder = None if folder is None else user_path(folder).absolute()
         default = DEFAULT_MAX_BYTES if self.folder is None else DEFAULT_MAX_DISK_BYTES
         self.max_bytes = default if max_bytes is None else whole_number(max_bytes, "max_bytes")
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._kept: OrderedDict[str, MultiVector] = OrderedDict()  # on disk: what is yet to be written
         self._encodings: dict[str, _Encoding] = {}
         self._nbytes = 0
-        self._pid = os.getpid()
         self._disk: DiskCache | None = None
         self._writer: ThreadPoolExecutor | None = None
         if self.folder is not None:
             self._disk = DiskCache(self.folder, self.max_bytes)
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
+        after_fork(self._forget_threads)
 
     def get_or_encode(self, pages: Iterable[Page]) -> list[MultiVector]:
         """Return the multi-vector of each page, in order; unknown pages are encoded and kept.
@@ -131,7 +131,6 @@ class PageEmbeddingCache:
         listed = list(pages)
         if not listed:
             return []
-        self._after_fork()
         info = self.encoder.info
         settings = "" if self._disk is None else settings_key(info)
         return [self._submit(page, info.include_text, settings) for page in listed]
@@ -158,14 +157,12 @@ class PageEmbeddingCache:
 
     def flush(self) -> None:
         """Wait until everything encoded so far is on disk; in memory there is nothing to do."""
-        self._after_fork()
         if self._writer is not None:
             self._writer.submit(lambda: None).result()
 
     def close(self) -> None:
         """Write what is not yet on disk and close the file; a cache in memory has nothing to close."""
         if self._writer is not None and self._disk is not None:
-            self._after_fork()
             self._writer.shutdown()
             self._disk.close()
 
@@ -182,15 +179,15 @@ class PageEmbeddingCache:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _after_fork(self) -> None:
+    def _forget_threads(self) -> None:
         """In a forked child, drop the work of the parent's threads: it would never end here."""
-        if os.getpid() == self._pid:
-            return
-        self._pid, self._lock, self._encodings = os.getpid(), threading.Lock(), {}
+        for waiter in [waiter for encoding in self._encodings.values() for waiter in encoding.waiters]:
+            abandon(waiter, EngineError("submitted before a fork, in the parent process; submit it again in this one"))
+        self._encodings.clear()
         if self._writer is not None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
             self._kept.clear()  # the parent writes it
-            self._nbytes = 0
+        self._nbytes = sum(map(nbytes_of, self._kept.values()))
 
     def _submit(self, page: Page, include_text: bool, settings: str) -> Future[MultiVector]:
         waiter: Future[MultiVector] = Future()

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from colqwen3_retrievers.errors import EngineError
+from colqwen3_retrievers.fork import abandon, after_fork
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ class ListFuture(Future[list[T]]):
         self._items: list[Any] = []
         self._missing = 1  # items, and one more until the list is complete
         self._lock = threading.Lock()
+        after_fork(self._fail_in_child)
 
     def add_item(self) -> int:
         """Return the position of one more item, which is set later."""
@@ -67,6 +71,12 @@ class ListFuture(Future[list[T]]):
         if cancelled and self._end_early():
             self.set_running_or_notify_cancel()  # informs those who wait by concurrent.futures.wait
         return cancelled
+
+    def _fail_in_child(self) -> None:
+        self._lock = threading.Lock()
+        if not self.over:
+            self.over, self._on_drop = True, lambda: None
+            abandon(self, EngineError("submitted before a fork, in the parent process; submit it again in this one"))
 
     def _count_down(self) -> None:
         with self._lock:

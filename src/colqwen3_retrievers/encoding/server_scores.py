@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,11 +13,21 @@ from colqwen3_retrievers.engines.options import ServerOptions
 from colqwen3_retrievers.engines.server.client import ServerClient
 from colqwen3_retrievers.engines.server.scoring import Endpoint, score_on_server
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork, finalize, inherited
 from colqwen3_retrievers.models.rendering import EncoderInput
 from colqwen3_retrievers.pages.page import Page, Query
 
-_locks: dict[int, threading.Lock] = {}  # by process: a forked child does not wait for its parent's threads
-_clients: weakref.WeakKeyDictionary[ColQwen3Encoder, tuple[int, ServerClient]] = weakref.WeakKeyDictionary()
+_lock = ForkSafeLock()
+_clients: weakref.WeakKeyDictionary[ColQwen3Encoder, ServerClient] = weakref.WeakKeyDictionary()
+
+
+def _forget_clients() -> None:
+    """In a forked child, leave the parent's clients alone: the threads that would close them are missing."""
+    inherited.extend(_clients.values())
+    _clients.clear()
+
+
+after_fork(_forget_clients)
 
 
 @dataclass(slots=True)
@@ -82,24 +91,20 @@ def server_scores(
 
 
 def _client(encoder: ColQwen3Encoder, opened: OpenedModel, options: ServerOptions) -> ServerClient:
-    """Return the encoder's client for scoring, one in each process, closed when the encoder is garbage-collected."""
-    process = os.getpid()
-    with _locks.setdefault(process, threading.Lock()):
-        created, client = _clients.get(encoder, (-1, None))
-        if client is None or created != process:
-            client = ServerClient(
+    """Return the encoder's client for scoring, closed when the encoder is garbage-collected."""
+    with _lock:
+        if encoder not in _clients:
+            _clients[encoder] = ServerClient(
                 opened.checkpoint,
                 urls=opened.settings.url,
                 api_key=opened.settings.api_key,
                 options=options,
                 max_pixels=opened.max_pixels,
             )
-            _clients[encoder] = process, client
-            weakref.finalize(encoder, _close_later, client, process).atexit = False
-        return client
+            finalize(encoder, _close_later, _clients[encoder]).atexit = False
+        return _clients[encoder]
 
 
-def _close_later(client: ServerClient, created: int) -> None:
+def _close_later(client: ServerClient) -> None:
     """Close in a thread of its own: the garbage collector may run in one that the connections need."""
-    if created == os.getpid():  # else it is the parent's: a forked child has no thread that would close it
-        threading.Thread(target=client.close, daemon=True).start()
+    threading.Thread(target=client.close, daemon=True).start()

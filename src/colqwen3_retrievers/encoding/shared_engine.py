@@ -51,8 +51,8 @@ from colqwen3_retrievers.encoding.opened_model import OpenedModel
 from colqwen3_retrievers.encoding.settings import EncoderSettings, loaded_torch
 from colqwen3_retrievers.engines import ConcurrentEngine, Engine
 from colqwen3_retrievers.errors import ColQwen3Error, EncodeError, EngineError, EngineResponseError, MissingExtraError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork
 from colqwen3_retrievers.models.rendering import EncoderInput
-from colqwen3_retrievers.pages import images
 from colqwen3_retrievers.vectors.multi_vector import Float32, MultiVector
 
 IN_FLIGHT_PAGES: Final = 64
@@ -70,22 +70,19 @@ class ModelHandle:
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
-        global _fork_hook_set
         self.settings = settings
         self._closed = False
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self.forget_process()
+        self._lock = ForkSafeLock()
+        self._opening = ForkSafeLock()  # of its own: opening may take minutes, and close() must not wait for it
+        self._forget()
         _handles.add(self)
-        if not _fork_hook_set and hasattr(os, "register_at_fork"):
-            _fork_hook_set = True
-            os.register_at_fork(after_in_child=_after_fork)
+        after_fork(self._forget)
 
-    def forget_process(self) -> None:
-        """Start with nothing opened, as in a forked child: its parent's locks and threads do not exist there."""
+    def _forget(self) -> None:
+        """Start with nothing opened, also in a forked child: its parent's threads do not exist there."""
         if self._finalizer is not None:
             self._finalizer.detach()  # the parent's engine is not this process's to release
-        self._lock = threading.Lock()
-        self._opening = threading.Lock()  # of its own: opening may take minutes, and close() must not wait for it
         self._opened: OpenedModel | None = None
         self._engine: SharedEngine | None = None
         self._ready: Future[None] | None = None  # while the engine is being opened
@@ -411,12 +408,11 @@ class _Lanes:
         self.finish: dict[Kind, Lane] = {"text": queries, "image": queries, "page": pages}
 
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _engines: dict[Hashable, SharedEngine] = {}
 _live: weakref.WeakSet[SharedEngine] = weakref.WeakSet()  # those that are closing too
 _handles: weakref.WeakSet[ModelHandle] = weakref.WeakSet()
 _lanes = _Lanes()
-_fork_hook_set = False
 
 
 def _acquire(key: Hashable, load: Callable[[], Engine]) -> SharedEngine:
@@ -443,19 +439,18 @@ def _release_later(engine: SharedEngine) -> None:
     threading.Thread(target=_release, args=(engine,), daemon=True).start()
 
 
-def _after_fork() -> None:
-    """Start anew in a forked child: the parent's threads are gone, and its locks may be held for ever."""
-    global _lock, _lanes
-    _lock = threading.Lock()
+def _forget_engines() -> None:
+    """Start anew in a forked child, without touching the engines: their threads do not exist there."""
+    global _lanes
     _lanes = _Lanes()
     _engines.clear()
-    _live.clear()  # without touching them: their threads do not exist here
-    for handle in list(_handles):
-        handle.forget_process()
-    images.forget_locks()
+    _live.clear()
     torch = loaded_torch()
-    if torch is not None:
+    if torch is not None and _handles:
         torch.set_num_threads(1)  # the parent's OpenMP threads are gone, and would be waited for without end
+
+
+after_fork(_forget_engines)
 
 
 def _close_all() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from colqwen3_retrievers.errors import ConfigError, PageError, StoreError
+from colqwen3_retrievers.fork import no_fork
 from colqwen3_retrievers.index.page_records import PageRecords
 from colqwen3_retrievers.pages.files import reason_of, user_path
 from colqwen3_retrievers.stores.embedded.store import EmbeddedStore
@@ -150,7 +151,8 @@ class FileLedger:
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with no_fork:
+                yield
         except sqlite3.OperationalError as exc:
             raise StoreError(f"{self.file}: the ledger of files cannot be read or written: {exc}") from exc
         except (sqlite3.Error, ValueError) as exc:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from colqwen3_retrievers.cache.page_cache import CacheOrFolder, PageEmbeddingCache
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError
+from colqwen3_retrievers.fork import ForkSafeLock
 from colqwen3_retrievers.index import row_candidates
 from colqwen3_retrievers.index.file_ledger import open_ledger
 from colqwen3_retrievers.index.file_sync import FileListing, FileSync, Synced, SyncOptions
@@ -77,7 +77,7 @@ class PageIndex:
         self._owns_store = owns_store
         self._rebuilt: ColQwen3Encoder | None = None
         self._closed = False
-        self._encoder_lock = threading.Lock()
+        self._encoder_lock = ForkSafeLock()
 
     # -- opening and closing -------------------------------------------------------------------------------------------
 
@@ -410,7 +410,9 @@ class PageIndex:
 
     def _writable(self) -> MultiVectorStore:
         store = self.store
-        if store.read_only:
+        if isinstance(store, EmbeddedStore):
+            store.check_writable()
+        elif store.read_only:
             raise StoreError(f"{store.location}: opened with read_only=True")
         return store
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from colqwen3_retrievers.fork import ForkSafeLock
 from colqwen3_retrievers.index.page_images import KeptImage, PageImages
 from colqwen3_retrievers.pages.page import Page
 from colqwen3_retrievers.stores.protocol import MultiVectorStore, Record
@@ -33,7 +33,7 @@ class PageRecords:
         self.store = store
         self.images = images
         self.filter_names: set[str] = set()
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock()
 
     def add(self, records: list[Record], images: Iterable[KeptImage | None], replaced: Iterable[Record]) -> None:
         """Write images, commit records, and remove the images of replaced records that no record uses any more.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Self
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.fork import ForkSafeLock
 from colqwen3_retrievers.langchain.documents import checked_documents, document_to_page, errors_about
 from colqwen3_retrievers.langchain.fields import EncoderField, RemoteField, checked_query, pickled
 from colqwen3_retrievers.pages.files import IMAGE_SUFFIXES
@@ -91,7 +91,7 @@ class ColQwen3Embeddings(BaseModel, Embeddings):
     allow_remote: RemoteField = False
     show_progress: bool = False
 
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _lock: Any = PrivateAttr(default_factory=ForkSafeLock)
     _warned: bool = PrivateAttr(default=False)
     _default: tuple[tuple[str | None, str | None], ColQwen3Encoder] | None = PrivateAttr(default=None)
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import uuid
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from langchain_core.vectorstores import VectorStore
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.fork import finalize
 from colqwen3_retrievers.index.page_index import PageIndex, opened_index
 from colqwen3_retrievers.index.search import Question, to_encode
 from colqwen3_retrievers.langchain.diversity import check_lambda, diverse_hits
@@ -165,7 +165,7 @@ class ColQwen3VectorStore(VectorStore):
         else:
             folder = tempfile.mkdtemp(prefix="colqwen3-")
             store = cls(Path(folder) / "index", encoder or ColQwen3Encoder(), images_dir=images_dir)
-            weakref.finalize(store, _discard, store.index, folder)
+            finalize(store, _discard, store.index, folder)
         try:
             store.add_documents(documents, **kwargs)
         except BaseException:

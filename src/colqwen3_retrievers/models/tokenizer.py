@@ -7,11 +7,11 @@ prompts.
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colqwen3_retrievers.errors import CheckpointError, EncodeError, require
+from colqwen3_retrievers.fork import ForkSafeLock
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -44,7 +44,7 @@ class PromptTokenizer:
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True) if len(token) > 1)
         self._special = re.compile(alternatives or r"(?!)")
-        self._lock = threading.Lock()  # concurrent calls contend for the tokenizer's cache and are slower
+        self._lock = ForkSafeLock()  # concurrent calls contend for the tokenizer's cache and are slower
 
     def neutralise(self, text: str) -> str:
         """Break special tokens inside a user's text, so that they are read as plain characters.

@@ -14,9 +14,8 @@ import io
 import math
 import os
 import re
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, PageError
+from colqwen3_retrievers.fork import ForkSafeLock, HeldSetting
 from colqwen3_retrievers.pages.files import file_size, reason_of
 
 MAX_IMAGE_PIXELS = 178_956_970
@@ -75,19 +75,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _COLOURS = (np.indices((16, 16, 16)).T * 17).astype(np.uint8).reshape(64, 64, 3)
-_WARNING_FILTERS = threading.Lock()  # warnings.catch_warnings swaps a list of the whole process: one thread at a time
 _LARGE = 2**24  # pixels above which images are decoded one at a time, since a decoder's buffers add up
-_LARGE_DECODES = threading.Lock()
+_LARGE_DECODES = ForkSafeLock()
 _STRIPES = 64
-_GIVEN_IMAGES = [threading.Lock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
-
-
-def forget_locks() -> None:
-    """Replace the locks: in a forked child, another thread of the parent would seem to hold them forever."""
-    global _LARGE_DECODES, _WARNING_FILTERS
-    _LARGE_DECODES = threading.Lock()
-    _WARNING_FILTERS = threading.Lock()
-    _GIVEN_IMAGES[:] = [threading.Lock() for _ in range(_STRIPES)]
+_GIVEN_IMAGES = [ForkSafeLock() for _ in range(_STRIPES)]  # Pillow's lazy load changes an image, which may be in use
 
 
 def open_image(source: ImageSource, *, max_pixels: int | None = None, name: str | None = None) -> Image.Image:
@@ -190,10 +181,28 @@ def open_header(stream: IO[bytes], *, max_pixels: int = MAX_FILE_PIXELS, name: s
     """
     Image.init()
     formats = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
-    with decoding(name), _unwarned():
+    with decoding(name), _fewer_warnings:
         opened = Image.open(stream, formats=formats)
     check_size(opened, max_pixels, name)
     return opened
+
+
+def _ignore_warnings() -> tuple[Callable[[], object], Callable[[], object]]:
+    filters = warnings.catch_warnings()  # swaps a list of the whole process
+
+    def hold() -> None:
+        filters.__enter__()
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size's bound is ours and exact
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on damaged metadata, which is not used
+
+    def restore() -> None:
+        with contextlib.suppress(RuntimeError):  # not entered, in a child forked just before
+            filters.__exit__(None, None, None)
+
+    return hold, restore
+
+
+_fewer_warnings = HeldSetting(_ignore_warnings)
 
 
 def checked_size(image: Image.Image) -> tuple[int, int]:
@@ -282,7 +291,7 @@ def frame_to_rgb(image: Image.Image, position: int, *, name: str) -> Image.Image
         PageError: it is broken, or has more than :data:`MAX_FILE_PIXELS`.
     """
     with decoding(name):
-        with _unwarned():
+        with _fewer_warnings:
             image.seek(position)
         check_size(image, MAX_FILE_PIXELS, name)
         return _converted(image)
@@ -394,7 +403,7 @@ def is_upright(image: Image.Image) -> bool:
 def _upright_method(image: Image.Image) -> Image.Transpose | None:
     """Return the transposition of the EXIF orientation; None if the EXIF cannot be read, as viewers do."""
     try:
-        with _unwarned():
+        with _fewer_warnings:
             return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the EXIF parser raises anything, and no pixel depends on it
         return None
@@ -591,12 +600,3 @@ def decoding(label: str) -> Iterator[None]:
         raise PageError("the image takes more memory than is available", source=label) from exc
     except Exception as exc:  # decoders raise anything, so no list of types would be complete
         raise PageError(f"the image is broken: {str(exc) or type(exc).__name__}", source=label) from exc
-
-
-@contextlib.contextmanager
-def _unwarned() -> Iterator[None]:
-    """Ignore Pillow's warnings of damaged metadata and large images, which has bounds of our own."""
-    with _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield

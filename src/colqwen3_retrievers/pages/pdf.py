@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
 
 from colqwen3_retrievers.errors import PageError, require
+from colqwen3_retrievers.fork import ForkSafeLock
 from colqwen3_retrievers.pages.files import PageFile
 from colqwen3_retrievers.pages.images import check_shape
 from colqwen3_retrievers.pages.page import Page
@@ -34,7 +34,7 @@ MAX_PAGES_LOST_IN_A_ROW = 100
 _MAX_LABEL = 100
 # Re-entrant, because the garbage collector may close an abandoned reader in the middle of another one's turn; it runs
 # between Python instructions, never inside a call into PDFium.
-_PDFIUM = threading.RLock()
+_PDFIUM = ForkSafeLock(delays_fork=True)
 _LOAD_ERRORS = {2: "the file cannot be opened", 3: "not a PDF, or damaged beyond repair", 5: "unknown encryption"}
 _PASSWORD_NEEDED = 4
 _CONTROLS = {code: None for code in [*range(32), *range(127, 160), 0xFFFE, 0xFFFF] if code not in (9, 10)}

@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.encoding.encoder import ColQwen3Encoder
 from colqwen3_retrievers.encoding.server_scores import server_scores
 from colqwen3_retrievers.errors import ColQwen3Error, ConfigError, EncodeError, PageError
+from colqwen3_retrievers.fork import ForkSafeLock
 from colqwen3_retrievers.index.page_index import PageIndex
 from colqwen3_retrievers.pages.page import Page, Query
 from colqwen3_retrievers.progress import progress_bar
@@ -241,7 +241,7 @@ class Resources:
 
     def __init__(self, options: RerankerOptions) -> None:
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._handles: contextlib.ExitStack | None = None
 
     def serve(self, options: RerankerOptions) -> bool:

@@ -237,7 +237,7 @@ def test_what_can_be_read_is_given_where_nothing_can_be_written(
     with closing(DiskCache(tmp_path, 2**20)) as cache:
         cache.put("a", some(1))
         cache.put("b", some(2))
-        cache._connection.execute("PRAGMA query_only = ON")  # as on a full disk: reading goes on, writing does not
+        cache._connections[0].execute("PRAGMA query_only = ON")  # as on a full disk: reading goes on, writing does not
         assert same(cache.get("a"), some(1))
         assert "could not be marked as used" in caplog.text
 
@@ -245,7 +245,7 @@ def test_what_can_be_read_is_given_where_nothing_can_be_written(
 def test_a_file_that_another_process_holds_locked_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with closing(DiskCache(tmp_path, 2**20)) as cache, closing(sqlite3.connect(cache.file)) as other:
         cache.put("a", some(1))
-        cache._connection.execute("PRAGMA busy_timeout = 50")  # not half a minute
+        cache._connections[0].execute("PRAGMA busy_timeout = 50")  # not half a minute
         other.execute("BEGIN IMMEDIATE")
         cache.put("b", some(2))
         cache.put_name("x", "y")
@@ -267,20 +267,17 @@ def test_a_creation_that_failed_does_not_stand_in_the_way(tmp_path: Path, monkey
         assert same(cache.get("a"), some(1))
 
 
-def test_a_child_that_cannot_open_the_file_never_touches_its_parents(
+def test_a_file_that_cannot_be_opened_again_is_tried_at_each_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(DiskCache(tmp_path, 2**20)) as cache:
         cache.put("a", some(1))
-        parent, finalizer, pid = cache._connection, cache._finalizer, os.getpid()
-        monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        cache._close_before_fork()
         monkeypatch.setattr(cache, "file", tmp_path / "gone" / "embeddings.sqlite")
         for _ in range(2):  # the second time too
             with pytest.raises(StoreError, match="cannot be opened"):
                 cache.get("a")
         monkeypatch.undo()
-        assert cache._connection is parent and finalizer.alive
-        cache._finalizer = finalizer
         assert same(cache.get("a"), some(1))
 
 
@@ -438,7 +435,7 @@ def _ask_in_child(cache: PageEmbeddingCache, answers: Any) -> None:
         cache.encoder = HashingEncoder()
         made = cache.get_or_encode([Page(id="a", text="known"), Page(id="b", text="of the child")])
         cache.flush()
-        answers.put((len(cache.encoder.encoded), len(made), cache._disk._pid == os.getpid()))
+        answers.put((len(cache.encoder.encoded), len(made)))
     except BaseException as exc:
         answers.put(repr(exc))
 
@@ -453,7 +450,7 @@ def test_a_forked_child_opens_the_file_anew(tmp_path: Path, encoder: HashingEnco
         answers = context.Queue()
         child = context.Process(target=_ask_in_child, args=(cache, answers))
         child.start()
-        assert answers.get(timeout=30) == (1, 2, True)
+        assert answers.get(timeout=30) == (1, 2)
         child.join(10)
         assert len(cache) == 2
         cache.get_or_encode([Page(id="b", text="of the child")])

@@ -304,25 +304,29 @@ def test_opening_in_many_threads_leaves_the_warning_filters_alone():
     assert list(warnings.filters) == before
 
 
-def test_only_one_thread_at_a_time_swaps_the_warning_filters(monkeypatch):
-    inside, most, lock = 0, 0, threading.Lock()
-    original = Image.open
+def test_warnings_are_filtered_until_the_last_thread_has_opened_its_image(monkeypatch):
+    original, entered, leave = Image.open, threading.Event(), threading.Event()
+    remarks = []
 
     def slow(*args, **kwargs):
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        threading.Event().wait(0.005)
-        with lock:
-            inside -= 1
+        if not entered.is_set():
+            entered.set()
+            leave.wait(10)
+            warnings.warn("damaged metadata", UserWarning, stacklevel=1)
+            remarks.append("passed")
         return original(*args, **kwargs)
 
     monkeypatch.setattr(Image, "open", slow)
     data = image_bytes("PNG", (8, 8))
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: open_image(data), range(16)))
-    assert most == 1
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(open_image, data)
+        assert entered.wait(10)
+        open_image(data)
+        leave.set()
+        first.result(10)
+    assert remarks == ["passed"]
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_every_call_into_pdfium_is_made_under_the_lock(tmp_path, monkeypatch):
         def call(*args):
             nonlocal calls
             calls += 1
-            if not _PDFIUM._is_owned():
+            if not _PDFIUM._lock._is_owned():
                 outside.append(name)
             return function(*args)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import spawn
 from pathlib import Path
@@ -25,6 +26,7 @@ from colqwen3_retrievers.engines.options import VLLMOptions
 from colqwen3_retrievers.engines.vllm.folder import architecture, write_folder
 from colqwen3_retrievers.engines.vllm.plugin import NAME, register
 from colqwen3_retrievers.errors import CheckpointError, ConfigError, EngineError, require
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork, finalize
 from colqwen3_retrievers.models.checkpoint import Checkpoint
 from colqwen3_retrievers.models.families import VISUAL_TOKEN_SIDE
 from colqwen3_retrievers.models.rendering import EncoderInput
@@ -36,9 +38,17 @@ _MISSING_TENSORS = ("tensors missing from the checkpoint", "no module or paramet
 
 _WATCH_SECONDS = 0.5
 
-_starting = threading.Lock()  # one engine at a time: vLLM reads its settings from the environment
-_lock = threading.Lock()
+_starting = ForkSafeLock()  # one engine at a time: vLLM reads its settings from the environment
+_lock = ForkSafeLock()
 _running = 0  # engines that share vLLM's state of the process
+
+
+def _forget_engines() -> None:
+    global _running
+    _running = 0
+
+
+after_fork(_forget_engines)
 
 
 class VLLMEngine:
@@ -70,7 +80,8 @@ class VLLMEngine:
         self._max_pixels = max_pixels
         self._max_tokens = options.context_length(checkpoint.context_length, max_pixels // VISUAL_TOKEN_SIDE**2)
         self._before_video = _tokens_before_video(checkpoint)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._remove_folder: Callable[[], object] = lambda: None
         self._closed = False
         self._llm: Any = None
         self._llm = self._start()
@@ -125,8 +136,8 @@ class VLLMEngine:
     def _start(self) -> Any:
         global _running
         options, family = self._options, self._checkpoint.family
-        self._folder = tempfile.TemporaryDirectory(prefix="colqwen3-vllm-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="colqwen3-vllm-"))
+        self._remove_folder = finalize(self, shutil.rmtree, folder, True)
         write_folder(self._checkpoint, folder, max_pixels=self._max_pixels)
         register()  # as vLLM does itself, unless the entry points are not installed
         from vllm import LLM
@@ -187,7 +198,7 @@ class VLLMEngine:
 
                 cleanup_dist_env_and_memory()
         gc.collect()
-        folder.cleanup()
+        self._remove_folder()
 
 
 def prompt_of(item: EncoderInput, *, before_video: int = 0) -> dict[str, Any]:

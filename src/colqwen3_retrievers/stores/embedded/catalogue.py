@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ColQwen3Error, StoreError, StoreUnavailableError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork, before_fork, inherited, no_fork
 from colqwen3_retrievers.stores.embedded.filters import compile_filter, register
 from colqwen3_retrievers.stores.embedded.row_files import sync_folder
 from colqwen3_retrievers.stores.where import Filter
@@ -112,6 +112,10 @@ _SELECTED: Final = "key, segment, start, rows, crc32, code_start, code_rows, cod
 class Catalogue:
     """Connections to one catalogue: one for writing, one for each reading thread.
 
+    SQLite keeps a table of the locks that a process has, and a forked child would take its parent's for its own: it
+    would read without any. So all connections are closed before a fork, and opened again when they are needed. The
+    child only reads.
+
     Args:
         folder: the index folder; the catalogue in it must exist.
         read_only: whether to open no connection for writing.
@@ -122,47 +126,36 @@ class Catalogue:
 
     def __init__(self, folder: Path, *, read_only: bool) -> None:
         self._folder = folder
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
+        self._read_only = read_only
+        self._lock = ForkSafeLock()
+        self._readers: list[sqlite3.Connection] = []  # not in use
+        self._writers: list[sqlite3.Connection] = []  # likewise; at most one
         self._extents: Extents | None = None
-        self._closed = False
+        self._unusable = ""  # why it is
         self._immutable = False
-        self._writer: sqlite3.Connection | None = None
+        before_fork(self._close_idle)
+        after_fork(self._become_reader)
         with self._mapped():
             try:
-                self._idle.append(self._open_reader())
+                self._readers.append(self._open_reader())
             except sqlite3.OperationalError:
                 if not read_only or os.access(folder, os.W_OK) or _has_log(folder):
                     raise
                 self._immutable = True  # the folder cannot be written to, by anybody, so no lock is needed
-                self._idle.append(self._open_reader())
+                self._readers.append(self._open_reader())
             if not read_only:
-                self._writer = self._connect("mode=rw")
-                self._writer.execute("PRAGMA synchronous = FULL")
-                self._writer.execute("PRAGMA foreign_keys = ON")
-                self._writer.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+                self._writers.append(self._open_writer())
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection in a read transaction, which sees one moment.
 
         Raises:
-            StoreError: closed, used after a fork, or an error of SQLite.
+            StoreError: closed, or an error of SQLite.
         """
-        with self._mapped():
-            connection = self._borrow()
-            try:
-                connection.execute("BEGIN")
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.rollback()
-                with self._lock:
-                    if self._closed:
-                        connection.close()
-                    else:
-                        self._idle.append(connection)
+        with self._lent(self._readers, self._open_reader) as connection:
+            connection.execute("BEGIN")
+            yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -170,19 +163,11 @@ class Catalogue:
 
         It is committed at the end, or rolled back on any error. The caller must be the only thread that writes.
         """
-        with self._mapped():
-            self._check_open()
-            if self._writer is None:
-                raise StoreError(f"{self._folder}: opened with read_only=True")
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                self._writer.execute("UPDATE state SET generation = generation + 1")
-                yield self._writer
-                self._writer.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._writer.rollback()
-                raise
+        with self._lent(self._writers, self._open_writer) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("UPDATE state SET generation = generation + 1")
+            yield connection
+            connection.execute("COMMIT")
 
     def extents(self, connection: sqlite3.Connection) -> Extents:
         """Return where the pages are stored, as of the transaction or later.
@@ -214,40 +199,65 @@ class Catalogue:
         Raises:
             StoreError: the disk has no room for a second copy.
         """
-        with self._mapped():
-            self._check_open()
-            assert self._writer is not None  # noqa: S101 - the caller may write
-            (free,) = self._writer.execute("PRAGMA freelist_count").fetchone()
-            (pages,) = self._writer.execute("PRAGMA page_count").fetchone()
+        with self._lent(self._writers, self._open_writer) as connection:
+            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
             if 4 * free >= pages:
-                self._writer.execute("VACUUM")
-            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # other modes would wait for all readers to end
+                connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # other modes would wait for all readers to end
 
     def close(self) -> None:
         """Close the connections, those lent out when they come back."""
-        if os.getpid() != self._pid:
-            return  # the parent's connections, and a lock that a thread of the parent may hold for ever
+        with no_fork:
+            self._unusable = "the index is closed"
+            self._close_idle()
+
+    def _close_idle(self) -> None:
         with self._lock:
-            self._closed = True
-            connections, self._idle = self._idle, []
-        if self._writer is not None:
-            connections.append(self._writer)
+            connections = [*self._readers, *self._writers]
+            self._readers.clear()
+            self._writers.clear()
         for connection in connections:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def _borrow(self) -> sqlite3.Connection:
-        self._check_open()
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self._open_reader()
+    def _become_reader(self) -> None:
+        self._read_only = True
+        if no_fork.torn and not self._unusable:
+            inherited.extend([*self._readers, *self._writers])
+            self._unusable = "a thread used it while this process was forked; open it after the fork"
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"{self._folder}: the index is closed")
-        if os.getpid() != self._pid:
-            raise StoreError(f"{self._folder}: opened before a fork; open it again in the new process")
+    @contextmanager
+    def _lent(
+        self, idle: list[sqlite3.Connection], connect: Callable[[], sqlite3.Connection]
+    ) -> Iterator[sqlite3.Connection]:
+        """Lend an idle connection, or a new one; an open transaction is rolled back afterwards."""
+        with self._mapped():
+            with self._lock:
+                if self._unusable:
+                    raise StoreError(f"{self._folder}: {self._unusable}")
+                connection = idle.pop() if idle else None
+            connection = connection or connect()
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.rollback()
+                with self._lock:
+                    if self._unusable:
+                        connection.close()
+                    else:
+                        idle.append(connection)
+
+    def _open_writer(self) -> sqlite3.Connection:
+        if self._read_only:
+            raise StoreError(f"{self._folder}: opened for reading only")
+        connection = self._connect("mode=rw")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        return connection
 
     def _open_reader(self) -> sqlite3.Connection:
         connection = self._connect("mode=ro&immutable=1" if self._immutable else "mode=ro")
@@ -273,7 +283,8 @@ class Catalogue:
     @contextmanager
     def _mapped(self) -> Iterator[None]:
         try:
-            yield
+            with no_fork:
+                yield
         except ColQwen3Error:
             raise
         except sqlite3.OperationalError as exc:
@@ -300,7 +311,7 @@ def create(folder: Path, info: str, token_type: str, names: tuple[str, str], cod
     try:
         for leftover in folder.glob(f"{FILE_NAME}.new*"):
             leftover.unlink()
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        with no_fork, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

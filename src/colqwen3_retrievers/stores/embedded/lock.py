@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from colqwen3_retrievers.errors import StoreError, StoreUnavailableError
+from colqwen3_retrievers.fork import after_fork
 
 if sys.platform == "win32":  # pragma: no cover - the same lock by the other system's call
     import msvcrt
@@ -37,7 +38,7 @@ _LOCKED_BYTE = 1 << 30  # past the text that names the holder, which others must
 class WriterLock:
     """The right to write, held until :meth:`release` or the end of the process.
 
-    A forked child shares the open file but not the right: its :meth:`release` only closes its copy.
+    It stays with the process that opened it: a forked child closes its copy of the file, which would keep the lock.
 
     Args:
         folder: the folder; ``writer.lock`` in it is created when missing and never removed, for removing a lock file
@@ -54,20 +55,20 @@ class WriterLock:
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as exc:
             raise StoreError(f"{folder}: cannot be written to: {exc.strerror}") from exc
-        self._pid = os.getpid()
+        after_fork(self._close)
         try:
             _lock(self._descriptor)
         except (BlockingIOError, PermissionError) as exc:
             who = _holder(path)
-            os.close(self._descriptor)
+            self._close()
             raise StoreUnavailableError(
                 f"{folder}: another writer has it open: {who}; read_only=True opens it"
             ) from exc
         except OSError as exc:
-            os.close(self._descriptor)
+            self._close()
             raise StoreError(f"{folder}: its file system gives no lock: {exc.strerror}") from exc
         holder = {
-            "pid": self._pid,
+            "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -79,12 +80,14 @@ class WriterLock:
 
     def release(self) -> None:
         """Release the lock; a second call does nothing."""
+        if self._descriptor is not None:
+            _unlock(self._descriptor)
+            self._close()
+
+    def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
-            return
-        if os.getpid() == self._pid:
-            _unlock(descriptor)
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _holder(path: Path) -> str:

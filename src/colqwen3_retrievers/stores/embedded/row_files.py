@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import StoreError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork
 from colqwen3_retrievers.vectors.multi_vector import PackedEmbeddings
 
 ROW_TYPE = np.dtype("<f2")
@@ -54,7 +54,8 @@ class RowFiles:
         self._dtype = dtype
         self.row_bytes = dtype.itemsize * width
         self._maps: dict[str, NDArray[Any]] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
+        after_fork(self._drop_maps)
 
     def create(self, name: str) -> None:
         """Create an empty file, durably.
@@ -147,6 +148,9 @@ class RowFiles:
         with self._lock:
             for name in [name for name in self._maps if name not in names]:
                 del self._maps[name]
+
+    def _drop_maps(self) -> None:
+        self._maps.clear()
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:

@@ -20,7 +20,8 @@ Tokens, codes and what the catalogue records of a page have checksums, which are
 :mod:`~colqwen3_retrievers.stores.embedded.two_stage`. A filter is applied first: only pages it holds for are read.
 
 **Concurrency.** One writer, held by a lock the system drops when the process ends; any number of readers, in this
-process and others, each seeing one consistent state per call.
+process and others, each seeing one consistent state per call. In a forked child a store opens itself again, for reading
+only: the right to write stays with the parent.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import contextlib
 import json
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +41,7 @@ from numpy.typing import ArrayLike
 
 from colqwen3_retrievers.checks import whole_number
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreMismatchError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork
 from colqwen3_retrievers.pages.files import user_path
 from colqwen3_retrievers.stores.embedded import compaction
 from colqwen3_retrievers.stores.embedded import rows as table
@@ -107,7 +108,7 @@ class EmbeddedStore:
     Attributes:
         folder: absolute, for the process may change its working directory.
         info: what shaped the multi-vectors.
-        read_only: whether it was opened for reading only.
+        read_only: whether it was opened for reading only, or before a fork.
         code_factor: tokens for each row of a page's code.
         code_bits: bits of a component of a page's code, 8 or 1.
 
@@ -147,7 +148,8 @@ class EmbeddedStore:
         self.folder = user_path(folder).absolute()
         self.read_only = read_only
         self._given = info
-        self._write_lock = threading.RLock()
+        self._right_lost = False  # to the parent process
+        self._write_lock = ForkSafeLock()
         with contextlib.ExitStack() as resources:
             if not read_only:
                 _prepare_folder(self.folder, info)
@@ -171,6 +173,7 @@ class EmbeddedStore:
             if not read_only:
                 self._discard_uncommitted()
             self._finalizer = weakref.finalize(self, resources.pop_all().close)
+        after_fork(self._become_reader)
 
     @property
     def location(self) -> str:
@@ -184,7 +187,7 @@ class EmbeddedStore:
         arrays = [np.asarray(record.multi_vector).astype(ROW_TYPE) for record in checked]
         if not arrays:
             return
-        self._check_writable()
+        self.check_writable()
         codes = [page_code(array, self.code_factor, self.code_bits) for array in arrays]
         with self._undoing_files(), self._catalogue.writing() as connection:
             segment = self._last_segment(connection)
@@ -202,7 +205,7 @@ class EmbeddedStore:
     def delete(self, ids: Iterable[str] | None = None, *, where: Where | Filter | None = None) -> int:
         """Delete records; see the protocol."""
         named, tree = check_deletion(ids, where)
-        self._check_writable()
+        self.check_writable()
         with self._write_lock, self._catalogue.writing() as connection:
             if named is None:
                 keys = select_keys(connection, tree).tolist()
@@ -213,6 +216,20 @@ class EmbeddedStore:
             table.remove(connection, keys)
         self._tidy()
         return len(keys)
+
+    def check_writable(self) -> None:
+        """Check that records may be added and deleted.
+
+        Raises:
+            StoreError: it was opened for reading only, or before a fork.
+        """
+        if self._right_lost:
+            raise StoreError(
+                f"{self.folder}: opened for writing before a fork: the parent process keeps the right to write; write "
+                "there, or close it there and open it here"
+            )
+        if self.read_only:
+            raise StoreError(f"{self.folder}: opened with read_only=True")
 
     def compact(self) -> int:
         """Rewrite the files without the bytes of replaced and deleted pages.
@@ -229,7 +246,7 @@ class EmbeddedStore:
         >>> EmbeddedStore("my-index").compact()                                               # doctest: +SKIP
         104857600
         """
-        self._check_writable()
+        self.check_writable()
         with self._write_lock:
             freed = self._compactor.rewrite_wasteful()
             self._catalogue.vacuum()
@@ -393,9 +410,9 @@ class EmbeddedStore:
         self._files.keep_maps(segments)
         return segments
 
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise StoreError(f"{self.folder}: opened with read_only=True")
+    def _become_reader(self) -> None:
+        self._right_lost = not self.read_only
+        self.read_only = True
 
     def _last_segment(self, connection: Connection) -> Segment:
         """Return the last segment, or a new one when it is full or has no code file."""

@@ -6,12 +6,12 @@ import contextlib
 import os
 import random
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from colqwen3_retrievers.errors import ConfigError, StoreError, StoreUnavailableError, require
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork, finalize, inherited
 
 API_KEY_VARIABLE: Final = "QDRANT_API_KEY"
 
@@ -182,12 +182,15 @@ class Connection:
         local = require("qdrant", "qdrant_client.local.qdrant_local", "qdrant-client").QdrantLocal
         self.local: bool = isinstance(client._client, local)
         self.location = location
-        self._client = client
+        self._client: Any = client
+        self._client_type, self._client_options = type(client), dict(client.init_options)
         self._attempts = attempts
-        self._pid = os.getpid()
+        self._owned = owned
         self._closed = threading.Event()
-        self._lock: Any = threading.RLock() if self.local else contextlib.nullcontext()
-        self._finalizer = weakref.finalize(self, client.close) if owned else None
+        self._opening = ForkSafeLock()
+        self._lock: Any = ForkSafeLock() if self.local else contextlib.nullcontext()
+        self._finalizer = finalize(self, client.close) if owned else None
+        after_fork(self._forget_client)
 
     def __call__(self, method: str, /, **arguments: Any) -> Any:
         """Call a method of the client.
@@ -196,11 +199,11 @@ class Connection:
             StoreUnavailableError: the server could not be reached, was too busy, or timed out, every time.
             StoreError: the server refused, with its message; or the connection is closed.
         """
-        self.check_open()
+        client = self._connected()
         for left in reversed(range(self._attempts)):
             try:
                 with self._lock:
-                    return getattr(self._client, method)(**arguments)
+                    return getattr(client, method)(**arguments)
             except Exception as exc:
                 error, pause = self._mapped(exc)
                 if not left or not isinstance(error, StoreUnavailableError):
@@ -212,15 +215,13 @@ class Connection:
         raise AssertionError  # the last attempt returns or raises
 
     def check_open(self) -> None:
-        """Check that it was neither closed nor inherited by a fork.
+        """Check that it is open.
 
         Raises:
-            StoreError: it says which.
+            StoreError: it is closed.
         """
         if self._closed.is_set():
             raise StoreError(f"{self.location}: the index is closed")
-        if os.getpid() != self._pid:
-            raise StoreError(f"{self.location}: opened before a fork; open it again in the new process")
 
     def missing(self, exc: StoreError) -> bool:
         """Return whether an error says that the collection does not exist."""
@@ -237,9 +238,34 @@ class Connection:
     def close(self) -> None:
         """Close the client if it is owned; a second call does nothing."""
         self._closed.set()
-        if self._finalizer is not None and os.getpid() == self._pid:
+        if self._finalizer is not None:
             with self._lock:
                 self._finalizer()
+
+    def _connected(self) -> Any:
+        """Return the client: in a forked child a new one, since connections cannot be shared."""
+        self.check_open()
+        with self._opening:
+            if self._client is None:
+                try:
+                    self._client = self._client_type(**self._client_options)
+                except Exception as exc:
+                    raise StoreUnavailableError(
+                        f"{self.location}: opened before a fork, and not again in this process: {exc}"
+                    ) from exc
+                if self._owned:
+                    self._finalizer = finalize(self, self._client.close)
+            return self._client
+
+    def _forget_client(self) -> None:
+        """In a forked child, leave the parent's client alone; one whose data is all in memory is a copy."""
+        closed, self._closed = self._closed.is_set(), threading.Event()
+        if closed:
+            self._closed.set()
+        if self._client is None or self._client_options.get("location") == ":memory:":
+            return
+        inherited.append(self._client)
+        self._client = self._finalizer = None
 
     def _mapped(self, exc: Exception) -> tuple[StoreError, float | None]:
         """Return an exception of the client as ours, and the seconds to wait."""

@@ -10,7 +10,6 @@ memory while the device copies and compares this one.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from colqwen3_retrievers.errors import ConfigError
+from colqwen3_retrievers.fork import ForkSafeLock, after_fork
 from colqwen3_retrievers.vectors.kernels.torch_settings import exact_matmul
 from colqwen3_retrievers.vectors.late_interaction import CPU_CHUNK_BYTES, CPU_TILE, chunk_bounds
 from colqwen3_retrievers.vectors.multi_vector import Float32, PackedEmbeddings
@@ -143,7 +143,15 @@ def run_in_workers(work: Callable[[], None], n_pieces: int) -> None:
         future.result()
 
 
-_shared_workers: tuple[int, int, ThreadPoolExecutor] | None = None
+_shared_workers: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _forget_workers() -> None:
+    global _shared_workers
+    _shared_workers = None
+
+
+after_fork(_forget_workers)
 
 
 def shared_workers(n_workers: int) -> ThreadPoolExecutor:
@@ -152,13 +160,13 @@ def shared_workers(n_workers: int) -> ThreadPoolExecutor:
     They are replaced when more are needed, and in a forked child.
     """
     global _shared_workers
-    shared = _shared_workers  # no lock, which a fork could leave locked: at worst two threads start workers
-    if shared is None or shared[0] != os.getpid() or shared[1] < n_workers:
-        shared = _shared_workers = (os.getpid(), n_workers, _one_thread_workers(n_workers))
-    return shared[2]
+    shared = _shared_workers  # no lock: at worst two threads start workers
+    if shared is None or shared[0] < n_workers:
+        shared = _shared_workers = (n_workers, _one_thread_workers(n_workers))
+    return shared[1]
 
 
-_one_thread_lock = threading.Lock()
+_one_thread_lock = ForkSafeLock()
 
 
 def _one_thread_workers(n_workers: int) -> ThreadPoolExecutor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -246,18 +245,6 @@ def test_closing_ends_the_waiting_for_a_server(server: QdrantServer, monkeypatch
     store.close()
     thread.join(10)
     assert not thread.is_alive() and isinstance(told[0], StoreUnavailableError)
-
-
-def test_a_forked_child_is_told_to_open_again(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(server.address(), info=INFO)
-    pid = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
-    with pytest.raises(StoreError, match="opened before a fork"):
-        len(store)
-    store.close()
-    monkeypatch.undo()
-    with pytest.raises(StoreError, match="closed"):
-        len(store)
 
 
 def test_an_answer_of_something_else(server: QdrantServer, monkeypatch: pytest.MonkeyPatch) -> None:
