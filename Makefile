@@ -72,7 +72,7 @@ bench: $(READY) $(PEERS_READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,test,test-chat]'
 	touch $(READY)
 
 $(VLLM_READY): pyproject.toml tests/vllm/build.sh tests/vllm/constraints.txt tests/vllm/torchvision_operators.py
