@@ -36,7 +36,7 @@ class ColQwen3Error(Exception):
     """
 
     def copy(self) -> Self:
-        """Give the same error as a new object, so that two callers who wait for one thing do not share a traceback.
+        """Return the same error as a new object, so that two who wait for one thing do not share a traceback.
 
         >>> EngineError("gone", retryable=True).copy().retryable
         True

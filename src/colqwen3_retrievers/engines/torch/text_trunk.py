@@ -77,10 +77,10 @@ def _attention(
     for piece in packing.pieces:
         rows = _normalised(norm, hidden[piece])
         size = (len(rows), -1, attention.head_dim)
-        asked = _normalised(attention.q_norm, attention.q_proj(rows).view(size))
-        rotate(asked.transpose(0, 1), cos[piece], sin[piece], out=query[:, piece])
-        offered = _normalised(attention.k_norm, attention.k_proj(rows).view(size))
-        rotate(offered.transpose(0, 1), cos[piece], sin[piece], out=key[:, piece])
+        queries = _normalised(attention.q_norm, attention.q_proj(rows).view(size))
+        rotate(queries.transpose(0, 1), cos[piece], sin[piece], out=query[:, piece])
+        new_keys = _normalised(attention.k_norm, attention.k_proj(rows).view(size))
+        rotate(new_keys.transpose(0, 1), cos[piece], sin[piece], out=key[:, piece])
         value[:, piece] = attention.v_proj(rows).view(size).transpose(0, 1)
     return attend(query, key, value, packing, implementation)
 
