@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 PATIENCE: Final = 5.0
 """Most seconds that a fork waits for ``no_fork`` blocks of other threads."""
@@ -30,31 +30,31 @@ inherited: Final[list[object]] = []
 """Objects of the parent, such as connections, that a child neither uses nor closes: both would disturb the parent."""
 
 Hook = Callable[[], object]
+HookT = TypeVar("HookT", bound=Hook)
 
 _before: dict[int, Callable[[], Hook | None]] = {}
 _in_child: dict[int, Callable[[], Hook | None]] = {}
 _keys = itertools.count()
 
 
-def after_fork(hook: Hook) -> None:
-    """Call a function in each forked child, in the order of registration.
+def after_fork(hook: HookT) -> HookT:
+    """Call a function in each forked child, in the order of registration; also as a decorator.
 
     Args:
         hook: must not raise, and must not take locks of other libraries. A method is called while its object lives.
 
+    Returns:
+        The function.
+
     >>> after_fork(list)
+    <class 'list'>
     """
     _register(_in_child, hook)
+    return hook
 
 
 def before_fork(hook: Hook) -> None:
-    """Call a function in the parent before each fork, unless a thread is still in a ``no_fork`` block.
-
-    Args:
-        hook: as for :func:`after_fork`.
-
-    >>> before_fork(list)
-    """
+    """Call a function before each fork, as :func:`after_fork`, unless a thread is still in a ``no_fork`` block."""
     _register(_before, hook)
 
 

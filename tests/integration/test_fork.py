@@ -502,8 +502,10 @@ def test_qdrant_connects_anew(given: bool) -> None:
         )
         with open_qdrant(QdrantStore, server, client) as store:
             store.add([record(i, f"p{i}") for i in range(3)])
+            parents = store._call._connected()
 
             def child() -> str:
+                assert store._call._connected() is not parents, "its connections would be shared"
                 store.add([record(7, f"of {os.getpid()}")])
                 return f"{use_qdrant(store)} {answer(store.close)} {answer(store.ids)[-19:]}"
 

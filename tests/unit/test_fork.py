@@ -131,6 +131,7 @@ def test_hooks_of_objects_end_with_them() -> None:
     class Owner:
         def hook(self) -> None: ...
 
+    gc.collect()
     before = len(fork._in_child)
     owner = Owner()
     fork.after_fork(owner.hook)

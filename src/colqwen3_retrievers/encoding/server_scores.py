@@ -21,13 +21,11 @@ _lock = ForkSafeLock()
 _clients: weakref.WeakKeyDictionary[ColQwen3Encoder, ServerClient] = weakref.WeakKeyDictionary()
 
 
+@after_fork
 def _forget_clients() -> None:
     """In a forked child, leave the parent's clients alone: the threads that would close them are missing."""
     inherited.extend(_clients.values())
     _clients.clear()
-
-
-after_fork(_forget_clients)
 
 
 @dataclass(slots=True)

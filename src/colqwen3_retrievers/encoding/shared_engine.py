@@ -439,6 +439,7 @@ def _release_later(engine: SharedEngine) -> None:
     threading.Thread(target=_release, args=(engine,), daemon=True).start()
 
 
+@after_fork
 def _forget_engines() -> None:
     """Start anew in a forked child, without touching the engines: their threads do not exist there."""
     global _lanes
@@ -448,9 +449,6 @@ def _forget_engines() -> None:
     torch = loaded_torch()
     if torch is not None and _handles:
         torch.set_num_threads(1)  # the parent's OpenMP threads are gone, and would be waited for without end
-
-
-after_fork(_forget_engines)
 
 
 def _close_all() -> None:

@@ -43,12 +43,10 @@ _lock = ForkSafeLock()
 _running = 0  # engines that share vLLM's state of the process
 
 
+@after_fork
 def _forget_engines() -> None:
     global _running
     _running = 0
-
-
-after_fork(_forget_engines)
 
 
 class VLLMEngine:

@@ -146,12 +146,10 @@ def run_in_workers(work: Callable[[], None], n_pieces: int) -> None:
 _shared_workers: tuple[int, ThreadPoolExecutor] | None = None
 
 
+@after_fork
 def _forget_workers() -> None:
     global _shared_workers
     _shared_workers = None
-
-
-after_fork(_forget_workers)
 
 
 def shared_workers(n_workers: int) -> ThreadPoolExecutor:
