@@ -134,7 +134,11 @@ BAD_PAGES: list[tuple[Callable[[], object], str]] = [
     (lambda: Page(id="p", number=0), "page 'p': number: expected a whole number from 1, got 0"),
     (lambda: Page(id="p", number=True), "number: expected a whole number from 1, got True"),
     (lambda: Page(id="p", text=None), "page 'p': expected text as a string, got NoneType"),
-    (lambda: Page(id="p", image=np.zeros((2, 2, 3))), "an image is a PIL image, a path or bytes, got ndarray"),
+    (lambda: Page(id="p", image=np.zeros((2, 2, 2))), "page 'p': expected an array of uint8"),
+    (
+        lambda: Page(id="p", image=3),
+        "an image is a PIL image, a path, bytes, a binary file object, an array or a tensor",
+    ),
     (lambda: Page(id="p", metadata={"x": object()}), "page 'p': metadata must be JSON"),
     (lambda: Page(id="p", metadata={"x": float("nan")}), "metadata must be JSON"),
     (lambda: Query(), "query: give a text, an image, or both"),
