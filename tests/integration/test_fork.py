@@ -78,7 +78,7 @@ def test_while_another_thread_is_inside_pdfium(monkeypatch: pytest.MonkeyPatch) 
     expected, text_of = first_text(), pdf._text
 
     def read(block: Callable[[], object]) -> None:
-        monkeypatch.setattr(pdf, "_text", lambda page: (block(), text_of(page))[1])
+        monkeypatch.setattr(pdf, "_text", lambda *args: (block(), text_of(*args))[1])
         first_text()
 
     with busy(read):

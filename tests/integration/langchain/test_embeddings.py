@@ -156,7 +156,7 @@ def test_copies_carry_settings_only(embeddings: ColQwen3Embeddings, encoder: Col
 def test_what_cannot_be_embedded_is_refused(embeddings: ColQwen3Embeddings, encoder: ColQwen3Encoder) -> None:
     for call, says in (
         (lambda: embeddings.embed_query(" "), "query: give a text"),
-        (lambda: embeddings.embed_query(7), "query: expected a text or a Query, got int"),
+        (lambda: embeddings.embed_query(7), "query: expected a non-empty text or a Query, got 7"),
         (lambda: asyncio.run(embeddings.aembed_query("")), "query: give a text"),
         (lambda: embeddings.embed_documents("abc"), "texts: expected a list, got str"),
         (lambda: embeddings.embed_documents(["a", 7]), "text 1.*expected text as a string, got int"),
