@@ -26,7 +26,8 @@ SAYS = {
         r"invoice\.pdf, page 2\n(.*\n){2}encoded:  2 ",
         r"I was handed 1 page image:\n  \[1\] file_name: scan\.pdf, page: 2: PNG",
         r"filtered: invoice\.pdf#page=1",
-        r"by source, with neighbours: slides\.pdf#page=4 [\d.]+\n.*slides\.pdf#page=3 [\d.]+\n.*slides\.pdf#page=5 [\d.]+",
+        r"by source, with neighbours: slides\.pdf#page=4 [\d.]+\n"
+        r".*slides\.pdf#page=3 [\d.]+\n.*slides\.pdf#page=5 [\d.]+",
     ],
     "2_visual_rag_in_langchain": [
         r"report\.pdf, page 4 \(2\)",
